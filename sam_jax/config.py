@@ -1,0 +1,133 @@
+"""Frozen dataclasses that describe a model. Training and evaluation configs live beside their code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+
+@dataclasses.dataclass(frozen=True)
+class SamConfig:
+    """The numbers that define one Segment Anything model.
+
+    The defaults are ViT-B of the paper; `SIZES` holds every published size and our own `tiny`.
+
+    Reference: Kirillov et al. 2023, sections 3 and A.
+    """
+
+    name: str = "vit_b"
+    image_size: int = 1024  # side of the square input frame, pixels
+    patch_size: int = 16  # side of one patch, pixels
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    encoder_mlp_ratio: float = 4.0
+    window_size: int = 14  # side of an attention window, patches
+    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # 0-based
+    prompt_dim: int = 256  # width of the image embedding, the prompts and the decoder
+    mask_channels: int = 16  # hidden channels of the mask prompt's convolutions
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    decoder_attention_downsample: int = 2  # width of cross-attention = prompt_dim / this
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
+        for field in ("global_attention_blocks", "pixel_mean", "pixel_std"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for total, part, what in (
+            (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
+            (self.encoder_dim, self.encoder_heads, "encoder_dim must be a multiple of encoder_heads"),
+            (
+                self.prompt_dim,
+                self.decoder_attention_downsample * self.decoder_heads,
+                "prompt_dim must be a multiple of decoder_attention_downsample * decoder_heads",
+            ),
+            (self.prompt_dim, 8, "prompt_dim must be a multiple of 8 (two 2x up-scalings, to /4 and /8)"),
+            (self.mask_channels, 4, "mask_channels must be a multiple of 4"),
+        ):
+            if part <= 0 or total <= 0 or total % part:
+                raise ValueError(f"{what}; got {total} and {part}")
+        bad = [i for i in self.global_attention_blocks if not 0 <= i < self.encoder_depth]
+        if bad:
+            raise ValueError(
+                f"global_attention_blocks must lie in 0..{self.encoder_depth - 1} (encoder_depth - 1); got {bad}"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the image embedding, patches."""
+        return self.image_size // self.patch_size
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the decoder's logits and of a mask prompt, pixels."""
+        return 4 * self.grid_size
+
+    @property
+    def num_mask_tokens(self) -> int:
+        """Three masks for an ambiguous prompt and one (index 0) for the rest."""
+        return self.num_multimask_outputs + 1
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SamConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, or fields that this version does not know.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a model config as JSON, got {text[:80]!r}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) - known:
+            raise ValueError(
+                f"expected a JSON object with fields of SamConfig, got unknown {sorted(set(fields) - known)}"
+                if isinstance(fields, dict)
+                else f"expected a JSON object with fields of SamConfig, got {type(fields).__name__}"
+            )
+        return cls(**fields)
+
+
+VIT_B = SamConfig()
+VIT_L = dataclasses.replace(
+    VIT_B,
+    name="vit_l",
+    encoder_dim=1024,
+    encoder_depth=24,
+    encoder_heads=16,
+    global_attention_blocks=(5, 11, 17, 23),
+)
+VIT_H = dataclasses.replace(
+    VIT_B,
+    name="vit_h",
+    encoder_dim=1280,
+    encoder_depth=32,
+    encoder_heads=16,
+    global_attention_blocks=(7, 15, 23, 31),
+)
+# Ours: 1024 tokens as 256/8, so that the logits are 128 x 128 and small regions survive at a cost a CPU can train.
+TINY = SamConfig(
+    name="tiny",
+    image_size=256,
+    patch_size=8,
+    encoder_dim=256,
+    encoder_depth=6,
+    encoder_heads=4,
+    window_size=8,
+    global_attention_blocks=(2, 5),
+    prompt_dim=128,
+    decoder_heads=4,
+    decoder_mlp_dim=512,
+    iou_head_hidden_dim=128,
+)
+SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}

@@ -1,0 +1,132 @@
+"""Layers that the encoder and the decoder share. Parameters are float32; `dtype` is the dtype of the arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def fan_in_uniform(fan_in: int) -> Callable:
+    """PyTorch's default for Linear and Conv, weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias`, kernel (in, out). `weights()` hands out both for code that folds them into its neighbours."""
+
+    in_features: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        init = fan_in_uniform(self.in_features)
+        self.kernel = self.param("kernel", init, (self.in_features, self.features))
+        self.bias = self.param("bias", init, (self.features,))
+
+    def weights(self) -> tuple[jax.Array, jax.Array]:
+        return self.kernel.astype(self.dtype), self.bias.astype(self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.weights()
+        return x.astype(self.dtype) @ kernel + bias
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, in float32, with the two-pass variance (the one-pass form loses digits).
+
+    In NHWC this is also the official LayerNorm2d.
+    """
+
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+
+
+class PatchConv(nn.Module):
+    """Convolution whose stride is its kernel size, as one matmul over patches. Kernel (p, p, in, out)."""
+
+    in_features: int
+    features: int
+    patch: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        p, c = self.patch, self.in_features
+        init = fan_in_uniform(p * p * c)
+        kernel = self.param("kernel", init, (p, p, c, self.features)).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        *lead, height, width, _ = x.shape
+        x = x.astype(self.dtype).reshape(*lead, height // p, p, width // p, p, c)
+        x = jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * c)
+        return x @ kernel.reshape(p * p * c, self.features) + bias
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them; used by the IoU head and the hypernetworks."""
+
+    in_features: int
+    hidden: int
+    features: int
+    depth: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        widths = [self.in_features] + [self.hidden] * (self.depth - 1) + [self.features]
+        for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            x = Dense(fan_in, fan_out, self.dtype, name=f"layers_{i}")(x)
+            if i < self.depth - 1:
+                x = nn.relu(x)
+        return x
+
+
+class MlpBlock(nn.Module):
+    """The transformer's two-layer feed-forward network."""
+
+    dim: int
+    hidden: int
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.activation(Dense(self.dim, self.hidden, self.dtype, name="lin1")(x))
+        return Dense(self.hidden, self.dim, self.dtype, name="lin2")(x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU; the tanh form differs by up to 4e-4."""
+    return nn.gelu(x, approximate=False)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for a whole example with probability `rate` (Huang et al. 2016)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(
+            self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1)
+        )
+        return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)

@@ -1,0 +1,89 @@
+"""Image embedding and prompt tokens -> mask logits and IoU predictions."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sam_jax.config import SamConfig
+from sam_jax.modeling.common import LayerNorm, Mlp, fan_in_uniform, gelu
+from sam_jax.modeling.transformer import TwoWayTransformer
+
+
+class Upconv(nn.Module):
+    """Transposed convolution 2x2, stride 2: each pixel becomes 4, kept on an axis of their own. Kernel (2, 2, in, out).
+
+    (..., in) -> (..., 4, out), the 4 in the order (top left, top right, bottom left, bottom right). The pixels are laid
+    out only once, at the end, when there are few channels left to move.
+    """
+
+    in_features: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = fan_in_uniform(4 * self.features)  # PyTorch counts the fan of a transposed kernel on its output side
+        kernel = self.param("kernel", init, (2, 2, self.in_features, self.features)).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        kernel = kernel.reshape(4, self.in_features, self.features).swapaxes(0, 1)
+        y = x @ kernel.reshape(self.in_features, 4 * self.features)
+        return y.reshape(*x.shape[:-1], 4, self.features) + bias
+
+
+class MaskDecoder(nn.Module):
+    """Returns logits (B, Q, 4, 4h, 4w) and IoU predictions (B, Q, 4); index 0 is the single-mask output."""
+
+    config: SamConfig
+    dtype: jnp.dtype = jnp.float32
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        positions: jax.Array,
+        sparse: jax.Array,
+        sparse_mask: jax.Array,
+        dense: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        c, D, M = self.config, self.config.prompt_dim, self.config.num_mask_tokens
+        B, Q = sparse.shape[:2]
+        h, w = embeddings.shape[1:3]
+        normal = nn.initializers.normal(1.0)
+        iou_token = self.param("iou_token", normal, (1, D))
+        mask_tokens = self.param("mask_tokens", normal, (M, D))
+        output_tokens = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (B, Q, 1 + M, D)), sparse], 2)
+        token_mask = jnp.concatenate([jnp.ones((B, Q, 1 + M), bool), sparse_mask], 2)
+        image = embeddings.astype(self.dtype)[:, None] + dense
+
+        tokens, image = TwoWayTransformer(
+            depth=c.decoder_depth,
+            dim=D,
+            heads=c.decoder_heads,
+            mlp_dim=c.decoder_mlp_dim,
+            downsample=c.decoder_attention_downsample,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            name="transformer",
+        )(tokens, image.reshape(B, -1, h * w, D), positions.reshape(h * w, D), token_mask, deterministic)
+
+        iou_head = Mlp(D, c.iou_head_hidden_dim, M, c.iou_head_depth, self.dtype, name="iou_prediction_head")
+        iou_predictions = iou_head(tokens[:, :, 0])
+        hyper = jnp.stack(
+            [
+                Mlp(D, D, D // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
+                for i in range(M)
+            ],
+            2,
+        )  # (B, Q, M, D / 8)
+
+        x = Upconv(D, D // 4, self.dtype, name="output_upscaling_0")(image)
+        x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
+        x = gelu(Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x))
+        logits = jnp.einsum("bqmd,bqnxyd->bqmnxy", hyper, x, preferred_element_type=jnp.float32)
+        logits = logits.reshape(B, Q, M, h, w, 2, 2, 2, 2).transpose(0, 1, 2, 3, 5, 7, 4, 6, 8)
+        return logits.reshape(B, Q, M, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)

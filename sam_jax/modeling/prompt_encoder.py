@@ -1,0 +1,88 @@
+"""Points, boxes and masks -> tokens and a dense embedding."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sam_jax.config import SamConfig
+from sam_jax.modeling.common import LayerNorm, PatchConv, gelu
+from sam_jax.types import NOT_A_POINT, PAD, Prompts
+
+
+class FourierPositions(nn.Module):
+    """Random Fourier features of positions in [0, 1]^2. The matrix is fixed: no gradient reaches it.
+
+    Always float32: 2 pi c G reaches tens of radians, which bfloat16 resolves to a tenth of a turn.
+    """
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, xy: jax.Array) -> jax.Array:
+        matrix = self.param("positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.dim // 2))
+        # HIGHEST: on TPU and recent GPUs a default-precision product would round the angles to 8-10 bits.
+        angles = jnp.matmul(2.0 * xy - 1.0, jax.lax.stop_gradient(matrix), precision=jax.lax.Precision.HIGHEST)
+        angles = 2.0 * math.pi * angles
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+class PromptEncoder(nn.Module):
+    """Prompts in the input frame -> sparse tokens, their mask, a dense embedding, and the image's own positions."""
+
+    config: SamConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        c, D = self.config, self.config.prompt_dim
+        self.pe_layer = FourierPositions(D)
+        normal = nn.initializers.normal(1.0)
+        self.point_embeddings = [self.param(f"point_embeddings_{i}", normal, (1, D)) for i in range(4)]
+        self.not_a_point_embed = self.param("not_a_point_embed", normal, (1, D))
+        self.no_mask_embed = self.param("no_mask_embed", normal, (1, D))
+        self.mask_downscaling_0 = PatchConv(1, c.mask_channels // 4, 2, self.dtype)
+        self.mask_downscaling_1 = LayerNorm(dtype=self.dtype)
+        self.mask_downscaling_3 = PatchConv(c.mask_channels // 4, c.mask_channels, 2, self.dtype)
+        self.mask_downscaling_4 = LayerNorm(dtype=self.dtype)
+        self.mask_downscaling_6 = PatchConv(c.mask_channels, D, 1, self.dtype)
+
+    def image_positions(self) -> jax.Array:
+        """Positions of the patch centres, (h, w, D)."""
+        centres = (jnp.arange(self.config.grid_size) + 0.5) / self.config.grid_size
+        return self.pe_layer(jnp.stack(jnp.meshgrid(centres, centres, indexing="xy"), -1)).astype(self.dtype)
+
+    def embed_points(self, points: jax.Array, labels: jax.Array) -> jax.Array:
+        """(..., N, 2) input-frame pixels and (..., N) labels -> (..., N, D)."""
+        xy = (points.astype(jnp.float32) + 0.5) / self.config.image_size
+        # Row 0 is NOT_A_POINT; PAD borrows it, being masked out later.
+        table = jnp.concatenate([self.not_a_point_embed, *self.point_embeddings])
+        embedding = table[jnp.maximum(labels, NOT_A_POINT) + 1]
+        positions = jnp.where((labels > NOT_A_POINT)[..., None], self.pe_layer(xy), 0.0)
+        return (positions + embedding).astype(self.dtype)
+
+    def embed_masks(self, logits: jax.Array) -> jax.Array:
+        """(..., 4h, 4w) logits -> (..., h, w, D)."""
+        x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(logits[..., None])))
+        x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
+        return self.mask_downscaling_6(x)
+
+    def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Returns:
+        sparse (B, Q, N, D); sparse_mask (B, Q, N), False where there is no token;
+        dense (B, Q, h, w, D), or (1, 1, 1, 1, D) where no prompt carries a mask; positions (h, w, D).
+        """
+        sparse = self.embed_points(prompts.points, prompts.labels)
+        dense = self.no_mask_embed.astype(self.dtype)[None, None, None]
+        if prompts.mask_logits is not None:
+            masks = self.embed_masks(prompts.mask_logits)
+            if prompts.has_mask is None:
+                dense = masks
+            else:
+                dense = jnp.where(prompts.has_mask[:, :, None, None, None], masks, dense)
+        elif self.is_initializing():
+            side = self.config.low_res_size
+            self.embed_masks(jnp.zeros((1, 1, side, side)))
+        return sparse, prompts.labels != PAD, dense, self.image_positions()

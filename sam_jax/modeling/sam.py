@@ -1,0 +1,155 @@
+"""The whole model as pure functions: params and arrays in, arrays out.
+
+All of them run unchanged under `jax.jit` (with `config` and the keyword options static), `jax.vmap`, `jax.pmap`, and `jit`
+over a mesh with sharded pictures or params.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from sam_jax.config import SamConfig
+from sam_jax.modeling.image_encoder import ImageEncoder
+from sam_jax.modeling.mask_decoder import MaskDecoder
+from sam_jax.modeling.prompt_encoder import PromptEncoder
+from sam_jax.types import PAD, Params, Prediction, Prompts
+
+
+class EncodedPrompts(NamedTuple):
+    """What the decoder needs of B x Q prompts."""
+
+    sparse: Float[Array, "B Q N D"]
+    sparse_mask: Bool[Array, "B Q N"]  # False where there is no token
+    dense: Float[Array, "..."]  # (B, Q, h, w, D), or (1, 1, 1, 1, D) when no prompt carries a mask
+    image_positions: Float[Array, "h w D"]
+
+
+def init_params(config: SamConfig, key: jax.Array) -> Params:
+    """Random float32 params, initialised as PyTorch would. Shapes alone: `jax.eval_shape` over this function."""
+    encoder_key, prompt_key, decoder_key = jax.random.split(key, 3)
+    side, grid, D = config.image_size, config.grid_size, config.prompt_dim
+    prompts = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
+    sparse, mask = jnp.zeros((1, 1, 1, D)), jnp.ones((1, 1, 1), bool)
+    image = jnp.zeros((1, grid, grid, D))
+    return {
+        "image_encoder": ImageEncoder(config).init(encoder_key, jnp.zeros((1, side, side, 3)))["params"],
+        "prompt_encoder": PromptEncoder(config).init(prompt_key, prompts)["params"],
+        "mask_decoder": MaskDecoder(config).init(
+            decoder_key, image, image[0], sparse, mask, jnp.zeros((1, 1, 1, 1, D))
+        )["params"],
+    }
+
+
+def normalize_images(
+    images: UInt8[Array, "B S S 3"], sizes: Float[Array, "B 2"], config: SamConfig
+) -> Float[Array, "B S S 3"]:
+    """Pictures in the input frame -> the encoder's input.
+
+    Args:
+        images: RGB, 0-255, resized and padded on the right and bottom with anything.
+        sizes: (h, w) of the part that is picture. The rest becomes 0 after the normalisation, as in the official code.
+    """
+    pixels = (images.astype(jnp.float32) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
+    rows, cols = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
+    valid = (rows[None, :, None] < sizes[:, 0, None, None]) & (cols[None, None, :] < sizes[:, 1, None, None])
+    return jnp.where(valid[..., None], pixels, 0.0)
+
+
+def encode_image(
+    params: Params,
+    images: Float[Array, "B S S 3"],
+    config: SamConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    key: jax.Array | None = None,
+) -> Float[Array, "B h w D"]:
+    """Normalised pictures -> embeddings, in `dtype`.
+
+    Args:
+        params: the whole model's params.
+        images: from `normalize_images`, S = config.image_size.
+        drop_path: rate of the last block; takes effect only with a `key`, that is in training.
+        remat: recompute blocks in the backward pass, to save memory.
+        key: random key of the drop path.
+
+    Reference: section 3 and A of the paper; Li et al. 2022 (ViTDet).
+    """
+    side = config.image_size
+    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise ValueError(
+            f"encode_image expected images of shape (B, {side}, {side}, 3) for model {config.name!r}, got {images.shape}; "
+            "resize and pad them first (sam_jax.ops.transforms)"
+        )
+    module = ImageEncoder(config, dtype, drop_path, remat)
+    rngs = None if key is None else {"drop_path": key}
+    return module.apply({"params": params["image_encoder"]}, images, deterministic=key is None, rngs=rngs)
+
+
+def encode_prompts(
+    params: Params, prompts: Prompts, config: SamConfig, *, dtype: jnp.dtype = jnp.float32
+) -> EncodedPrompts:
+    """Points, boxes and masks in the input frame -> tokens and dense embedding."""
+    if prompts.mask_logits is not None and prompts.mask_logits.shape[-2:] != (config.low_res_size,) * 2:
+        raise ValueError(
+            f"mask prompts of model {config.name!r} are {config.low_res_size} x {config.low_res_size} logits, "
+            f"got {prompts.mask_logits.shape[-2:]}"
+        )
+    return EncodedPrompts(*PromptEncoder(config, dtype).apply({"params": params["prompt_encoder"]}, prompts))
+
+
+def decode_masks(
+    params: Params,
+    embeddings: Float[Array, "B h w D"],
+    prompts: EncodedPrompts,
+    config: SamConfig,
+    *,
+    multimask_output: bool | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+) -> Prediction:
+    """Masks for Q prompts on each of B images.
+
+    Args:
+        multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
+            single one first.
+        dropout: rate in the decoder's attention and MLP; takes effect only with a `key`, that is in training.
+
+    Returns:
+        float32 logits in the low_res frame and IoU predictions.
+    """
+    module = MaskDecoder(config, dtype, dropout)
+    rngs = None if key is None else {"dropout": key}
+    logits, iou = module.apply(
+        {"params": params["mask_decoder"]},
+        embeddings,
+        prompts.image_positions,
+        prompts.sparse,
+        prompts.sparse_mask,
+        prompts.dense,
+        deterministic=key is None,
+        rngs=rngs,
+    )
+    outputs = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
+    return Prediction(logits[:, :, outputs], iou[:, :, outputs])
+
+
+def predict_masks(
+    params: Params,
+    images: Float[Array, "B S S 3"],
+    prompts: Prompts,
+    config: SamConfig,
+    *,
+    multimask_output: bool | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> Prediction:
+    """`encode_image`, `encode_prompts` and `decode_masks` in one."""
+    embeddings = encode_image(params, images, config, dtype=dtype)
+    encoded = encode_prompts(params, prompts, config, dtype=dtype)
+    return decode_masks(params, embeddings, encoded, config, multimask_output=multimask_output, dtype=dtype)

@@ -1,0 +1,43 @@
+"""Shared pytrees and the table of axis letters.
+
+B images, Q prompts per image, N points per prompt, M masks per prompt, H W pixels, h w patches, D embedding.
+Images are NHWC. Points are (x, y), boxes (x0, y0, x1, y1), sizes (h, w). Frames: `original` (the picture as given),
+`input` (resized to fit the model's square, padded on the right and bottom), `low_res` (a quarter of a patch).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+"""A nested dict of arrays. Names follow the official checkpoint; digits join with `_` (`blocks_0`)."""
+
+# Labels of a point slot. The official code knows all but PAD.
+PAD = -2  # no token at all: masked out of every attention
+NOT_A_POINT = -1  # the learned padding point that accompanies clicks without a box
+BACKGROUND = 0
+FOREGROUND = 1
+BOX_TOP_LEFT = 2
+BOX_BOTTOM_RIGHT = 3
+
+
+class Prompts(NamedTuple):
+    """Q prompts for each of B images, in the input frame, with static shapes.
+
+    A box is two points with labels 2 and 3. Slots with label PAD do not exist for the model, so prompts of any mix share
+    one shape. Build one with `sam_jax.ops.prompts.pack_prompts`, which adds the padding point where the official code does.
+    """
+
+    points: Float[Array, "B Q N 2"]  # (x, y), pixels of the input frame, without the half-pixel offset
+    labels: Int[Array, "B Q N"]
+    mask_logits: Float[Array, "B Q S S"] | None = None  # previous low_res logits; None: no prompt has a mask
+    has_mask: Bool[Array, "B Q"] | None = None  # which prompts use theirs; None: all
+
+
+class Prediction(NamedTuple):
+    """What the decoder returns for B images with Q prompts each."""
+
+    low_res_logits: Float[Array, "B Q M S S"]  # S = 4 h; mask where > 0
+    iou_predictions: Float[Array, "B Q M"]  # unbounded estimate of each mask's IoU

@@ -1,9 +1,10 @@
-"""Frozen dataclasses that describe a model. Training and evaluation configs live beside their code."""
+"""Frozen dataclasses that describe a model and a training run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +132,78 @@ TINY = SamConfig(
     iou_head_hidden_dim=128,
 )
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are and how a batch is drawn from them."""
+
+    path: Path = Path("../shared/data")  # folder with bsds500, ccp, coco_small
+    datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # see sam_jax.data.training_sets
+    batch_size: int = 8  # pictures per step, over all devices
+    masks_per_image: int = 64  # masks drawn per picture; pictures with fewer are padded
+    min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping
+    max_area_fraction: float = 0.9  # masks that cover more of the picture are dropped
+    scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted picture; above 1 crops (large-scale jitter)
+    flip_probability: float = 0.0  # horizontal
+    colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
+    workers: int = 1  # threads that prepare batches
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """The simulated annotator (section A of the paper, "training algorithm")."""
+
+    point_rounds: int = 8  # rounds that add a point from the error region
+    refine_rounds: int = 2  # rounds that only feed the logits back: the last one, and others at random places
+    box_probability: float = 0.5  # of the first prompt; otherwise it is a point
+    box_noise: float = 0.1  # standard deviation, fraction of the box's side
+    box_noise_max: float = 20.0  # pixels of a 1024 frame; scaled to the model's
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and shapes of the loss."""
+
+    focal: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    size: int = 1024  # side at which logits meet the truth, pixels; the input frame scaled
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, linear warm-up, step decay, layer-wise decay of the encoder's learning rate."""
+
+    learning_rate: float = 8e-4
+    warmup_steps: int = 250
+    decay_steps: tuple[int, ...] = (60_000, 86_666)  # the rate is divided by 10 at each
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1  # matrices only: biases, norms and embeddings are exempt
+    layer_decay: float = 0.8
+    clip_norm: float | None = None  # global gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    out: Path  # folder of checkpoints, metrics and the exported model
+    model: SamConfig = VIT_B
+    data: DataConfig = DataConfig()
+    prompts: PromptConfig = PromptConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = 90_000
+    seed: int = 0
+    drop_path: float = 0.4
+    decoder_dropout: float = 0.1
+    remat: bool = True  # recompute encoder blocks and decoder rounds in the backward pass
+    init_from: Path | None = None  # checkpoint whose params start the run (any known format)
+    log_every: int = 20
+    validate_every: int = 1000
+    validation_batches: int = 8
+    save_every: int = 1000
+    keep_checkpoints: int = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Params = dict[str, Any]
 """A nested dict of arrays. Names follow the official checkpoint; digits join with `_` (`blocks_0`)."""
@@ -26,8 +26,9 @@ BOX_BOTTOM_RIGHT = 3
 class Prompts(NamedTuple):
     """Q prompts for each of B images, in the input frame, with static shapes.
 
-    A box is two points with labels 2 and 3. Slots with label PAD do not exist for the model, so prompts of any mix share
-    one shape. Build one with `sam_jax.ops.prompts.pack_prompts`, which adds the padding point where the official code does.
+    A box is two points with labels 2 and 3. Slots with label PAD do not exist for the model, so prompts of any mix
+    share one shape. Build one with `sam_jax.ops.prompts.pack_prompts`, which adds the padding point where the official
+    code does.
     """
 
     points: Float[Array, "B Q N 2"]  # (x, y), pixels of the input frame, without the half-pixel offset
@@ -41,3 +42,13 @@ class Prediction(NamedTuple):
 
     low_res_logits: Float[Array, "B Q M S S"]  # S = 4 h; mask where > 0
     iou_predictions: Float[Array, "B Q M"]  # unbounded estimate of each mask's IoU
+
+
+class Batch(NamedTuple):
+    """One training batch, in the input frame. L is the side at which logits meet the truth."""
+
+    images: UInt8[Array, "B S S 3"]
+    sizes: Int[Array, "B 2"]  # (h, w) of the part that is picture, pixels of S
+    masks: Bool[Array, "B Q L L"]
+    boxes: Float[Array, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
+    valid: Bool[Array, "B Q"]  # False: the slot holds no mask

@@ -1,0 +1,1 @@
+"""Training: losses, optimizer, the pure step, and the loop around it."""

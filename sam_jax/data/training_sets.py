@@ -1,0 +1,64 @@
+"""The named training and validation parts of the project's data folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sam_jax.data.examples import Example, read_bsds500, read_coco
+
+
+def _bsds500_train(root: Path) -> list[Example]:
+    """train and val, without the pictures that are GrabCut's test set."""
+    held_out = json.loads((root / "grabcut20" / "bsds_split_of_each_image.json").read_text())
+    examples = read_bsds500(root / "bsds500", "train") + read_bsds500(root / "bsds500", "val")
+    return [example for example in examples if example.path.stem not in held_out]
+
+
+def _coco_train(root: Path) -> list[Example]:
+    """Instances, and where a picture has them panoptic segments (stuff), of train2017 alone."""
+    folder = root / "coco_small"
+
+    def is_train(image: dict) -> bool:
+        return image["coco_split"] == "train2017"
+
+    return [
+        example
+        for file in ("instances.json", "panoptic_segments.json")
+        for example in read_coco(folder / file, folder / "images", "coco_small", keep_image=is_train)
+    ]
+
+
+def _ccp(root: Path) -> list[Example]:
+    """Clothing parts and the persons that wear them: wholes and parts."""
+    return read_coco(root / "ccp" / "annotations.json", root / "ccp" / "images", "ccp")
+
+
+TRAINING_SETS: dict[str, Callable[[Path], list[Example]]] = {
+    "bsds500": _bsds500_train,
+    "ccp": _ccp,
+    "coco_small": _coco_train,
+}
+
+
+def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
+    """The pictures to train on.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: no such folder.
+    """
+    unknown = sorted(set(names) - set(TRAINING_SETS))
+    if unknown:
+        raise ValueError(f"unknown datasets {unknown}; known are {sorted(TRAINING_SETS)}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected the data folder at {root.resolve()}; say where it is with --data.path")
+    return [example for name in names for example in TRAINING_SETS[name](root)]
+
+
+def split_validation(examples: list[Example], every: int = 20) -> tuple[list[Example], list[Example]]:
+    """(training, validation): every n-th picture by name, so that all masks of a picture fall on one side."""
+    names = sorted({example.name for example in examples})
+    held_out = set(names[::every])
+    return [e for e in examples if e.name not in held_out], [e for e in examples if e.name in held_out]

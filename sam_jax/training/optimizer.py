@@ -1,0 +1,67 @@
+"""AdamW with warm-up, step decay and layer-wise learning rates."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_jax.config import OptimizerConfig, SamConfig
+from sam_jax.types import Params
+
+FIXED = "positional_encoding_gaussian_matrix"  # a buffer in the official code: neither gradient nor decay may reach it
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then divided by 10 at every step of `decay_steps`."""
+    decay = optax.piecewise_constant_schedule(config.learning_rate, {step: 0.1 for step in config.decay_steps})
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return decay(step) * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+    return schedule
+
+
+def layer_scales(params: Params, model: SamConfig, decay: float) -> Params:
+    """The factor on each parameter's learning rate: decay^(depth + 1 - id).
+
+    id is 0 for the patch and position embeddings, i + 1 for block i and depth + 1 for everything else, as in ViTDet.
+    """
+
+    def scale(path: tuple, _: jax.Array) -> float:
+        name = "/".join(entry.key for entry in path)
+        if FIXED in name:
+            return 0.0
+        if block := re.match(r"image_encoder/blocks_(\d+)/", name):
+            layer = int(block[1]) + 1
+        else:
+            layer = 0 if re.match(r"image_encoder/(patch_embed|pos_embed)", name) else model.encoder_depth + 1
+        return decay ** (model.encoder_depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def make_optimizer(config: OptimizerConfig, model: SamConfig, params: Params) -> optax.GradientTransformation:
+    """AdamW over `params`, which are looked at for their names and shapes only.
+
+    Weight decay applies to kernels; biases, norms, tokens, position tables and the Fourier matrix are exempt
+    (the paper does not say; SAM 2 does this).
+    """
+    scales = layer_scales(params, model, config.layer_decay)
+
+    def decays(path: tuple, _: jax.Array) -> bool:
+        return path[-1].key == "kernel"
+
+    def scale_by_layer(updates: Params, state: optax.EmptyState, params: Params | None = None) -> tuple:
+        return jax.tree.map(jnp.multiply, updates, scales), state
+
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(*config.betas),
+        optax.add_decayed_weights(config.weight_decay, mask=jax.tree_util.tree_map_with_path(decays, params)),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale_by_layer),
+        optax.scale_by_learning_rate(learning_rate_schedule(config)),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ def fan_in_uniform(fan_in: int) -> Callable:
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias`, kernel (in, out). `weights()` hands out both for code that folds them into its neighbours."""
+    """`x @ kernel + bias`, kernel (in, out). `weights()` is for code that folds them into its neighbours."""
 
     in_features: int
     features: int
@@ -91,7 +92,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         widths = [self.in_features] + [self.hidden] * (self.depth - 1) + [self.features]
-        for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             x = Dense(fan_in, fan_out, self.dtype, name=f"layers_{i}")(x)
             if i < self.depth - 1:
                 x = nn.relu(x)
@@ -113,8 +114,11 @@ class MlpBlock(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU; the tanh form differs by up to 4e-4."""
-    return nn.gelu(x, approximate=False)
+    """The exact (erf) GELU; the tanh form differs by up to 4e-4.
+
+    Written with erf and not, as in `nn.gelu`, with erfc, which takes three times as long on a CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class DropPath(nn.Module):
@@ -126,7 +130,5 @@ class DropPath(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         if deterministic or self.rate == 0.0:
             return x
-        keep = jax.random.bernoulli(
-            self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1)
-        )
+        keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)

@@ -84,6 +84,7 @@ class MaskDecoder(nn.Module):
         x = Upconv(D, D // 4, self.dtype, name="output_upscaling_0")(image)
         x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
         x = gelu(Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x))
-        logits = jnp.einsum("bqmd,bqnxyd->bqmnxy", hyper, x, preferred_element_type=jnp.float32)
-        logits = logits.reshape(B, Q, M, h, w, 2, 2, 2, 2).transpose(0, 1, 2, 3, 5, 7, 4, 6, 8)
+        # The many pixels are the left factor, as they lie in memory; only the few masks are moved.
+        logits = jnp.einsum("bqnxyd,bqmd->bqnxym", x, hyper, preferred_element_type=jnp.float32)
+        logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, M).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
         return logits.reshape(B, Q, M, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)

@@ -1,7 +1,7 @@
 """The whole model as pure functions: params and arrays in, arrays out.
 
-All of them run unchanged under `jax.jit` (with `config` and the keyword options static), `jax.vmap`, `jax.pmap`, and `jit`
-over a mesh with sharded pictures or params.
+All of them run unchanged under `jax.jit` (with `config` and the keyword options static), `jax.vmap`, `jax.pmap`, and
+`jit` over a mesh with sharded pictures or params.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def encode_image(
     side = config.image_size
     if images.ndim != 4 or images.shape[1:] != (side, side, 3):
         raise ValueError(
-            f"encode_image expected images of shape (B, {side}, {side}, 3) for model {config.name!r}, got {images.shape}; "
-            "resize and pad them first (sam_jax.ops.transforms)"
+            f"encode_image expected images of shape (B, {side}, {side}, 3) for model {config.name!r}, "
+            f"got {images.shape}; resize and pad them first (sam_jax.ops.transforms)"
         )
     module = ImageEncoder(config, dtype, drop_path, remat)
     rngs = None if key is None else {"drop_path": key}

@@ -13,8 +13,32 @@ import jax.numpy as jnp
 from sam_jax.modeling.common import Dense, LayerNorm, MlpBlock
 
 
+def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
+    """`jnp.einsum` in which an operand whose axis `q` has size 1 serves every prompt, without being copied for each.
+
+    The result has axis `q` too, of size 1 when that is the size in all operands.
+    """
+    inputs, output = spec.split("->")
+    terms, arrays = [], []
+    for term, array in zip(inputs.split(","), operands, strict=True):
+        axis = term.find("q")
+        shared = axis >= 0 and array.shape[axis] == 1
+        terms.append(term.replace("q", "") if shared else term)
+        arrays.append(array.squeeze(axis) if shared else array)
+    if any("q" in term for term in terms):
+        return jnp.einsum(f"{','.join(terms)}->{output}", *arrays, preferred_element_type=jnp.float32)
+    result = jnp.einsum(f"{','.join(terms)}->{output.replace('q', '')}", *arrays, preferred_element_type=jnp.float32)
+    return jnp.expand_dims(result, output.index("q"))
+
+
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than the model's."""
+    """Multi-head attention whose inner width may be smaller than the model's.
+
+    Between a few tokens and thousands of image tokens, projecting the image costs more than attending. There the
+    projection of the long side moves through the product onto the short side, `(x W) . t = x . (W t)` head by head:
+    all heads of all tokens become columns of one matrix of `tokens * heads` columns, fewer than the inner width, and
+    the long side is multiplied by it as it is. Shapes alone decide, per product; the function is the same.
+    """
 
     dim: int
     heads: int
@@ -27,29 +51,59 @@ class Attention(nn.Module):
         self, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, deterministic: bool
     ) -> jax.Array:
         """q (B, Q, T, D), k and v (B, Q, S, D), where either Q may be 1; key_mask (B, Q, S), False drops a key."""
-        inner = self.dim // self.downsample
-        d = inner // self.heads
+        D, H = self.dim, self.heads
+        inner = D // self.downsample
+        d = inner // H
+        q_proj, k_proj, v_proj = (Dense(D, inner, self.dtype, name=f"{name}_proj") for name in "qkv")
+        out_proj = Dense(inner, D, self.dtype, name="out_proj")
+        (Q_q, T), (Q_k, S) = q.shape[1:3], k.shape[1:3]
+        Q = max(Q_q, Q_k)
+        einsum = einsum_over_prompts
+        # Multiplications of both ways, in units of D, without what is small in both.
+        fold_k_and_v = Q * T * (inner + S * H) < Q_k * S * inner
+        fold_q = Q * S * (inner + T * H) < Q_q * T * inner
+        fold_out = S * (inner + T * H) < T * inner
 
-        def project(x: jax.Array, name: str) -> jax.Array:
-            x = Dense(self.dim, inner, self.dtype, name=name)(x)
-            return x.reshape(*x.shape[:-1], self.heads, d)
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:-1], H, d)
 
-        q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
-        groups = max(q.shape[1], k.shape[1])
-        if q.shape[1] == k.shape[1]:
-            q_axis = k_axis = "q"
-        else:  # one side is shared by all prompts: keep it so, and let the product do the broadcasting
-            q_axis, k_axis = ("q" if q.shape[1] == groups else "o"), ("q" if k.shape[1] == groups else "o")
-            q = q[:, 0] if q_axis == "o" else q
-            k, v = (k[:, 0], v[:, 0]) if k_axis == "o" else (k, v)
-        q_axes = f"b{'' if q_axis == 'o' else 'q'}tnd"
-        k_axes = f"b{'' if k_axis == 'o' else 'q'}snd"
-        logits = jnp.einsum(f"{q_axes},{k_axes}->bqnts", q * d**-0.5, k, preferred_element_type=jnp.float32)
+        # The long side comes first in the scores: its matrix then is the left factor as it lies in memory.
+        axes = "bqsht" if fold_k_and_v else "bqths" if S < T else "bqhts"
+        key_axis = axes.index("s")
+        if fold_k_and_v:
+            # The bias of k adds the same to every key of a query: the softmax cancels it.
+            queries = einsum("bqthd,Dhd->bqDht", split(q_proj(q)) * d**-0.5, split(k_proj.weights()[0]))
+            scores = einsum(f"bqsD,bqDht->{axes}", k, queries.astype(self.dtype))
+        elif fold_q:
+            kernel, bias = q_proj.weights()
+            keys = split(k_proj(k)) * d**-0.5
+            offsets = einsum("bqshd,hd->bqhs", keys, split(bias))
+            keys = einsum("bqshd,Dhd->bqDhs", keys, split(kernel))
+            scores = einsum(f"bqtD,bqDhs->{axes}", q, keys.astype(self.dtype)) + offsets[:, :, None]
+        else:
+            scores = einsum(f"bqthd,bqshd->{axes}", split(q_proj(q)) * d**-0.5, split(k_proj(k)))
+
         if key_mask is not None:
-            logits = jnp.where(key_mask[:, :, None, None, :], logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, -1).astype(self.dtype)
-        out = jnp.einsum(f"bqnts,{k_axes}->bqtnd", weights, v)
-        out = Dense(inner, self.dim, self.dtype, name="out_proj")(out.reshape(*out.shape[:-2], inner))
+            dims = [2 + i for i, axis in enumerate(axes[2:]) if axis != "s"]
+            scores = jnp.where(jnp.expand_dims(key_mask, dims), scores, -jnp.inf)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(key_axis, keepdims=True)))
+        total = weights.sum(key_axis, keepdims=True)
+
+        if fold_k_and_v:
+            # The weights sum to 1, so that the bias of v passes through.
+            values = einsum(f"{axes},bqsD->bqhtD", weights.astype(self.dtype), v)
+            values = (values / total[:, :, 0, ..., None]).astype(self.dtype)
+            kernel, bias = v_proj.weights()
+            out = einsum("bqhtD,Dhd->bqthd", values, split(kernel))
+            out = out_proj(out.reshape(*out.shape[:-2], inner) + bias)
+        elif fold_out:
+            kernel, bias = out_proj.weights()
+            values = einsum("bqshd,hdD->bqhsD", split(v_proj(v)), kernel.reshape(H, d, D)).astype(self.dtype)
+            out = einsum(f"{axes},bqhsD->bqtD", (weights / total).astype(self.dtype), values).astype(self.dtype)
+            out = out + bias
+        else:
+            out = einsum(f"{axes},bqshd->bqthd", (weights / total).astype(self.dtype), split(v_proj(v)))
+            out = out_proj(out.reshape(*out.shape[:-2], inner))
         return nn.Dropout(self.dropout)(out, deterministic=deterministic)
 
 

@@ -1,0 +1,97 @@
+"""The project's own checkpoint: one safetensors file with the model's config in its metadata. Reading it runs no code."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors stores
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sam_jax.config import SamConfig
+from sam_jax.modeling import init_params
+from sam_jax.types import Params
+
+CONFIG_KEY = "sam_jax_config"
+
+
+def expected_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
+    """`path/to/param` -> shape, of a model with this config."""
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+
+
+def check_params(flat: Mapping[str, Any], config: SamConfig, source: str) -> None:
+    """Compares names and shapes with the config's.
+
+    Args:
+        flat: `path/to/param` -> array.
+        source: named in the error.
+
+    Raises:
+        ValueError: names every missing, extra and misshapen tensor at once.
+    """
+    expected = expected_shapes(config)
+    problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - flat.keys())]
+    problems += [f"extra {name} {tuple(flat[name].shape)}" for name in sorted(flat.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {tuple(flat[name].shape)}, expected {expected[name]}"
+        for name in sorted(expected.keys() & flat.keys())
+        if tuple(flat[name].shape) != expected[name]
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit model {config.name!r}:\n  " + "\n  ".join(problems))
+
+
+def save_checkpoint(path: str | Path, params: Params, config: SamConfig, dtype: Any = np.float32) -> None:
+    """Writes params and config, under a temporary name first.
+
+    Args:
+        dtype: of the stored numbers; float16 halves the file.
+
+    Raises:
+        ValueError: the params do not fit the config.
+    """
+    path = Path(path)
+    flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    check_params(flat, config, "the params to save")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: np.ascontiguousarray(value.astype(dtype)) for name, value in flat.items()},
+            temporary,
+            {CONFIG_KEY: config.to_json()},
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> tuple[Params, SamConfig]:
+    """Reads what `save_checkpoint` wrote; the params come as float32 numpy arrays.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this project, or its tensors do not fit its config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if CONFIG_KEY not in metadata:
+                raise ValueError(f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)")
+            config = SamConfig.from_json(metadata[CONFIG_KEY])
+            flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"expected a safetensors checkpoint, {path} is none: {error}") from error
+    check_params(flat, config, str(path))
+    return unflatten_dict(flat, sep="/"), config

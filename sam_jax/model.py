@@ -1,0 +1,83 @@
+"""A model to predict with: config and params, and the jitted functions that everyone who predicts shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from sam_jax.config import SamConfig
+from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
+from sam_jax.types import Params, Prediction, Prompts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sam:
+    """One Segment Anything model. Get one from `sam_jax.load_model`, or build it from config and params.
+
+    Both methods run compiled. The compiled code belongs to shapes, config and dtype, so models of one size share it,
+    whatever their params.
+
+    Args:
+        config: the model's numbers.
+        params: nested dict of arrays, as `sam_jax.modeling.init_params` gives it; moved to the default device.
+        dtype: of the arithmetic.
+    """
+
+    config: SamConfig
+    params: Params = dataclasses.field(repr=False)
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        # Once, and not with every call.
+        object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
+
+    def encode_image(
+        self, images: UInt8[Array | np.ndarray, "B S S 3"], sizes: Int[Array | np.ndarray, "B 2"]
+    ) -> Float[Array, "B h w D"]:
+        """Pictures in the input frame -> embeddings.
+
+        Args:
+            images: RGB, 0-255, from `sam_jax.ops.transforms.fit_image`.
+            sizes: (h, w) of the part that is picture, pixels of the input frame.
+        """
+        return _encode(self.params, images, sizes, config=self.config, dtype=self.dtype)
+
+    def decode(
+        self, embeddings: Float[Array, "B h w D"], prompts: Prompts, *, multimask_output: bool | None = None
+    ) -> Prediction:
+        """Masks of Q prompts on each of B pictures.
+
+        Args:
+            embeddings: from `encode_image`.
+            prompts: from `sam_jax.ops.prompts.pack_prompts`.
+            multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
+                single one first. The model computes four in any case, so None is one compilation instead of two.
+        """
+        return _decode(
+            self.params, embeddings, prompts, config=self.config, dtype=self.dtype, multimask_output=multimask_output
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _encode(params: Params, images: Array, sizes: Array, *, config: SamConfig, dtype: Any) -> Array:
+    return encode_image(params, normalize_images(images, sizes, config), config, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "multimask_output"))
+def _decode(
+    params: Params,
+    embeddings: Array,
+    prompts: Prompts,
+    *,
+    config: SamConfig,
+    dtype: Any,
+    multimask_output: bool | None,
+) -> Prediction:
+    encoded = encode_prompts(params, prompts, config, dtype=dtype)
+    return decode_masks(params, embeddings, encoded, config, multimask_output=multimask_output, dtype=dtype)

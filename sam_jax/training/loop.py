@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from sam_jax.checkpoint import load_checkpoint, save_checkpoint
@@ -159,8 +160,22 @@ def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
     temporary.replace(record)
 
 
+def align_cross_attention(params: Params) -> Params:
+    """Makes queries and keys of the decoder's cross-attentions start equal.
+
+    Their product is then close to a multiple of the identity, and a click attends from the first step to where it is:
+    the Fourier features of near positions are alike. With independent projections a model from scratch first has to
+    find that, which took it hundreds of steps of empty masks.
+    """
+    flat = flatten_dict(params, sep="/")
+    for name in flat:
+        if "token_to_image/k_proj" in name or "image_to_token/k_proj" in name:
+            flat[name] = jnp.array(flat[name.replace("k_proj", "q_proj")])  # a copy: the step donates its buffers
+    return unflatten_dict(flat, sep="/")
+
+
 def _initial_params(config: TrainConfig) -> Params:
     if config.init_from is None:
-        return init_params(config.model, jax.random.key(config.seed))
+        return align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
     params, model = load_checkpoint(config.init_from)
     return jax.tree.map(jnp.asarray, resize_positions(params, model, config.model))

@@ -6,8 +6,11 @@ All of them run unchanged under `jax.jit` (with `config` and the keyword options
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
@@ -18,6 +21,10 @@ from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.modeling.prompt_encoder import PromptEncoder
 from sam_jax.types import PAD, Params, Prediction, Prompts
 
+# On a CPU the decoder takes its prompts in chunks, so that the image tokens of a chunk (this many numbers, 16 MiB in
+# float32) and what is made of them stay in the cache. An accelerator takes them all at once.
+CPU_DECODER_ELEMENTS = 2**22
+
 
 class EncodedPrompts(NamedTuple):
     """What the decoder needs of B x Q prompts."""
@@ -26,6 +33,10 @@ class EncodedPrompts(NamedTuple):
     sparse_mask: Bool[Array, "B Q N"]  # False where there is no token
     dense: Float[Array, "..."]  # (B, Q, h, w, D), or (1, 1, 1, 1, D) when no prompt carries a mask
     image_positions: Float[Array, "h w D"]
+
+
+def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 def init_params(config: SamConfig, key: jax.Array) -> Params:
@@ -88,7 +99,7 @@ def encode_image(
         )
     module = ImageEncoder(config, dtype, drop_path, remat)
     rngs = None if key is None else {"drop_path": key}
-    return module.apply({"params": params["image_encoder"]}, images, deterministic=key is None, rngs=rngs)
+    return _apply(module, params["image_encoder"], images, deterministic=key is None, rngs=rngs)
 
 
 def encode_prompts(
@@ -100,7 +111,7 @@ def encode_prompts(
             f"mask prompts of model {config.name!r} are {config.low_res_size} x {config.low_res_size} logits, "
             f"got {prompts.mask_logits.shape[-2:]}"
         )
-    return EncodedPrompts(*PromptEncoder(config, dtype).apply({"params": params["prompt_encoder"]}, prompts))
+    return EncodedPrompts(*_apply(PromptEncoder(config, dtype), params["prompt_encoder"], prompts))
 
 
 def decode_masks(
@@ -125,19 +136,38 @@ def decode_masks(
         float32 logits in the low_res frame and IoU predictions.
     """
     module = MaskDecoder(config, dtype, dropout)
-    rngs = None if key is None else {"dropout": key}
-    logits, iou = module.apply(
-        {"params": params["mask_decoder"]},
-        embeddings,
-        prompts.image_positions,
-        prompts.sparse,
-        prompts.sparse_mask,
-        prompts.dense,
-        deterministic=key is None,
-        rngs=rngs,
-    )
     outputs = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
-    return Prediction(logits[:, :, outputs], iou[:, :, outputs])
+
+    def decode(prompts: EncodedPrompts) -> Prediction:
+        logits, iou = _apply(
+            module,
+            params["mask_decoder"],
+            embeddings,
+            prompts.image_positions,
+            prompts.sparse,
+            prompts.sparse_mask,
+            prompts.dense,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+        return Prediction(logits[:, :, outputs], iou[:, :, outputs])
+
+    at_once = max(1, CPU_DECODER_ELEMENTS // math.prod(embeddings.shape))
+    if key is not None or prompts.sparse.shape[1] <= at_once:
+        return decode(prompts)
+    return jax.lax.platform_dependent(prompts, cpu=lambda p: _map_over_prompts(decode, p, at_once), default=decode)
+
+
+def _map_over_prompts(
+    decode: Callable[[EncodedPrompts], Prediction], prompts: EncodedPrompts, at_once: int
+) -> Prediction:
+    """`decode(prompts)`, with at most `at_once` prompts per image at a time."""
+    B, Q = prompts.sparse.shape[:2]
+    size = max(size for size in range(1, at_once + 1) if Q % size == 0)
+    own = {name: x for name, x in prompts._asdict().items() if x.shape[:2] == (B, Q)}
+    chunks = {name: x.reshape(B, Q // size, size, *x.shape[2:]).swapaxes(0, 1) for name, x in own.items()}
+    results = jax.lax.map(lambda chunk: decode(prompts._replace(**chunk)), chunks)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, Q, *x.shape[3:]), results)
 
 
 def predict_masks(

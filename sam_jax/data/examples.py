@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-Rle = dict[str, Any]
-"""COCO's compressed run lengths: {"size": [h, w], "counts": str or bytes}."""
+from sam_jax.ops.rle import Rle, encode_rle, rle_area
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +44,6 @@ class Example:
         if image.shape[:2] != self.size:
             raise ValueError(f"{self.path} is {image.shape[:2]} (h, w), but its masks are {self.size}")
         return image
-
-
-def decode_rle(rle: Rle) -> Bool[np.ndarray, "H W"]:
-    return pycocotools.mask.decode(rle).astype(bool)
-
-
-def encode_rle(mask: Bool[np.ndarray, "H W"]) -> Rle:
-    return pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-
-
-def rle_area(rle: Rle) -> int:
-    """Pixels in the mask."""
-    return int(pycocotools.mask.area(rle))
 
 
 def read_coco(

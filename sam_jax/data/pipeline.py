@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from sam_jax.config import DataConfig, SamConfig
-from sam_jax.data.examples import Example, decode_rle
+from sam_jax.data.examples import Example
+from sam_jax.ops.rle import decode_rle
 from sam_jax.types import Batch
 
 

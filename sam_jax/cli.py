@@ -1,0 +1,195 @@
+"""The `sam-jax` command: segment a picture, convert a checkpoint, run the demonstration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from sam_jax.ops.draw import draw_masks
+from sam_jax.ops.prompts import Prompt
+from sam_jax.ops.rle import encode_rle, rle_box
+from sam_jax.ops.transforms import read_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Cuts an object out of a picture.
+
+    Writes into the output folder, named after the picture: an overlay of the best mask, every mask as a PNG, and a JSON
+    with COCO run lengths, boxes, areas and predicted IoUs. Example: sam-jax segment cat.jpg --point 320,210
+    """
+
+    picture: tyro.conf.Positional[Path]
+    """JPEG, PNG or any other picture."""
+    point: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """x,y of a pixel in the object; may be given many times."""
+    negative_point: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """x,y of a pixel outside the object; may be given many times."""
+    box: str | None = None
+    """x0,y0,x1,y1 of a box around the object."""
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    out: Path = Path("masks")
+    """Folder for the results."""
+    single: bool = False
+    """One mask in place of three; better for prompts that leave no doubt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Converts a checkpoint between the official .pth, Hugging Face and this project's safetensors.
+
+    The source's format is seen from its content, the target's from its name: .pth official, .safetensors ours, a
+    folder Hugging Face.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Checkpoint to read."""
+    target: tyro.conf.Positional[Path]
+    """Checkpoint to write."""
+    overwrite: bool = False
+    """Replace the target if it exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Cuts objects out of a photograph that comes with the package, with the embedded model."""
+
+    out: Path = Path("demo_output")
+    """Folder for the results."""
+    model: str = "tiny"
+    """Name or path of a checkpoint."""
+
+
+# What the demonstration asks for, in pixels of assets/demo.jpg.
+DEMO_PROMPTS = {
+    "apple": Prompt(points=np.array([[238, 262]]), labels=np.array([1])),
+    "left bananas": Prompt(points=np.array([[142, 205], [150, 290]]), labels=np.array([1, 1])),
+    "right bananas": Prompt(box=np.array([283, 12, 401, 362])),
+}
+
+
+def segment(options: Segment) -> None:
+    from sam_jax.hub import load_model
+    from sam_jax.predictor import SamPredictor
+
+    image = read_image(options.picture)
+    positive = [_numbers(text, 2, "--point") for text in options.point]
+    negative = [_numbers(text, 2, "--negative-point") for text in options.negative_point]
+    points, labels = positive + negative, [1] * len(positive) + [0] * len(negative)
+    box = None if options.box is None else np.array(_numbers(options.box, 4, "--box"))
+    if not points and box is None:
+        raise ValueError("expected a prompt: --point x,y, --box x0,y0,x1,y1, or both")
+    prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box)
+    predictor = SamPredictor(load_model(options.model))
+    predictor.set_image(image)
+    result = predictor.predict_prompts([prompt], multimask_output=not options.single)
+    order = np.argsort(-result.iou_predictions[0], kind="stable")
+    masks, scores = result.masks[0][order], result.iou_predictions[0][order]
+    stem = options.picture.stem
+    files = {
+        f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [tuple(box)]),
+        **{f"{stem}_mask_{i}.png": mask.astype(np.uint8) * 255 for i, mask in enumerate(masks)},
+        f"{stem}.json": {
+            "picture": options.picture.name,
+            "model": options.model,
+            "prompt": {"points": points, "labels": labels, "box": None if box is None else box.tolist()},
+            "masks": _records(masks, scores),
+        },
+    }
+    _write_files(options.out, files)
+
+
+def demo(options: Demo) -> None:
+    from sam_jax.hub import load_model
+    from sam_jax.predictor import SamPredictor
+
+    with resources.as_file(resources.files("sam_jax") / "assets" / "demo.jpg") as path:
+        image = read_image(path)
+    predictor = SamPredictor(load_model(options.model))
+    predictor.set_image(image)
+    result = predictor.predict_prompts(list(DEMO_PROMPTS.values()))
+    best = result.iou_predictions.argmax(-1)
+    masks = [result.masks[q, m] for q, m in enumerate(best)]
+    scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
+    prompts = list(DEMO_PROMPTS.values())
+    points = [tuple(xy) for prompt in prompts if prompt.points is not None for xy in prompt.points]
+    boxes = [tuple(prompt.box) for prompt in prompts if prompt.box is not None]
+    asked = draw_masks(image, [], points, [1] * len(points), boxes)
+    drawn = draw_masks(image, masks)
+    cut_out = np.where(np.any(masks, 0)[..., None], image, 255).astype(np.uint8)
+    files = {
+        "demo.png": np.concatenate([asked, drawn, cut_out], 1),
+        "demo.json": {
+            "picture": "demo.jpg",
+            "model": options.model,
+            "masks": [{"name": name} | r for name, r in zip(DEMO_PROMPTS, _records(masks, scores), strict=True)],
+        },
+    }
+    _write_files(options.out, files)
+
+
+def convert(options: Convert) -> None:
+    from sam_jax.convert import convert_file
+
+    convert_file(options.source, options.target, overwrite=options.overwrite)
+    print(f"wrote {options.target}")
+
+
+def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count:
+        raise ValueError(f"{option} expects {count} numbers joined by commas, got {text!r}")
+    return values
+
+
+def _records(masks: Sequence[np.ndarray], scores: Sequence[float]) -> list[dict]:
+    records = []
+    for mask, score in zip(masks, scores, strict=True):
+        rle = encode_rle(mask)
+        record = {"segmentation": rle, "bbox": rle_box(rle), "area": int(mask.sum())}
+        records.append(record | {"predicted_iou": round(float(score), 4)})
+    return records
+
+
+def _write_files(folder: Path, files: dict[str, np.ndarray | dict]) -> None:
+    """Writes PNG pictures and JSON, each under a temporary name first, and prints where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            if isinstance(content, dict):
+                temporary.write_text(json.dumps(content))
+            else:
+                Image.fromarray(content).save(temporary, "PNG")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        print(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback."""
+    command = Annotated[Segment, tyro.conf.subcommand("segment")]
+    command |= Annotated[Convert, tyro.conf.subcommand("convert")]
+    command |= Annotated[Demo, tyro.conf.subcommand("demo")]
+    options = tyro.cli(command, prog="sam-jax", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
+    try:
+        {Segment: segment, Convert: convert, Demo: demo}[type(options)](options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"sam-jax: {error}", file=sys.stderr)
+        return 2
+    return 0

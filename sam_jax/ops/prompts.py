@@ -1,0 +1,136 @@
+"""Prompts as users give them -> `Prompts` with a few fixed shapes, so that no new count of clicks compiles anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sam_jax.config import SamConfig
+from sam_jax.ops.transforms import points_to_input
+from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Prompts
+
+TOKEN_BUCKETS = (2, 4, 8, 16, 32, 64, 128, 256)  # one click or one box is 2
+PROMPT_BUCKETS = (1, 4, 16, 64, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What one mask is asked for with, in the original frame. Every part is optional, and so is any mix."""
+
+    points: Float[np.ndarray, "N 2"] | None = None  # (x, y), pixels
+    labels: Int[np.ndarray, "N"] | None = None  # 1 foreground, 0 background  # noqa: F821
+    box: Float[np.ndarray, "4"] | None = None  # (x0, y0, x1, y1), pixels
+    mask: Float[np.ndarray, "S S"] | None = None  # low_res logits of an earlier prediction
+
+    def tokens(self, size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Points (N, 2) in the input frame and labels (N,), after validation.
+
+        Raises:
+            TypeError, ValueError: say what was expected and what came.
+        """
+        points, labels = self._checked_points(size)
+        if self.box is not None:
+            points = np.concatenate([points, self._checked_box(size)])
+            labels = np.concatenate([labels, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
+        elif len(points):
+            # The padding point that the official model was trained with; its coordinates are not looked at.
+            points = np.concatenate([points, np.zeros((1, 2))])
+            labels = np.concatenate([labels, [NOT_A_POINT]])
+        return points_to_input(points, size, config.image_size), labels.astype(np.int32)
+
+    def checked_mask(self, config: SamConfig) -> np.ndarray | None:
+        """The mask prompt as (S, S) float32; (1, S, S) is taken too."""
+        if self.mask is None:
+            return None
+        side = config.low_res_size
+        mask = np.asarray(self.mask, np.float32)
+        if mask.shape not in ((side, side), (1, side, side)):
+            raise ValueError(
+                f"mask_input must be the ({side}, {side}) logits of an earlier prediction of model {config.name!r}, "
+                f"got shape {mask.shape}; pass the low_res_logits that predict() returned"
+            )
+        if not np.isfinite(mask).all():
+            raise ValueError("mask_input holds NaN or infinite values; expected finite logits")
+        return mask.reshape(side, side)
+
+    def _checked_points(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("point_coords and point_labels go together: one label (1 or 0) for each point")
+        if self.points is None:
+            return np.zeros((0, 2)), np.zeros(0)
+        points, labels = np.asarray(self.points, np.float64), np.asarray(self.labels)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"point_coords must have shape (N, 2), (x, y) in pixels, got {points.shape}")
+        if labels.shape != points.shape[:1]:
+            raise ValueError(f"expected one label for each of {len(points)} points, got labels of shape {labels.shape}")
+        if not np.isin(labels, (BACKGROUND, FOREGROUND)).all():
+            raise ValueError(f"point_labels must be 1 (foreground) or 0 (background), got {labels.tolist()}")
+        _check_inside(points, size, "point")
+        return points, labels
+
+    def _checked_box(self, size: tuple[int, int]) -> np.ndarray:
+        box = np.asarray(self.box, np.float64)
+        if box.size != 4:
+            raise ValueError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
+        x0, y0, x1, y1 = box.ravel()
+        corners = np.array([[x0, y0], [x1, y1]])
+        if np.isfinite(corners).all() and (x1 <= x0 or y1 <= y0):
+            raise ValueError(f"box must have x1 > x0 and y1 > y0, got ({x0:g}, {y0:g}, {x1:g}, {y1:g})")
+        # Detectors round outwards: a box may stick out, as long as some of it is in the picture.
+        if np.isfinite(corners).all() and (x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]):
+            raise ValueError(
+                f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the picture of {size[1]} x {size[0]} pixels"
+            )
+        corners = np.clip(corners, 0, (size[1], size[0])) if np.isfinite(corners).all() else corners
+        _check_inside(corners, (size[0] + 1, size[1] + 1), "box corner")
+        return corners
+
+
+def _check_inside(points: np.ndarray, size: tuple[int, int], what: str) -> None:
+    if not np.isfinite(points).all():
+        raise ValueError(f"{what} coordinates must be finite numbers, got {points.tolist()}")
+    outside = points[((points < 0) | (points >= (size[1], size[0]))).any(-1)]
+    if len(outside):
+        raise ValueError(
+            f"{what} ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the picture of {size[1]} x {size[0]} pixels "
+            f"(width x height); x must be in 0..{size[1] - 1} and y in 0..{size[0] - 1}"
+        )
+
+
+def bucket(count: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `count`; beyond the last, the next multiple of it."""
+    return next((b for b in buckets if b >= count), -(-count // buckets[-1]) * buckets[-1])
+
+
+def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int, int]], config: SamConfig) -> Prompts:
+    """Ragged prompts of several pictures -> one padded `Prompts`.
+
+    Slots that are filled up carry label PAD and take part in nothing; whole prompts that are filled up give masks to be
+    cut off. A prompt without points and box has no token at all, as in the official code.
+
+    Args:
+        prompts: for each picture its prompts, at least one in all.
+        sizes: (H, W) of each picture, for the way into the input frame.
+    """
+    if not any(len(row) for row in prompts):
+        raise ValueError("expected at least one prompt (an empty Prompt() asks for the most salient object), got none")
+    tokens = [[prompt.tokens(size, config) for prompt in row] for row, size in zip(prompts, sizes, strict=True)]
+    B, Q = len(prompts), bucket(max(len(row) for row in prompts), PROMPT_BUCKETS)
+    N = bucket(max(len(labels) for row in tokens for _, labels in row), TOKEN_BUCKETS)
+    points, labels = np.zeros((B, Q, N, 2), np.float32), np.full((B, Q, N), PAD, np.int32)
+    for b, row in enumerate(tokens):
+        for q, (xy, label) in enumerate(row):
+            points[b, q, : len(xy)], labels[b, q, : len(label)] = xy, label
+    masks = [[prompt.checked_mask(config) for prompt in row] for row in prompts]
+    if all(mask is None for row in masks for mask in row):
+        return Prompts(points, labels)
+    logits = np.zeros((B, Q, config.low_res_size, config.low_res_size), np.float32)
+    has_mask = np.zeros((B, Q), bool)
+    for b, row in enumerate(masks):
+        for q, mask in enumerate(row):
+            if mask is not None:
+                logits[b, q], has_mask[b, q] = mask, True
+    return Prompts(points, labels, logits, has_mask)

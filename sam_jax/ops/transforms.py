@@ -1,0 +1,164 @@
+"""Pictures and coordinates between the `original` and the `input` frame. Host code: pictures have any size.
+
+Reference: section A of the paper; the official `ResizeLongestSide`, which resizes with Pillow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970  # of a picture that is read; where Pillow suspects a decompression bomb
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture file as RGB, upright as its EXIF orientation says.
+
+    Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGB; transparent parts become white; of an animation, the
+    first picture.
+
+    Args:
+        max_pixels: refuse larger pictures before they are decoded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, not a picture, damaged, or too large.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"expected a picture at {path}, found no file")
+    if not path.is_file():
+        raise ValueError(f"expected a picture file, {path} is a folder or a device")
+    if path.stat().st_size == 0:
+        raise ValueError(f"expected a picture, {path} is an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            file = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large ({error}); scale it down first") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"expected a picture (JPEG, PNG, TIFF, WebP, ...), cannot read {path} as one") from error
+    with file:
+        if file.width * file.height > max_pixels:
+            raise ValueError(
+                f"{path} has {file.width} x {file.height} pixels, more than the {max_pixels} allowed; scale it down first"
+            )
+        try:
+            upright = ImageOps.exif_transpose(file)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged or cut off: {error}") from error
+    try:
+        return _pillow_to_rgb(upright)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot show {path} as RGB: {error}") from error
+
+
+def _pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    if image.mode.startswith(("I", "F")):
+        array = np.asarray(image)
+        if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:
+            array = array.astype(np.uint16)
+        return as_rgb(array)
+    if image.has_transparency_data:
+        return as_rgb(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H W 3"]:
+    """What users call a picture -> RGB, uint8.
+
+    Args:
+        image: (H, W) or (H, W, 1) grey, (H, W, 3), or (H, W, 4) with opacity last, which is laid on white. uint8, or
+            uint16, of which the 8, 10, 12, 14 or 16 bits that the values need become 8.
+        image_format: "RGB" or "BGR" (OpenCV), the order of colour channels.
+
+    Raises:
+        TypeError: not an array of such numbers.
+        ValueError: another shape, no pixels, or another `image_format`.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"expected image_format 'RGB' or 'BGR', got {image_format!r}")
+    image = np.asarray(image)
+    if image.dtype not in (np.uint8, np.uint16):
+        hint = "read files with sam_jax.read_image" if image.dtype.kind in "USO" else "scale to 0-255 and cast to uint8"
+        raise TypeError(f"expected a picture of dtype uint8 (0-255) or uint16, got {image.dtype}; {hint}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"expected a picture of shape (H, W, 3), (H, W) or (H, W, 4), got {image.shape}"
+            + ("; channels go last: transpose (1, 2, 0)" if image.ndim == 3 and image.shape[0] in (1, 3, 4) else "")
+        )
+    if image.size == 0:
+        raise ValueError(f"expected a picture with at least one pixel, got shape {image.shape}")
+    if image.dtype == np.uint16:
+        # 12-bit cameras and microscopes leave the upper bits of 16 empty: by container, they would come out black.
+        top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if image.max() < 2**bits)
+        image = np.rint(image * (255.0 / top)).astype(np.uint8)
+    colour, opacity = image[..., :3], image[..., 3:]
+    if image.shape[-1] == 1:
+        return np.repeat(image, 3, -1)
+    if image_format == "BGR":
+        colour = colour[..., ::-1]
+    if opacity.size:
+        colour = np.rint(255.0 + (colour - 255.0) * (opacity / 255.0)).astype(np.uint8)
+    return np.ascontiguousarray(colour)
+
+
+def input_size(original_size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Size (h, w) of a picture whose longer side is scaled to `side`, rounded half up, at least one pixel."""
+    scale = side / max(original_size)
+    h, w = (max(1, int(length * scale + 0.5)) for length in original_size)
+    return h, w
+
+
+def fit_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
+    """A picture in the input frame: resized by Pillow's bilinear filter, zero right and below.
+
+    Pillow widens the filter when it shrinks and rounds to uint8; a model sees the difference to other filters.
+
+    Returns:
+        The frame and the size (h, w) of the picture in it.
+    """
+    h, w = input_size(image.shape[:2], side)
+    frame = np.zeros((side, side, 3), np.uint8)
+    frame[:h, :w] = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
+    return frame, (h, w)
+
+
+def points_to_input(
+    points: Float[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
+) -> Float[np.ndarray, "... 2"]:
+    """(x, y) in pixels of the original -> of the input frame. Scales by the rounded sizes, as the official code does."""
+    return points * _scale_xy(original_size, side)
+
+
+def points_to_original(
+    points: Float[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
+) -> Float[np.ndarray, "... 2"]:
+    """Inverse of `points_to_input`."""
+    return points / _scale_xy(original_size, side)
+
+
+def boxes_to_input(
+    boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
+) -> Float[np.ndarray, "... 4"]:
+    """(x0, y0, x1, y1) in pixels of the original -> of the input frame."""
+    return boxes * np.tile(_scale_xy(original_size, side), 2)
+
+
+def boxes_to_original(
+    boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
+) -> Float[np.ndarray, "... 4"]:
+    """Inverse of `boxes_to_input`."""
+    return boxes / np.tile(_scale_xy(original_size, side), 2)
+
+
+def _scale_xy(original_size: tuple[int, int], side: int) -> Float[np.ndarray, "2"]:
+    h, w = input_size(original_size, side)
+    return np.array([w / original_size[1], h / original_size[0]])

@@ -1,0 +1,155 @@
+"""Interactive prediction: set a picture once, then ask for as many masks as you like. Names as in the official code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from sam_jax.model import Sam
+from sam_jax.ops.masks import to_original_frame
+from sam_jax.ops.prompts import Prompt, pack_prompts
+from sam_jax.ops.transforms import as_rgb, fit_image
+
+
+class Masks(NamedTuple):
+    """Masks of Q prompts on one picture, M for each; M is 3 with multimask_output and else 1."""
+
+    masks: np.ndarray  # (Q, M, H, W), bool; with return_logits float32 logits
+    iou_predictions: np.ndarray  # (Q, M)
+    low_res_logits: np.ndarray  # (Q, M, S, S), to be fed back as a mask prompt
+
+
+class SamPredictor:
+    """Masks for one picture after another.
+
+    Example:
+        predictor = SamPredictor(load_model("vit_b"))
+        predictor.set_image(image)
+        masks, iou_predictions, low_res_logits = predictor.predict(np.array([[320, 210]]), np.array([1]))
+    """
+
+    def __init__(self, model: Sam) -> None:
+        self.model = model
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forgets the picture."""
+        self._embedding: Float[Array, "1 h w D"] | None = None
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def is_image_set(self) -> bool:
+        return self._embedding is not None
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(H, W) of the picture that is set."""
+        if self._size is None:
+            raise RuntimeError("no picture is set; call set_image(image) first")
+        return self._size
+
+    def get_image_embedding(self) -> Float[Array, "1 h w D"]:
+        """The embedding of the picture that is set, NHWC (the official code has NCHW)."""
+        if self._embedding is None:
+            raise RuntimeError("no picture is set; call set_image(image) first")
+        return self._embedding
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Encodes a picture, for all later calls of `predict`.
+
+        Args:
+            image: (H, W, 3), uint8, 0-255; grey and RGBA are taken too.
+            image_format: RGB or BGR.
+
+        Raises:
+            TypeError, ValueError: not such a picture. The one that was set before stays.
+        """
+        image = as_rgb(image, image_format)
+        self._embedding = embed(self.model, [image])
+        self._size = (image.shape[0], image.shape[1])
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for one prompt.
+
+        Args:
+            point_coords: (N, 2), (x, y) in pixels of the original picture.
+            point_labels: (N,), 1 foreground and 0 background.
+            box: (4,), (x0, y0, x1, y1) in pixels of the original picture.
+            mask_input: (1, S, S) low_res logits of an earlier call.
+            multimask_output: three masks, for a prompt that may mean several things; else one.
+            return_logits: logits in place of masks.
+
+        Returns:
+            masks (M, H, W), bool; predicted IoU (M,); low_res logits (M, S, S), all float32.
+
+        Raises:
+            RuntimeError: no picture is set.
+            ValueError: a prompt that is not as described, or outside the picture.
+        """
+        prompt = Prompt(point_coords, point_labels, box, mask_input)
+        result = self.predict_prompts([prompt], multimask_output, return_logits)
+        return result.masks[0], result.iou_predictions[0], result.low_res_logits[0]
+
+    def predict_prompts(
+        self, prompts: Sequence[Prompt], multimask_output: bool = True, return_logits: bool = False
+    ) -> Masks:
+        """Masks for many prompts on the picture that is set, in one call of the decoder."""
+        embedding = self.get_image_embedding()
+        return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
+
+
+def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
+    """Embeddings of RGB pictures of any sizes."""
+    padded, sizes = zip(*(fit_image(image, model.config.image_size) for image in images), strict=True)
+    return model.encode_image(np.stack(padded), np.array(sizes, np.int32))
+
+
+def predict_batch(
+    model: Sam,
+    images: Sequence[np.ndarray],
+    prompts: Sequence[Sequence[Prompt]],
+    multimask_output: bool = True,
+    return_logits: bool = False,
+) -> list[Masks]:
+    """Masks for several pictures, of any sizes, each with its own number of prompts: one call of encoder and decoder.
+
+    Raises:
+        ValueError: not one list of prompts per picture, or a bad picture or prompt.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"expected one list of prompts per picture, got {len(images)} pictures, {len(prompts)} lists")
+    if not images:
+        return []
+    images = [as_rgb(image) for image in images]
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    return _predict(model, embed(model, images), prompts, sizes, multimask_output, return_logits)
+
+
+def _predict(
+    model: Sam,
+    embeddings: Float[Array, "B h w D"],
+    prompts: Sequence[Sequence[Prompt]],
+    sizes: Sequence[tuple[int, int]],
+    multimask_output: bool,
+    return_logits: bool,
+) -> list[Masks]:
+    prediction = model.decode(embeddings, pack_prompts(prompts, sizes, model.config), multimask_output=multimask_output)
+    results = []
+    for b, (row, size) in enumerate(zip(prompts, sizes, strict=True)):
+        low_res = prediction.low_res_logits[b]
+        # All prompts of the bucket go through, so that only a new picture size compiles; the filling is cut off after.
+        masks = np.asarray(to_original_frame(low_res, size, model.config, return_logits=return_logits))[: len(row)]
+        iou = np.asarray(prediction.iou_predictions[b])[: len(row)]
+        results.append(Masks(masks, iou, np.asarray(low_res)[: len(row)]))
+    return results

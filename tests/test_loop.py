@@ -1,0 +1,163 @@
+"""A run from files to an exported model: it resumes exactly, and never overwrites another run."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_training import SMALL, make_config
+
+from sam_jax.checkpoint import load_checkpoint
+from sam_jax.config import DataConfig, PromptConfig
+from sam_jax.data import training_sets
+from sam_jax.data.examples import Example, read_coco
+from sam_jax.data.pipeline import make_batch, prepare_example
+from sam_jax.ops.rle import decode_rle, encode_rle
+from sam_jax.training.loop import train
+
+
+def write_examples(folder, count: int = 6) -> list[Example]:
+    """Non-square pictures with one bright rectangle and one dark ellipse each."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(count):
+        h, w = (60, 90) if i % 2 else (100, 70)
+        image = rng.integers(80, 120, (h, w, 3)).astype(np.uint8)
+        rectangle = np.zeros((h, w), bool)
+        rectangle[10 : 30 + i, 20:50] = True
+        ys, xs = np.mgrid[:h, :w]
+        ellipse = ((ys - 0.7 * h) / 12) ** 2 + ((xs - 0.5 * w) / 20) ** 2 < 1
+        image[rectangle], image[ellipse] = 250, 5
+        path = folder / f"{i}.png"
+        Image.fromarray(image).save(path)
+        examples.append(Example(path, (h, w), (encode_rle(rectangle), encode_rle(ellipse)), "synthetic"))
+    return examples
+
+
+@pytest.fixture
+def run_config(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    examples = write_examples(tmp_path / "data")
+    monkeypatch.setitem(training_sets.TRAINING_SETS, "synthetic", lambda root: examples)
+    data = DataConfig(tmp_path / "data", ("synthetic",), batch_size=2, masks_per_image=2, scale_range=(0.8, 1.5))
+    return make_config(
+        out=tmp_path / "run",
+        data=data,
+        prompts=PromptConfig(point_rounds=1, refine_rounds=1),
+        steps=4,
+        validate_every=4,
+        validation_batches=1,
+        save_every=2,
+        log_every=1,
+    )
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config, tmp_path):
+    whole, config = load_checkpoint(train(dataclasses.replace(run_config, out=tmp_path / "whole")))
+    assert config == SMALL
+    train(dataclasses.replace(run_config, steps=2))
+    resumed, _ = load_checkpoint(train(run_config, resume=True))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4]
+    assert any("validation_iou_last" in r for r in records)
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config):
+    train(dataclasses.replace(run_config, steps=1))
+    with pytest.raises(FileExistsError, match="resume"):
+        train(run_config)
+    other = dataclasses.replace(SMALL, encoder_dim=64)
+    with pytest.raises(ValueError, match="another model"):
+        train(dataclasses.replace(run_config, model=other), resume=True)
+
+
+def test_sigterm_saves_and_the_run_can_go_on(run_config):
+    config = dataclasses.replace(run_config, steps=10_000, save_every=10_000, validate_every=10_000)
+    metrics = config.out / "metrics.jsonl"
+
+    def stop_after_two_steps():
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            stopper.wait(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Event()
+    thread = threading.Thread(target=stop_after_two_steps)
+    thread.start()
+    train(config)
+    thread.join()
+    done = int(max(os.listdir(config.out / "checkpoints"), key=int))
+    assert 2 <= done < 10_000
+    train(dataclasses.replace(config, steps=done + 1), resume=True)
+    assert str(done + 1) in os.listdir(config.out / "checkpoints")
+
+
+def test_batches_are_a_function_of_seed_and_step(tmp_path):
+    examples = write_examples(tmp_path)
+    config = DataConfig(
+        batch_size=3, masks_per_image=3, scale_range=(0.5, 2.0), flip_probability=0.5, colour_jitter=0.2
+    )
+    make = lambda step, seed: make_batch(examples, step, model=SMALL, config=config, loss_size=32, seed=seed)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, make(5, 0), make(5, 0))
+    assert (make(5, 0).images != make(6, 0).images).any()
+    assert (make(5, 0).images != make(5, 1).images).any()
+    # Two steps of three are one epoch of six: every picture once.
+    plain = DataConfig(batch_size=3, masks_per_image=3)
+    pictures = [make_batch(examples, s, model=SMALL, config=plain, loss_size=32, seed=0).images for s in (0, 1)]
+    assert len({image.tobytes() for batch in pictures for image in batch}) == 6
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_masks_boxes_and_pixels_stay_together_under_scaling_cropping_and_flipping(tmp_path, flip):
+    example = write_examples(tmp_path, 1)[0]
+    model = dataclasses.replace(SMALL, image_size=128)
+    config = DataConfig(
+        masks_per_image=3, scale_range=(0.6, 1.6), flip_probability=float(flip), colour_jitter=0.0, min_area=30
+    )
+    for seed in range(8):
+        image, (h, w), masks, boxes, valid = prepare_example(
+            example, np.random.default_rng(seed), model, config, 128, augment=True
+        )
+        assert not image[h:].any()
+        assert not image[:, w:].any()
+        for mask, box in zip(masks[valid], boxes[valid], strict=True):
+            values = image[mask].mean(-1)
+            assert np.mean((values > 170) | (values < 60)) > 0.9  # bright rectangle or dark ellipse, but for its rim
+            ys, xs = np.nonzero(mask)
+            np.testing.assert_allclose(box, [xs.min(), ys.min(), xs.max(), ys.max()])
+
+
+def test_large_masks_are_dropped(tmp_path):
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "x.png")
+    everything, half = np.ones((40, 60), bool), np.ones((40, 60), bool)
+    half[:, 30:] = False
+    example = Example(tmp_path / "x.png", (40, 60), (encode_rle(everything), encode_rle(half)), "synthetic")
+    *_, valid = prepare_example(
+        example, np.random.default_rng(0), SMALL, DataConfig(masks_per_image=4), 32, augment=False
+    )
+    assert valid.tolist() == [True, False, False, False]
+
+
+def test_coco_files_give_polygons_and_run_lengths_and_leave_crowds_out(tmp_path):
+    mask = np.zeros((20, 30), bool)
+    mask[5:10, 5:15] = True
+    rle = encode_rle(mask)
+    annotations = [
+        {"image_id": 7, "segmentation": {"size": rle["size"], "counts": rle["counts"]}},
+        {"image_id": 7, "segmentation": [[5, 5, 15, 5, 15, 10, 5, 10]], "iscrowd": 0},
+        {"image_id": 7, "segmentation": {"size": [20, 30], "counts": [0, 600]}, "iscrowd": 1},
+    ]
+    content = {"images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}], "annotations": annotations}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (example,) = read_coco(tmp_path / "a.json", tmp_path, "test")
+    assert len(example.masks) == 2
+    for decoded in map(decode_rle, example.masks):
+        np.testing.assert_array_equal(decoded, mask)
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ValueError, match="COCO-format"):
+        read_coco(tmp_path / "b.json", tmp_path, "test")

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -146,7 +146,7 @@ def convert(options: Convert) -> None:
     print(f"wrote {options.target}")
 
 
-def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+def _numbers(text: str, count: int, option: str) -> Any:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -165,7 +165,7 @@ def _records(masks: Sequence[np.ndarray], scores: Sequence[float]) -> list[dict]
     return records
 
 
-def _write_files(folder: Path, files: dict[str, np.ndarray | dict]) -> None:
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Writes PNG pictures and JSON, each under a temporary name first, and prints where."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -183,12 +183,21 @@ def _write_files(folder: Path, files: dict[str, np.ndarray | dict]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback."""
-    command = Annotated[Segment, tyro.conf.subcommand("segment")]
-    command |= Annotated[Convert, tyro.conf.subcommand("convert")]
-    command |= Annotated[Demo, tyro.conf.subcommand("demo")]
-    options = tyro.cli(command, prog="sam-jax", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
+    options: Segment | Convert | Demo = tyro.cli(
+        Annotated[Segment, tyro.conf.subcommand("segment")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Demo, tyro.conf.subcommand("demo")],
+        prog="sam-jax",
+        args=arguments,
+    )
     try:
-        {Segment: segment, Convert: convert, Demo: demo}[type(options)](options)
+        match options:
+            case Segment():
+                segment(options)
+            case Convert():
+                convert(options)
+            case Demo():
+                demo(options)
     except (ValueError, TypeError, OSError) as error:
         print(f"sam-jax: {error}", file=sys.stderr)
         return 2

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Params = dict[str, Any]
 """A nested dict of arrays. Names follow the official checkpoint; digits join with `_` (`blocks_0`)."""
+
+AnyArray = Array | np.ndarray
 
 # Labels of a point slot. The official code knows all but PAD.
 PAD = -2  # no token at all: masked out of every attention
@@ -31,10 +34,10 @@ class Prompts(NamedTuple):
     code does.
     """
 
-    points: Float[Array, "B Q N 2"]  # (x, y), pixels of the input frame, without the half-pixel offset
-    labels: Int[Array, "B Q N"]
-    mask_logits: Float[Array, "B Q S S"] | None = None  # previous low_res logits; None: no prompt has a mask
-    has_mask: Bool[Array, "B Q"] | None = None  # which prompts use theirs; None: all
+    points: Float[AnyArray, "B Q N 2"]  # (x, y), pixels of the input frame, without the half-pixel offset
+    labels: Int[AnyArray, "B Q N"]
+    mask_logits: Float[AnyArray, "B Q S S"] | None = None  # previous low_res logits; None: no prompt has a mask
+    has_mask: Bool[AnyArray, "B Q"] | None = None  # which prompts use theirs; None: all
 
 
 class Prediction(NamedTuple):
@@ -47,8 +50,8 @@ class Prediction(NamedTuple):
 class Batch(NamedTuple):
     """One training batch, in the input frame. L is the side at which logits meet the truth."""
 
-    images: UInt8[Array, "B S S 3"]
-    sizes: Int[Array, "B 2"]  # (h, w) of the part that is picture, pixels of S
-    masks: Bool[Array, "B Q L L"]
-    boxes: Float[Array, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
-    valid: Bool[Array, "B Q"]  # False: the slot holds no mask
+    images: UInt8[AnyArray, "B S S 3"]
+    sizes: Int[AnyArray, "B 2"]  # (h, w) of the part that is picture, pixels of S
+    masks: Bool[AnyArray, "B Q L L"]
+    boxes: Float[AnyArray, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
+    valid: Bool[AnyArray, "B Q"]  # False: the slot holds no mask

@@ -89,7 +89,7 @@ def prepare_example(
     blur = max(1, round(step))
     slot = 0
     for index in rng.permutation(len(example.masks)):
-        full = decode_rle(example.masks[index]).astype(np.float32)
+        full: np.ndarray = decode_rle(example.masks[index]).astype(np.float32)
         if blur > 1:  # area average first, so that thin parts survive the subsampling
             full = cv2.blur(full, (blur, blur))
         warped = cv2.warpAffine(

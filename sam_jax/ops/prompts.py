@@ -124,13 +124,13 @@ def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int,
     for b, row in enumerate(tokens):
         for q, (xy, label) in enumerate(row):
             points[b, q, : len(xy)], labels[b, q, : len(label)] = xy, label
-    masks = [[prompt.checked_mask(config) for prompt in row] for row in prompts]
-    if all(mask is None for row in masks for mask in row):
+    mask_inputs = [[prompt.checked_mask(config) for prompt in row] for row in prompts]
+    if all(mask is None for row in mask_inputs for mask in row):
         return Prompts(points, labels)
     logits = np.zeros((B, Q, config.low_res_size, config.low_res_size), np.float32)
     has_mask = np.zeros((B, Q), bool)
-    for b, row in enumerate(masks):
-        for q, mask in enumerate(row):
+    for b, masks in enumerate(mask_inputs):
+        for q, mask in enumerate(masks):
             if mask is not None:
                 logits[b, q], has_mask[b, q] = mask, True
     return Prompts(points, labels, logits, has_mask)

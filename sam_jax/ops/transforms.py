@@ -46,7 +46,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     with file:
         if file.width * file.height > max_pixels:
             raise ValueError(
-                f"{path} has {file.width} x {file.height} pixels, more than the {max_pixels} allowed; scale it down first"
+                f"{path} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
             )
         try:
             upright = ImageOps.exif_transpose(file)
@@ -127,14 +127,14 @@ def fit_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> tuple[UInt8[np.nd
     """
     h, w = input_size(image.shape[:2], side)
     frame = np.zeros((side, side, 3), np.uint8)
-    frame[:h, :w] = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
+    frame[:h, :w] = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
     return frame, (h, w)
 
 
 def points_to_input(
     points: Float[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
 ) -> Float[np.ndarray, "... 2"]:
-    """(x, y) in pixels of the original -> of the input frame. Scales by the rounded sizes, as the official code does."""
+    """(x, y) in pixels of the original -> of the input frame. By the rounded sizes, as in the official code."""
     return points * _scale_xy(original_size, side)
 
 

@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     step_fn = jax.jit(functools.partial(train_step, config=config, optimizer=optimizer), donate_argnums=0)
     validate_fn = jax.jit(functools.partial(validation_step, config=config))
 
-    batch_args = {"model": config.model, "config": config.data, "loss_size": config.loss.size, "seed": config.seed}
+    batch_args: dict[str, Any] = {
+        "model": config.model,
+        "config": config.data,
+        "loss_size": config.loss.size,
+        "seed": config.seed,
+    }
     validation_batches = [
         make_batch(validation_set, i, augment=False, **batch_args) for i in range(config.validation_batches)
     ]

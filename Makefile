@@ -1,0 +1,45 @@
+# Every target does its own set-up: a fresh clone needs python3 (3.11 or later) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types unit slow eval-tiny clean
+
+demo: $(VENV)/installed  ## objects cut out of a photograph, into demo_output/
+	$(BIN)/sam-jax demo --out demo_output
+
+test: lint types unit  ## what CI runs
+
+lint: $(VENV)/test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test-installed
+	$(BIN)/mypy
+
+unit: $(VENV)/test-installed
+	$(BIN)/pytest
+
+slow: $(VENV)/test-installed  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+eval-tiny: $(VENV)/installed  ## the embedded model on held-out pictures, against classical baselines
+	$(BIN)/python eval.py configs/eval_tiny.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# torch by itself and first: a plain "torch" can mean gigabytes of CUDA libraries, this version is at hand as a CPU build.
+$(VENV)/test-installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) demo_output build *.egg-info

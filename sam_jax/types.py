@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Params = dict[str, Any]
 """A nested dict of arrays. Names follow the official checkpoint; digits join with `_` (`blocks_0`)."""
 
-AnyArray = Array | np.ndarray
+AnyArray = Any  # numpy where the host makes it, jax inside a function
 
 # Labels of a point slot. The official code knows all but PAD.
 PAD = -2  # no token at all: masked out of every attention

@@ -1,9 +1,9 @@
 """Logits from the low_res frame to the picture's own.
 
 The official code resizes bilinearly from low_res to the input frame, cuts off the padding, and resizes bilinearly to
-the picture, without antialiasing. Each step is linear and acts on rows and columns apart, so all of it is one matrix for
-the rows and one for the columns. The host builds them from the picture's size; on the device remain two matmuls, whose
-compilation, the only one per picture size, takes a fraction of a second.
+the picture, without antialiasing. Each step is linear and acts on rows and columns apart, so all of it is one matrix
+for the rows and one for the columns. The host builds them from the picture's size; on the device remain two matmuls,
+whose compilation, the only one per picture size, takes a fraction of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The project's own checkpoint: one safetensors file with the model's config in its metadata. Reading it runs no code."""
+"""The project's own checkpoint: one safetensors file with the model's config in its metadata. Reading runs no code."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ def expected_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
 
 
-def check_params(flat: Mapping[str, Any], config: SamConfig, source: str) -> None:
+def check_params(
+    flat: Mapping[str, Any], config: SamConfig, source: str, expected: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
     """Compares names and shapes with the config's.
 
     Args:
         flat: `path/to/param` -> array.
         source: named in the error.
+        expected: name -> shape, where `flat` has other names than our own.
 
     Raises:
         ValueError: names every missing, extra and misshapen tensor at once.
     """
-    expected = expected_shapes(config)
+    expected = expected_shapes(config) if expected is None else expected
     problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - flat.keys())]
     problems += [f"extra {name} {tuple(flat[name].shape)}" for name in sorted(flat.keys() - expected.keys())]
     problems += [
@@ -88,7 +91,9 @@ def load_checkpoint(path: str | Path) -> tuple[Params, SamConfig]:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if CONFIG_KEY not in metadata:
-                raise ValueError(f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)")
+                raise ValueError(
+                    f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
+                )
             config = SamConfig.from_json(metadata[CONFIG_KEY])
             flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:

@@ -1,0 +1,247 @@
+"""Checkpoint files of all three kinds -> params, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors stores
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
+from sam_jax.config import SIZES, SamConfig
+from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
+from sam_jax.convert.layout import Naming, params_from_state, state_from_params
+from sam_jax.types import Params
+
+State = dict[str, np.ndarray]
+
+PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and the bare pickle of PyTorch before 1.6
+PYTORCH_SUFFIXES = (".pth", ".pt")
+OTHER_SUFFIXES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx", ".pkl")  # surely not meant as a folder's name
+POSITIONS = {"official": "image_encoder.pos_embed", "huggingface": "vision_encoder.pos_embed"}
+
+
+def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params, SamConfig]:
+    """Reads a checkpoint of a known kind; the content tells which.
+
+    Kinds: our own safetensors file; a Hugging Face `SamModel` folder, or the safetensors file in one; an official
+    `.pth` file, which needs PyTorch. Tensors under official or Hugging Face names may come in either file format.
+
+    Args:
+        path: file or folder.
+        config: of a file that does not know its own, which is to say official ones; None: one of the sizes in
+            `sam_jax.config.SIZES`, found by the shapes.
+
+    Returns:
+        float32 numpy params and their config.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ImportError: a `.pth` file, and no PyTorch.
+        ValueError: not a checkpoint; tensors missing, extra or misshapen (all are named); a config that is not the
+            file's.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found nothing")
+    if path.is_dir():
+        state = _read_huggingface_folder(path)
+        config = _agree(config, _read_huggingface_config(path), path)
+    elif _is_pytorch(path):
+        state = _read_pytorch(path)
+    elif CONFIG_KEY in _safetensors_metadata(path):
+        params, own = load_checkpoint(path)
+        return params, _agree(config, own, path)
+    else:
+        state = _read_safetensors(path)
+    naming = _naming(state, path)
+    if naming == "huggingface" and path.is_file() and (path.parent / "config.json").is_file():
+        config = _agree(config, _read_huggingface_config(path.parent), path)
+    config = config or _guess_config(state, naming, path)
+    return params_from_state(state, config, naming, str(path)), config
+
+
+def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None = None, overwrite: bool = False) -> None:
+    """Converts a checkpoint. Nothing half-written is ever seen under the name `dst`.
+
+    Args:
+        src: any kind that `load_any` reads.
+        dst: `*.pth` or `*.pt`: official, needs PyTorch; `*.safetensors`: ours; any other name: a Hugging Face folder.
+        config: see `load_any`.
+        overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
+
+    Raises:
+        FileExistsError: `dst` exists, and no `overwrite`.
+        ValueError: a `dst` of unknown format; and what `load_any` raises.
+    """
+    dst = Path(dst)
+    if dst.suffix in OTHER_SUFFIXES or (dst.is_file() and dst.suffix not in (*PYTORCH_SUFFIXES, ".safetensors")):
+        raise ValueError(
+            f"expected a destination *.pth (official), *.safetensors (sam_jax) or a folder (Hugging Face), got {dst}"
+        )
+    if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
+        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
+    params, config = load_any(src, config)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    if dst.suffix == ".safetensors":
+        save_checkpoint(dst, params, config)
+    elif dst.suffix in PYTORCH_SUFFIXES:
+        _write_pytorch(dst, state_from_params(params, config, "official"))
+    else:
+        _write_huggingface_folder(dst, params, config)
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"{path} is PyTorch's format, which needs PyTorch: pip install 'sam_jax[convert]'") from error
+    return torch
+
+
+def _is_pytorch(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with the length of its JSON header, whose first byte may be 0x80 too.
+    return head.startswith(PYTORCH_MAGIC) and head[8:] != b"{"
+
+
+def _read_pytorch(path: Path) -> State:
+    torch = _import_torch(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # What torch raises for a foreign zip or pickle is not documented: pickle, zip, key, runtime and other errors.
+    except Exception as error:
+        raise ValueError(
+            f"expected a PyTorch checkpoint of tensors alone, cannot read {path} as one: {error}"
+        ) from error
+    for wrapper in ("model", "state_dict"):  # training scripts put the weights beside the optimizer's state
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict (name -> tensor) in {path}, got {_describe(state)}")
+    return {name: tensor.float().numpy() for name, tensor in state.items()}
+
+
+def _describe(value: Any) -> str:
+    return f"a mapping with keys {list(value)[:8]}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"expected a checkpoint (.safetensors, .pth or a Hugging Face folder), {path} is none: {error}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"expected a safetensors file, cannot read {path} as one: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path}, got a {type(content).__name__}")
+    return content
+
+
+def _read_huggingface_config(folder: Path) -> SamConfig:
+    preprocessor = folder / "preprocessor_config.json"
+    return config_from_huggingface(
+        _read_json(folder / "config.json"),
+        _read_json(preprocessor) if preprocessor.is_file() else None,
+        str(folder / "config.json"),
+    )
+
+
+def _read_huggingface_folder(folder: Path) -> State:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"expected a Hugging Face SamModel folder (config.json, model.safetensors), {folder} is none")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return _read_safetensors(folder / "model.safetensors")
+    if index.is_file():
+        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        return {name: array for shard in shards for name, array in _read_safetensors(folder / shard).items()}
+    if (folder / "pytorch_model.bin").is_file():
+        return _read_pytorch(folder / "pytorch_model.bin")
+    raise ValueError(f"expected model.safetensors or pytorch_model.bin beside config.json, {folder} has neither")
+
+
+def _agree(given: SamConfig | None, own: SamConfig, path: Path) -> SamConfig:
+    if given is not None and given != own:
+        raise ValueError(f"{path} knows its config, and it is not the one given: {own} against {given}; leave it out")
+    return own
+
+
+def _naming(state: State, path: Path) -> Naming:
+    for naming in ("official", "huggingface"):
+        if POSITIONS[naming] in state:
+            return naming
+    raise ValueError(
+        f"expected a Segment Anything checkpoint with a tensor {' or '.join(POSITIONS.values())}, "
+        f"{path} has {len(state)} others: {sorted(state)[:8]}"
+    )
+
+
+def _guess_config(state: State, naming: Naming, path: Path) -> SamConfig:
+    shape = tuple(state[POSITIONS[naming]].shape)
+    for config in SIZES.values():
+        if shape == (1, config.grid_size, config.grid_size, config.encoder_dim):
+            return config
+    raise ValueError(
+        f"{path} has position embeddings of shape {shape}, which no known size has ({', '.join(SIZES)}), "
+        "and its format does not hold the config: give it"
+    )
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _write_pytorch(path: Path, state: State) -> None:
+    torch = _import_torch(path)
+    temporary = _temporary(path)
+    try:
+        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_huggingface_folder(folder: Path, params: Params, config: SamConfig) -> None:
+    contents = {
+        "config.json": config_to_huggingface(config),
+        "preprocessor_config.json": preprocessor_to_huggingface(config),
+    }
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    try:
+        for name, content in contents.items():
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        # transformers refuses files that do not say for which framework they are.
+        save_file(state_from_params(params, config, "huggingface"), temporary / "model.safetensors", {"format": "pt"})
+        if folder.exists():  # it may hold other things, which stay
+            for file in temporary.iterdir():
+                file.replace(folder / file.name)
+        else:
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

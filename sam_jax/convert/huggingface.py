@@ -1,0 +1,173 @@
+"""Our config <-> the JSON files of a Hugging Face `SamModel` folder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sam_jax.config import SIZES, VIT_B, SamConfig
+
+SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+
+
+def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Raises:
+        ValueError: `SamModel` cannot express this config.
+    """
+    if config.decoder_attention_downsample != 2:
+        raise ValueError(
+            "Hugging Face's SamModel fixes decoder_attention_downsample at 2 in its two-way blocks; "
+            f"model {config.name!r} has {config.decoder_attention_downsample}"
+        )
+    if config.iou_head_depth < 2:
+        raise ValueError(
+            "Hugging Face's SamModel has an IoU head of at least 2 layers; "
+            f"model {config.name!r} has iou_head_depth {config.iou_head_depth}"
+        )
+    frame = {"image_size": config.image_size, "patch_size": config.patch_size}
+    return {
+        "_name_or_path": config.name,
+        "architectures": ["SamModel"],
+        "model_type": "sam",
+        "vision_config": {
+            **frame,
+            "model_type": "sam_vision_model",
+            "hidden_size": config.encoder_dim,
+            "output_channels": config.prompt_dim,
+            "num_hidden_layers": config.encoder_depth,
+            "num_attention_heads": config.encoder_heads,
+            "num_channels": 3,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "qkv_bias": True,
+            "use_abs_pos": True,
+            "use_rel_pos": True,
+            "window_size": config.window_size,
+            "global_attn_indexes": list(config.global_attention_blocks),
+            "num_pos_feats": config.prompt_dim // 2,
+            "mlp_dim": int(config.encoder_dim * config.encoder_mlp_ratio),
+        },
+        "prompt_encoder_config": {
+            **frame,
+            "model_type": "sam_prompt_encoder",
+            "hidden_size": config.prompt_dim,
+            "mask_input_channels": config.mask_channels,
+            "num_point_embeddings": 4,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+        },
+        "mask_decoder_config": {
+            "model_type": "sam_mask_decoder",
+            "hidden_size": config.prompt_dim,
+            "hidden_act": "relu",
+            "mlp_dim": config.decoder_mlp_dim,
+            "num_hidden_layers": config.decoder_depth,
+            "num_attention_heads": config.decoder_heads,
+            "attention_downsample_rate": config.decoder_attention_downsample,
+            "num_multimask_outputs": config.num_multimask_outputs,
+            "iou_head_depth": config.iou_head_depth,
+            "iou_head_hidden_dim": config.iou_head_hidden_dim,
+            # As in the official code. Hugging Face's own default, 1e-6, gives slightly other masks.
+            "layer_norm_eps": 1e-5,
+        },
+    }
+
+
+def preprocessor_to_huggingface(config: SamConfig) -> dict[str, Any]:
+    """The content of `preprocessor_config.json`, which `SamImageProcessor` reads."""
+    square = {side: config.image_size for side in ("height", "width")}
+    low_res = config.low_res_size
+    return {
+        "image_processor_type": "SamImageProcessor",
+        "processor_class": "SamProcessor",
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [value / 255 for value in config.pixel_mean],
+        "image_std": [value / 255 for value in config.pixel_std],
+        "mask_pad_size": {"height": low_res, "width": low_res},
+        "mask_size": {"longest_edge": low_res},
+        "pad_size": square,
+        "resample": 2,  # bilinear
+        "rescale_factor": 1 / 255,
+        "size": {"longest_edge": config.image_size},
+    }
+
+
+def config_from_huggingface(
+    content: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None, source: str = "config.json"
+) -> SamConfig:
+    """Reads a `config.json` of `SamModel`, and the colour normalisation from a `preprocessor_config.json`.
+
+    The name is that of the published size with the same numbers, else the one that `config.json` gives, else "custom".
+
+    Args:
+        source: named in errors.
+
+    Raises:
+        ValueError: another model, or a SamModel with options that ours does not have; names all of them.
+    """
+    if content.get("model_type") != "sam":
+        raise ValueError(
+            f"{source}: expected the config of a SamModel (model_type 'sam'), got {content.get('model_type')!r}"
+        )
+    # Old files leave out what equals the defaults, which are those of ViT-B.
+    filled = copy.deepcopy({section: config_to_huggingface(VIT_B)[section] for section in SECTIONS})
+    vision_file = content.get("vision_config") or {}
+    for section in SECTIONS:
+        filled[section].update(content.get(section) or {})
+    vision, prompts, decoder = (filled[section] for section in SECTIONS)
+    if vision_file.get("mlp_dim") is None:
+        vision["mlp_dim"] = int(vision["hidden_size"] * vision_file.get("mlp_ratio", 4.0))
+
+    try:
+        config = SamConfig(
+            name=str(content.get("_name_or_path") or "custom"),
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            encoder_dim=vision["hidden_size"],
+            encoder_depth=vision["num_hidden_layers"],
+            encoder_heads=vision["num_attention_heads"],
+            encoder_mlp_ratio=vision["mlp_dim"] / vision["hidden_size"],
+            window_size=vision["window_size"],
+            global_attention_blocks=tuple(vision["global_attn_indexes"]),
+            prompt_dim=vision["output_channels"],
+            mask_channels=prompts["mask_input_channels"],
+            decoder_depth=decoder["num_hidden_layers"],
+            decoder_heads=decoder["num_attention_heads"],
+            decoder_mlp_dim=decoder["mlp_dim"],
+            decoder_attention_downsample=decoder["attention_downsample_rate"],
+            num_multimask_outputs=decoder["num_multimask_outputs"],
+            iou_head_depth=decoder["iou_head_depth"],
+            iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+        )
+        expected = config_to_huggingface(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: not a SamModel that this package can hold: {error}") from error
+
+    # Everything that is fixed in our model, or said twice in theirs, must be as we would write it.
+    problems = [
+        f"{section}.{key} must be {value!r}, got {filled[section][key]!r}"
+        for section in SECTIONS
+        for key, value in expected[section].items()
+        # The norms' epsilon does not touch the tensors: converted official checkpoints come with 1e-6 here.
+        if filled[section][key] != value and (section, key) != ("mask_decoder_config", "layer_norm_eps")
+    ]
+    if problems:
+        raise ValueError(
+            f"{source}: a SamModel with options that this package does not have:\n  " + "\n  ".join(problems)
+        )
+
+    if preprocessor is not None:
+        for field, key in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
+            if key in preprocessor:
+                # Six decimals undo the division by 255 exactly, for constants that were written by hand.
+                colour = tuple(round(value * 255, 6) for value in preprocessor[key])
+                config = dataclasses.replace(config, **{field: colour})
+    return next((size for size in SIZES.values() if dataclasses.replace(config, name=size.name) == size), config)

@@ -165,9 +165,17 @@ def config_from_huggingface(
         )
 
     if preprocessor is not None:
-        for field, key in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
-            if key in preprocessor:
-                # Six decimals undo the division by 255 exactly, for constants that were written by hand.
-                colour = tuple(round(value * 255, 6) for value in preprocessor[key])
-                config = dataclasses.replace(config, **{field: colour})
+        config = dataclasses.replace(
+            config,
+            pixel_mean=_colour(preprocessor.get("image_mean"), config.pixel_mean),
+            pixel_std=_colour(preprocessor.get("image_std"), config.pixel_std),
+        )
     return next((size for size in SIZES.values() if dataclasses.replace(config, name=size.name) == size), config)
+
+
+def _colour(fractions: list[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if fractions is None:
+        return default
+    # Six decimals undo the division by 255 exactly, for constants that were written by hand.
+    red, green, blue = (round(value * 255, 6) for value in fractions)
+    return red, green, blue

@@ -1,6 +1,6 @@
 """First part of the embedded `tiny` model: crops of 128 pixels, at which a step costs a fifth of one at 256.
 
-    python train.py configs/tiny_crops.py && python train.py configs/tiny.py
+python train.py configs/tiny_crops.py && python train.py configs/tiny.py
 """
 
 import dataclasses

@@ -121,6 +121,23 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
+def einsum_float32(spec: str, *arrays: jax.Array) -> jax.Array:
+    """`jnp.einsum` that accumulates in float32 and returns it, whatever the dtype of the operands.
+
+    On a CPU, XLA lacks some of the products bfloat16 x bfloat16 -> float32; there the operands are widened first.
+    """
+
+    def mixed(*arrays: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
+
+    def widened(*arrays: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, *(array.astype(jnp.float32) for array in arrays))
+
+    if all(array.dtype == jnp.float32 for array in arrays):
+        return mixed(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=widened, default=mixed)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch for a whole example with probability `rate` (Huang et al. 2016)."""
 

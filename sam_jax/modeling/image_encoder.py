@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
-from sam_jax.modeling.common import Dense, DropPath, LayerNorm, MlpBlock, PatchConv, fan_in_uniform, gelu
+from sam_jax.modeling.common import (
+    Dense,
+    DropPath,
+    LayerNorm,
+    MlpBlock,
+    PatchConv,
+    einsum_float32,
+    fan_in_uniform,
+    gelu,
+)
 
 
 def partition_windows(x: jax.Array, window: int) -> jax.Array:
@@ -60,11 +69,11 @@ def fold_relative_positions(
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v with the softmax in float32; (B, N, heads, ...) in and out, q already scaled."""
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
+    logits = einsum_float32("bqnd,bknd->bnqk", q, k)
     # The division moves behind the product with v: N x d numbers in place of N x N.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = weights.sum(-1)
-    out = jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = einsum_float32("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
     return (out / total.swapaxes(1, 2)[..., None]).astype(v.dtype)
 
 

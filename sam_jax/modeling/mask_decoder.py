@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
-from sam_jax.modeling.common import LayerNorm, Mlp, fan_in_uniform, gelu
+from sam_jax.modeling.common import LayerNorm, Mlp, einsum_float32, fan_in_uniform, gelu
 from sam_jax.modeling.transformer import TwoWayTransformer
 
 
@@ -85,6 +85,6 @@ class MaskDecoder(nn.Module):
         x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
         x = gelu(Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x))
         # The many pixels are the left factor, as they lie in memory; only the few masks are moved.
-        logits = jnp.einsum("bqnxyd,bqmd->bqnxym", x, hyper, preferred_element_type=jnp.float32)
+        logits = einsum_float32("bqnxyd,bqmd->bqnxym", x, hyper)
         logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, M).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
         return logits.reshape(B, Q, M, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sam_jax.modeling.common import Dense, LayerNorm, MlpBlock
+from sam_jax.modeling.common import Dense, LayerNorm, MlpBlock, einsum_float32
 
 
 def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
@@ -26,8 +26,8 @@ def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
         terms.append(term.replace("q", "") if shared else term)
         arrays.append(array.squeeze(axis) if shared else array)
     if any("q" in term for term in terms):
-        return jnp.einsum(f"{','.join(terms)}->{output}", *arrays, preferred_element_type=jnp.float32)
-    result = jnp.einsum(f"{','.join(terms)}->{output.replace('q', '')}", *arrays, preferred_element_type=jnp.float32)
+        return einsum_float32(f"{','.join(terms)}->{output}", *arrays)
+    result = einsum_float32(f"{','.join(terms)}->{output.replace('q', '')}", *arrays)
     return jnp.expand_dims(result, output.index("q"))
 
 

@@ -1,0 +1,185 @@
+"""SamPredictor: official shapes, nothing recompiles, padding changes nothing, and every bad input is named."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_training import SMALL
+
+from sam_jax import Prompt, Sam, SamPredictor, predict_batch
+from sam_jax import model as model_module
+from sam_jax.modeling import init_params
+from sam_jax.ops.prompts import pack_prompts
+from sam_jax.types import NOT_A_POINT, PAD
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam:
+    return Sam(SMALL, init_params(SMALL, jax.random.key(0)))
+
+
+@pytest.fixture
+def predictor(model) -> SamPredictor:
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(40, 70))
+    return predictor
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_the_official_shapes_and_types_come_back(predictor):
+    masks, iou, logits = predictor.predict(np.array([[30, 20]]), np.array([1]))
+    assert (masks.shape, masks.dtype) == ((3, 40, 70), bool)
+    assert (iou.shape, iou.dtype) == ((3,), np.float32)
+    assert (logits.shape, logits.dtype) == ((3, SMALL.low_res_size, SMALL.low_res_size), np.float32)
+    single, _, _ = predictor.predict(np.array([[30, 20]]), np.array([1]), multimask_output=False)
+    assert single.shape == (1, 40, 70)
+    full, _, _ = predictor.predict(np.array([[30, 20]]), np.array([1]), return_logits=True)
+    np.testing.assert_array_equal(full > 0, masks)
+
+
+def test_any_mix_of_prompts_is_taken_and_none_as_well(predictor):
+    point, label, box = np.array([[30, 20]]), np.array([1]), np.array([10, 5, 50, 35])
+    _, plain, logits = predictor.predict(point, label)
+    results = [
+        predictor.predict(point, label, box)[1],
+        predictor.predict(box=box)[1],
+        predictor.predict(mask_input=logits[:1])[1],
+        predictor.predict(point, label, box, logits[:1])[1],
+        predictor.predict()[1],
+    ]
+    assert len({tuple(iou.round(5)) for iou in [plain, *results]}) == 6
+
+
+def test_a_prompt_gives_the_same_alone_and_among_others_of_other_kinds(predictor, model):
+    mask = np.random.default_rng(1).normal(size=(SMALL.low_res_size,) * 2)
+    prompts = [
+        Prompt([[30, 20]], [1]),
+        Prompt(box=[10, 5, 50, 35]),
+        Prompt([[30, 20], [5, 5], [60, 30]], [1, 0, 1], [10, 5, 50, 35]),
+        Prompt(mask=mask),
+        Prompt(),
+        Prompt([[i, i] for i in range(30)], [i % 2 for i in range(30)]),
+    ]
+    together = predictor.predict_prompts(prompts, return_logits=True)
+    for q, prompt in enumerate(prompts):
+        alone = predictor.predict_prompts([prompt], return_logits=True)
+        np.testing.assert_allclose(together.low_res_logits[q], alone.low_res_logits[0], atol=1e-5)
+        np.testing.assert_allclose(together.iou_predictions[q], alone.iou_predictions[0], atol=1e-5)
+        np.testing.assert_allclose(together.masks[q], alone.masks[0], atol=1e-5)
+    other = picture(64, 33, seed=2)
+    batch = predict_batch(model, [picture(40, 70), other], [prompts[:3], prompts[:1]], return_logits=True)
+    assert [result.masks.shape for result in batch] == [(3, 3, 40, 70), (1, 3, 64, 33)]
+    np.testing.assert_allclose(batch[0].masks, together.masks[:3], atol=1e-5)
+    predictor.set_image(other)
+    np.testing.assert_allclose(batch[1].masks[0], predictor.predict([[30, 20]], [1], return_logits=True)[0], atol=1e-5)
+
+
+def test_the_padding_point_comes_with_clicks_but_not_with_a_box():
+    def labels(prompt):
+        return [label for label in pack_prompts([[prompt]], [(40, 70)], SMALL).labels[0, 0] if label != PAD]
+
+    assert labels(Prompt([[1, 1]], [1])) == [1, NOT_A_POINT]
+    assert labels(Prompt([[1, 1]], [0], [0, 0, 9, 9])) == [0, 2, 3]
+    assert labels(Prompt(box=[0, 0, 9, 9])) == [2, 3]
+    assert labels(Prompt()) == []
+
+
+def test_coordinates_are_scaled_by_the_rounded_size():
+    # 33 x 50 becomes 42 x 64: y scales by 42 / 33, not by 64 / 50.
+    points = pack_prompts([[Prompt([[25, 11]], [1])]], [(33, 50)], SMALL).points
+    np.testing.assert_allclose(points[0, 0, 0], [25 * 64 / 50, 11 * 42 / 33], rtol=1e-6)
+
+
+def test_new_picture_sizes_and_prompt_counts_compile_nothing_new(model):
+    predictor = SamPredictor(model)
+    model_module._encode.clear_cache()
+    model_module._decode.clear_cache()
+    for i, (height, width) in enumerate([(40, 70), (71, 33), (64, 64), (10, 200), (1, 1)]):
+        predictor.set_image(picture(height, width))
+        predictor.predict_prompts([Prompt([[0, 0]] * (j + 1), [1] * (j + 1)) for j in range(2 + i % 2)])
+    assert model_module._encode._cache_size() == 1
+    assert model_module._decode._cache_size() == 1
+    # 2 and 3 prompts share the bucket of 4; 2 to 4 tokens that of 4. One more bucket is one more compilation.
+    predictor.predict_prompts([Prompt([[0, 0]] * 4, [1] * 4)] * 3)
+    assert model_module._decode._cache_size() == 2
+
+
+def test_another_colour_order_or_kind_of_picture_means_what_it_shows(predictor, model):
+    image = picture(30, 20)
+    predictor.set_image(image)
+    expected = np.asarray(predictor.get_image_embedding())
+    opaque = np.concatenate([image, np.full((30, 20, 1), 255, np.uint8)], -1)
+    for same, order in [(image[..., ::-1], "BGR"), (opaque, "RGB")]:
+        predictor.set_image(same, order)
+        np.testing.assert_allclose(predictor.get_image_embedding(), expected, atol=1e-6)
+    predictor.set_image(image[..., 0])
+    assert predictor.original_size == (30, 20)
+
+
+def test_no_picture_is_an_error_until_one_is_set_and_after_reset(model):
+    predictor = SamPredictor(model)
+    assert not predictor.is_image_set
+    with pytest.raises(RuntimeError, match="set_image"):
+        predictor.predict()
+    predictor.set_image(picture(5, 6))
+    assert predictor.is_image_set
+    predictor.reset_image()
+    with pytest.raises(RuntimeError, match="set_image"):
+        predictor.get_image_embedding()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"point_coords": [[70, 10]], "point_labels": [1]}, "outside the picture of 70 x 40"),
+        ({"point_coords": [[-1, 10]], "point_labels": [1]}, "outside the picture"),
+        ({"point_coords": [[3, np.nan]], "point_labels": [1]}, "finite"),
+        ({"point_coords": [[3, 3]], "point_labels": [2]}, "1 .foreground. or 0 .background."),
+        ({"point_coords": [[3, 3]], "point_labels": [1, 0]}, "one label for each of 1 points"),
+        ({"point_coords": [[3, 3]]}, "go together"),
+        ({"point_coords": [3, 3], "point_labels": [1]}, r"\(N, 2\)"),
+        ({"box": [9, 9, 9, 20]}, "x1 > x0"),
+        ({"box": [9, 20, 12, 3]}, "y1 > y0"),
+        ({"box": [1, 2, 3]}, "x0, y0, x1, y1"),
+        ({"box": [1, 2, np.inf, 4]}, "finite"),
+        ({"box": [80, 2, 90, 4]}, "outside the picture"),
+        ({"mask_input": np.zeros((1, 40, 70))}, "low_res_logits"),
+        ({"mask_input": np.full((32, 32), np.nan)}, "finite"),
+    ],
+)
+def test_a_bad_prompt_is_named(predictor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (np.zeros((5, 5, 3), np.float32), TypeError),
+        (np.zeros((5, 5, 2), np.uint8), ValueError),
+        (np.zeros((0, 5, 3), np.uint8), ValueError),
+        (np.zeros((5,), np.uint8), ValueError),
+    ],
+)
+def test_a_bad_picture_is_named_and_the_one_before_stays(predictor, image, error):
+    with pytest.raises(error, match="picture"):
+        predictor.set_image(image)
+    assert predictor.original_size == (40, 70)
+
+
+def test_lists_of_pictures_and_prompts_must_match(model):
+    with pytest.raises(ValueError, match="one list of prompts per picture"):
+        predict_batch(model, [picture(5, 5)], [])
+    assert predict_batch(model, [], []) == []
+
+
+def test_bfloat16_arithmetic_stays_close(model, predictor):
+    low = SamPredictor(dataclasses.replace(model, dtype=jax.numpy.bfloat16))
+    low.set_image(picture(40, 70))
+    exact, rough = (p.predict([[30, 20]], [1])[2] for p in (predictor, low))
+    assert rough.dtype == np.float32
+    assert np.abs(exact - rough).max() < 0.1 * np.abs(exact).max() + 0.05

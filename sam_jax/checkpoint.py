@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ from sam_jax.types import Params
 CONFIG_KEY = "sam_jax_config"
 
 
-def expected_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)  # tracing the model takes up to a second
+def expected_shapes(config: SamConfig) -> Mapping[str, tuple[int, ...]]:
     """`path/to/param` -> shape, of a model with this config."""
     shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+    return MappingProxyType({name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()})
 
 
 def check_params(

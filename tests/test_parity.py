@@ -6,6 +6,7 @@ five times that. The requirement is 1e-3 on logits.
 
 import dataclasses
 import functools
+import os
 
 import jax
 import numpy as np
@@ -15,8 +16,11 @@ from torch_reference import params_of, reference_embedding, reference_masks, ref
 
 from sam_jax.checkpoint import expected_shapes
 from sam_jax.config import VIT_B, VIT_H, VIT_L
+from sam_jax.hub import default_cache_dir, load_model
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts
 from sam_jax.modeling.image_encoder import ImageEncoder
+from sam_jax.ops.transforms import read_image
+from sam_jax.predictor import SamPredictor
 from sam_jax.types import PAD, Prompts
 
 TOLERANCE = 5e-5
@@ -209,6 +213,44 @@ def test_multimask_output_selects_the_masks_that_the_reference_returns():
     ("config", "count"), [(VIT_B, 93_735_472), (VIT_L, 312_342_832), (VIT_H, 641_090_608)], ids=lambda x: str(x)[:20]
 )
 def test_published_sizes_have_the_official_number_of_parameters(config, count):
-    shapes = expected_shapes(config)
+    shapes = dict(expected_shapes(config))
     del shapes["prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"]  # a buffer in the official code
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
+
+
+# prompt in pixels of the picture, expected predicted IoU of the last masks, expected first logits of the first mask.
+# They come from the tests of Hugging Face's port, for its picture car.png and the published ViT-B.
+GOLDEN = [
+    ({"point_coords": [(820, 1080)], "point_labels": [1]}, [0.6765, 0.9379, 0.8803], [-2.8550, -2.7988, -2.9625]),
+    ({"point_coords": [(510, 1080)], "point_labels": [1]}, [0.3317, 0.7264, 0.7646], None),
+    ({"point_coords": [(400, 650)], "point_labels": [1]}, [0.9105, 0.9825, 0.9675], None),
+    ({"point_coords": [(220, 470)], "point_labels": [1]}, [0.7646, 0.7943, 0.7774], None),
+    ({"point_coords": [(400, 650), (800, 650)], "point_labels": [1, 1]}, [0.9762], None),
+    ({"box": (75, 275, 1725, 850)}, [0.5996, 0.7661, 0.7937], None),
+    ({"box": (620, 900, 1000, 1255)}, [0.9773, 0.9881, 0.9522], None),
+    (
+        {"box": (650, 900, 1000, 1250), "point_coords": [(820, 1080)], "point_labels": [1]},
+        [0.9566],
+        [-12.7729, -12.3665, -12.6061],
+    ),
+    ({"box": (620, 900, 1000, 1255), "point_coords": [(820, 1080)], "point_labels": [0]}, [0.7894], None),
+    ({}, [0.4515], [-4.1800, -3.4948, -3.4481]),
+]
+
+
+def test_the_published_vit_b_gives_the_published_numbers():
+    """Opt-in: the weights in the cache, where `load_model("vit_b")` puts them, and SAM_JAX_GOLDEN_IMAGE=.../car.png."""
+    image = os.environ.get("SAM_JAX_GOLDEN_IMAGE")
+    weights = [default_cache_dir() / f"sam_vit_b_01ec64{suffix}" for suffix in (".safetensors", ".pth")]
+    found = [path for path in weights if path.is_file()]
+    if not image or not found:
+        pytest.skip(f"needs {weights[1]} and SAM_JAX_GOLDEN_IMAGE, the path of Hugging Face's car.png")
+    predictor = SamPredictor(load_model(found[0]))
+    predictor.set_image(read_image(image))
+    for prompt, iou, first_logits in GOLDEN:
+        prompt = {name: np.array(value) for name, value in prompt.items()}
+        _, predicted_iou, logits = predictor.predict(**prompt)
+        # Theirs resize differently and have another epsilon in the decoder: near, not equal.
+        np.testing.assert_allclose(predicted_iou[-len(iou) :], iou, atol=5e-3, err_msg=str(prompt))
+        if first_logits is not None:
+            np.testing.assert_allclose(logits[0, 0, :3], first_logits, atol=5e-2, err_msg=str(prompt))

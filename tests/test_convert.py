@@ -1,0 +1,326 @@
+"""Conversion loses nothing in any direction, and says what is wrong with a file that does not fit."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from sam_jax.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L
+from sam_jax.convert import convert_file, files, load_any, params_from_state, state_from_params
+from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
+from sam_jax.convert.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_tensors
+
+# No published number in it, so that no default can stand in for one.
+ODD = dataclasses.replace(
+    TINY,
+    name="odd",
+    image_size=48,
+    encoder_dim=24,
+    encoder_depth=2,
+    encoder_heads=3,
+    encoder_mlp_ratio=3.0,
+    window_size=5,
+    global_attention_blocks=(1,),
+    prompt_dim=16,
+    mask_channels=8,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_mlp_dim=20,
+    num_multimask_outputs=2,
+    iou_head_depth=4,
+    iou_head_hidden_dim=12,
+    pixel_mean=(1.5, 2.25, 100.1),
+    pixel_std=(51.0, 52.5, 53.7),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Params of ODD, every number different from most others."""
+    random = np.random.default_rng(0)
+    shapes = expected_shapes(ODD).items()
+    return unflatten_dict({name: random.normal(size=shape).astype(np.float32) for name, shape in shapes}, sep="/")
+
+
+@pytest.fixture
+def ours(params, tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_checkpoint(path, params, ODD)
+    return path
+
+
+def assert_same(a, b):
+    a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("other", ["official.pth", "official.pt", "huggingface"])
+def test_there_and_back_is_bit_exact(ours, params, tmp_path, other):
+    convert_file(ours, tmp_path / other)
+    convert_file(tmp_path / other, tmp_path / "back.safetensors", config=None if other == "huggingface" else ODD)
+    back, config = load_checkpoint(tmp_path / "back.safetensors")
+    assert_same(back, params)
+    assert config == ODD
+
+
+def test_the_three_formats_in_a_circle_are_bit_exact(ours, params, tmp_path):
+    convert_file(ours, tmp_path / "a.pth")
+    convert_file(tmp_path / "a.pth", tmp_path / "folder", config=ODD)
+    convert_file(tmp_path / "folder", tmp_path / "b.pth")
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pth", "b.pth"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same(load_any(tmp_path / "folder" / "model.safetensors")[0], params)  # the file in the folder does, too
+
+
+def test_a_written_folder_is_a_hugging_face_model(ours, params, tmp_path):
+    convert_file(ours, tmp_path / "folder")
+    model, info = transformers.SamModel.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    assert not any(info.values()), info  # nothing missing, unexpected or misshapen
+    state = {name: torch.from_numpy(array) for name, array in state_from_params(params, ODD, "huggingface").items()}
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+    model.load_state_dict(state, strict=True)
+
+
+def test_a_folder_saved_by_hugging_face_is_read(params, tmp_path):
+    model = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(ODD)))
+    model.save_pretrained(tmp_path / "folder")
+    loaded, config = load_any(tmp_path / "folder")
+    assert dataclasses.replace(config, name="odd", pixel_mean=ODD.pixel_mean, pixel_std=ODD.pixel_std) == ODD
+    kernel = loaded["mask_decoder"]["output_upscaling_0"]["kernel"]  # (h, w, in, out) of a transposed convolution
+    weight = model.mask_decoder.upscale_conv1.weight.detach().numpy()
+    np.testing.assert_array_equal(kernel[1, 0], weight[:, :, 1, 0])
+
+
+@pytest.mark.parametrize(("config", "entries"), [(VIT_B, 314), (VIT_L, 482), (VIT_H, 594)], ids=lambda x: str(x)[:20])
+def test_published_sizes_have_the_official_names_and_shapes(config, entries):
+    shapes = {tensor.name: tensor.shape for tensor in foreign_tensors(config, "official")}
+    D, d = config.encoder_dim, config.encoder_dim // config.encoder_heads
+    last = config.encoder_depth - 1
+    assert len(shapes) == entries
+    expected = {
+        "image_encoder.pos_embed": (1, 64, 64, D),
+        "image_encoder.patch_embed.proj.weight": (D, 3, 16, 16),
+        f"image_encoder.blocks.{last}.attn.rel_pos_h": (127, d),
+        "image_encoder.blocks.0.attn.rel_pos_w": (27, d),
+        f"image_encoder.blocks.{last}.attn.qkv.weight": (3 * D, D),
+        f"image_encoder.blocks.{last}.mlp.lin2.weight": (D, 4 * D),
+        "image_encoder.neck.0.weight": (256, D, 1, 1),
+        "image_encoder.neck.3.bias": (256,),
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (2, 128),
+        "prompt_encoder.point_embeddings.3.weight": (1, 256),
+        "prompt_encoder.not_a_point_embed.weight": (1, 256),
+        "prompt_encoder.no_mask_embed.weight": (1, 256),
+        "prompt_encoder.mask_downscaling.6.weight": (256, 16, 1, 1),
+        "mask_decoder.transformer.layers.1.cross_attn_image_to_token.out_proj.weight": (256, 128),
+        "mask_decoder.transformer.layers.0.mlp.lin1.weight": (2048, 256),
+        "mask_decoder.transformer.final_attn_token_to_image.q_proj.bias": (128,),
+        "mask_decoder.transformer.norm_final_attn.weight": (256,),
+        "mask_decoder.mask_tokens.weight": (4, 256),
+        "mask_decoder.iou_token.weight": (1, 256),
+        "mask_decoder.output_upscaling.0.weight": (256, 64, 2, 2),
+        "mask_decoder.output_upscaling.3.weight": (64, 32, 2, 2),
+        "mask_decoder.output_hypernetworks_mlps.3.layers.2.weight": (32, 256),
+        "mask_decoder.iou_prediction_head.layers.2.weight": (4, 256),
+    }
+    assert expected.items() <= shapes.items()
+
+
+@pytest.mark.parametrize("config", [VIT_B, VIT_L, VIT_H], ids=lambda config: config.name)
+def test_published_sizes_load_strictly_into_hugging_face_by_name_and_shape(config):
+    with torch.device("meta"):
+        state = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(config))).state_dict()
+    shapes = {tensor.name: tensor.shape for tensor in foreign_tensors(config, "huggingface")}
+    shapes[SHARED_MATRIX_ALIAS] = shapes[SHARED_MATRIX]
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("config", [*SIZES.values(), ODD], ids=lambda config: config.name)
+def test_the_config_survives_hugging_face(config):
+    content = transformers.SamConfig(**config_to_huggingface(config)).to_dict()
+    content["_name_or_path"] = config.name
+    content = json.loads(json.dumps(content))
+    preprocessor = json.loads(json.dumps(preprocessor_to_huggingface(config)))
+    assert config_from_huggingface(content, preprocessor) == config
+
+
+def test_hugging_face_defaults_are_vit_b():
+    assert config_from_huggingface(transformers.SamConfig().to_dict()) == VIT_B
+    assert config_from_huggingface({"model_type": "sam"}) == VIT_B
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_dim": 4096}
+    large["global_attn_indexes"] = [5, 11, 17, 23]
+    assert config_from_huggingface({"model_type": "sam", "vision_config": large}) == VIT_L
+
+
+def test_the_processor_of_a_written_folder_scales_colours_as_we_do(ours, tmp_path):
+    convert_file(ours, tmp_path / "folder")
+    content = json.loads((tmp_path / "folder" / "preprocessor_config.json").read_text())
+    np.testing.assert_allclose(np.multiply(content["image_mean"], 255), ODD.pixel_mean)
+    assert content["size"] == {"longest_edge": 48}
+    assert content["pad_size"] == {"height": 48, "width": 48}
+
+
+def test_options_that_our_model_lacks_are_all_named():
+    content = {
+        "model_type": "sam",
+        "vision_config": {"use_rel_pos": False, "hidden_act": "relu"},
+        "prompt_encoder_config": {"image_size": 512},
+    }
+    with pytest.raises(ValueError, match=r"use_rel_pos(.|\n)*") as error:
+        config_from_huggingface(content)
+    for part in ("vision_config.use_rel_pos", "vision_config.hidden_act", "prompt_encoder_config.image_size"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="model_type 'sam'"):
+        config_from_huggingface({"model_type": "sam2"})
+
+
+@pytest.mark.parametrize("change", [{"iou_head_depth": 1}, {"decoder_attention_downsample": 1}])
+def test_what_hugging_face_cannot_express_is_refused(change):
+    (field,) = change
+    with pytest.raises(ValueError, match=field):
+        config_to_huggingface(dataclasses.replace(ODD, **change))
+
+
+@pytest.mark.parametrize("naming", ["official", "huggingface"])
+def test_missing_extra_and_misshapen_tensors_are_reported_together(params, naming):
+    state = state_from_params(params, ODD, naming)
+    missing = "mask_decoder.iou_token.weight"
+    misshapen = {"official": "image_encoder.neck.2.weight", "huggingface": "vision_encoder.neck.conv2.weight"}[naming]
+    del state[missing]
+    state["head.weight"] = np.zeros((7, 3), np.float32)
+    state[misshapen] = state[misshapen][..., :2]
+    with pytest.raises(ValueError, match="does not fit") as error:
+        params_from_state(state, ODD, naming, "some.pth")
+    message = str(error.value)
+    assert "some.pth" in message
+    assert f"missing {missing} (1, 16)" in message
+    assert "extra head.weight (7, 3)" in message
+    assert f"{misshapen} has shape (16, 16, 3, 2), expected (16, 16, 3, 3)" in message
+
+
+def test_two_different_copies_of_the_fourier_matrix_are_refused(params):
+    state = state_from_params(params, ODD, "huggingface")
+    state[SHARED_MATRIX_ALIAS] = state[SHARED_MATRIX] + 1
+    with pytest.raises(ValueError, match=SHARED_MATRIX):
+        params_from_state(state, ODD, "huggingface")
+    del state[SHARED_MATRIX]  # old files have the other name alone
+    params_from_state(state, ODD, "huggingface")
+
+
+def test_the_size_of_an_official_file_is_found_by_its_shapes(tmp_path):
+    random = np.random.default_rng(0)
+    state = {
+        tensor.name: torch.from_numpy(random.normal(size=tensor.shape).astype(np.float16))
+        for tensor in foreign_tensors(TINY, "official")
+    }
+    torch.save(
+        {"model": state, "epoch": 3}, tmp_path / "tiny.pth"
+    )  # as training scripts save it, and in half precision
+    params, config = load_any(tmp_path / "tiny.pth")
+    assert config == TINY
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_an_official_file_of_unknown_size_needs_a_config(ours, tmp_path):
+    convert_file(ours, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"\(1, 6, 6, 24\).*give it"):
+        load_any(tmp_path / "odd.pth")
+    assert load_any(tmp_path / "odd.pth", ODD)[1] == ODD
+
+
+def test_a_config_that_is_not_the_files_own_is_refused(ours, tmp_path):
+    convert_file(ours, tmp_path / "folder")
+    for path in (ours, tmp_path / "folder"):
+        assert load_any(path, ODD)[1] == ODD
+        with pytest.raises(ValueError, match="decoder_heads"):
+            load_any(path, dataclasses.replace(ODD, decoder_heads=4))
+
+
+class Payload:
+    """Unpickling one runs code: here a harmless import."""
+
+    def __reduce__(self):
+        return __import__, ("antigravity_that_does_not_exist",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.pth", b""),
+        ("text.pth", b"this is no checkpoint at all"),
+        ("cut.pth", b"PK\x03\x04" + bytes(60)),
+        ("cut.safetensors", b"\x80\x02\x00\x00\x00\x00\x00\x00{"),
+        ("picture.safetensors", b"\xff\xd8\xff\xe0" + bytes(60)),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_called_so(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"expected a .*checkpoint") as error:
+        load_any(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_files_of_other_things_are_called_so(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": Payload()}, tmp_path / "code.pth")
+    save_file({"b": np.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "folder").mkdir()
+    for name, message in {
+        "other.pth": "image_encoder.pos_embed",
+        "list.pth": "state dict.*list",
+        "code.pth": "tensors alone",
+        "other.safetensors": "image_encoder.pos_embed",
+        "folder": "config.json",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_any(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_any(tmp_path / "nowhere.pth")
+
+
+def test_an_existing_destination_stays_unless_told(ours, tmp_path):
+    for name in ("x.pth", "x.safetensors", "folder"):
+        convert_file(ours, tmp_path / name)
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    for name in ("x.pth", "x.safetensors", "folder"):
+        with pytest.raises(FileExistsError, match=name):
+            convert_file(ours, tmp_path / name)
+        convert_file(ours, tmp_path / name, overwrite=True)
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"model\.onnx"):
+        convert_file(ours, tmp_path / "model.onnx")
+
+
+def test_a_failed_conversion_leaves_nothing(ours, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(files, "save_file", fail)
+    for name in ("x.pth", "folder"):
+        with pytest.raises(OSError, match="disk full"):
+            convert_file(ours, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.safetensors"]
+
+
+def test_without_pytorch_hugging_face_works_and_pth_says_what_to_install(ours, params, tmp_path, monkeypatch):
+    convert_file(ours, tmp_path / "x.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    convert_file(ours, tmp_path / "folder")
+    assert_same(load_any(tmp_path / "folder")[0], params)
+    for action in (lambda: load_any(tmp_path / "x.pth", ODD), lambda: convert_file(ours, tmp_path / "y.pth")):
+        with pytest.raises(ImportError, match=r"pip install 'sam_jax\[convert\]'"):
+            action()

@@ -190,6 +190,24 @@ def test_a_prompt_without_padding_matches(name):
     assert_close(prediction.iou_predictions[0, 0], iou)
 
 
+def test_the_norms_of_the_decoder_have_the_official_epsilon():
+    """1e-5 or 1e-6 makes no difference to numbers around 1, so here what norm4 gets is around 1e-3."""
+    c = case("l")
+    model = reference_model(c.config)
+    block = model.mask_decoder.transformer.layers[0]
+    for weight in (model.prompt_encoder.no_mask_embed.weight, *block.cross_attn_image_to_token.out_proj.parameters()):
+        weight.mul_(1e-3)
+    points, labels, _ = c.prompt("two clicks")
+    embedding = 1e-3 * c.reference[:1]
+    logits, iou = reference_masks(model, embedding, points, labels)
+    prompts = Prompts(points[None, None], labels[None, None])
+    prediction = decode(params_of(model, c.config), embedding.permute(0, 2, 3, 1).numpy(), prompts, c.config)
+    assert_close(prediction.low_res_logits[0, 0], logits)
+    assert_close(prediction.iou_predictions[0, 0], iou)
+    block.layer_norm4.eps = 1e-6
+    assert np.abs(reference_masks(model, embedding, points, labels)[0] - logits).max() > 100 * TOLERANCE
+
+
 def test_multimask_output_selects_the_masks_that_the_reference_returns():
     c = case("l")
     points, labels, _ = c.prompt("box")

@@ -3,7 +3,6 @@
 import sys
 
 from sam_jax.cli_config import load_config
-
 from sam_jax.training.loop import train
 
 

@@ -1,0 +1,10 @@
+"""The embedded model on held-out pictures, against what a user has without a model.
+
+python eval.py configs/eval_tiny.py
+"""
+
+from sam_jax.evals.single_point import SinglePointConfig
+
+
+def get_config() -> SinglePointConfig:
+    return SinglePointConfig()

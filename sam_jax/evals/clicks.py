@@ -1,13 +1,20 @@
 """Where a user would click: in the middle of the object, then in the middle of what is most wrong.
 
-Reference: paper, section D.1; RITM (Sofiiuk et al. 2021), whose rule of the largest inscribed circle this is.
+Reference: paper, section D.1; Sofiiuk et al. 2021 (RITM), whose rule of the largest inscribed circle this is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
+
+from sam_jax.types import BACKGROUND, FOREGROUND
+
+Click = tuple[tuple[int, int], int]
+"""((x, y), label): a pixel of the original frame; FOREGROUND or BACKGROUND."""
 
 
 def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
@@ -16,25 +23,36 @@ def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"
     return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
 
 
-def first_click(truth: Bool[np.ndarray, "H W"]) -> tuple[tuple[int, int], int]:
-    """((x, y), 1): the interior point farthest from the boundary, the first in reading order of several."""
-    return _peak(inscribed_radius(truth)), 1
+def first_click(truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None) -> Click:
+    """The interior pixel farthest from the boundary; of several, the first in reading order.
+
+    Args:
+        ignore: pixels that are not clicked, and bound the object.
+
+    Raises:
+        ValueError: no pixel to click.
+    """
+    click = next_click(truth, np.zeros_like(truth), [], ignore)
+    if click is None:
+        raise ValueError("expected a mask with at least one pixel to click, got an empty one")
+    return click
 
 
 def next_click(
     truth: Bool[np.ndarray, "H W"],
     predicted: Bool[np.ndarray, "H W"],
-    clicked: list[tuple[int, int]],
+    clicked: Sequence[tuple[int, int]],
     ignore: Bool[np.ndarray, "H W"] | None = None,
-) -> tuple[tuple[int, int], int]:
-    """((x, y), label): the point of the missed or the wrong region that is farthest from that region's boundary.
+) -> Click | None:
+    """The pixel of the missed or the wrong region that is farthest from that region's boundary.
 
     Args:
-        clicked: earlier clicks, which are not repeated.
+        clicked: (x, y) of earlier clicks, which are not repeated.
         ignore: pixels that count neither way.
 
     Returns:
-        label 1 if a missed region has the strictly larger radius, else 0.
+        A foreground click where a missed region has the strictly larger radius, else a background click; None where
+        nothing is wrong but pixels that were clicked before.
     """
     missed, wrong = truth & ~predicted, predicted & ~truth
     if ignore is not None:
@@ -42,13 +60,10 @@ def next_click(
     missed_radius, wrong_radius = inscribed_radius(missed), inscribed_radius(wrong)
     for x, y in clicked:
         missed_radius[y, x] = wrong_radius[y, x] = 0
-    label = int(missed_radius.max() > wrong_radius.max())
-    return _peak(missed_radius if label else wrong_radius), label
-
-
-def _peak(values: np.ndarray) -> tuple[int, int]:
-    y, x = divmod(int(np.argmax(values)), values.shape[1])
-    return x, y
+    label = FOREGROUND if missed_radius.max() > wrong_radius.max() else BACKGROUND
+    radius = missed_radius if label == FOREGROUND else wrong_radius
+    y, x = divmod(int(np.argmax(radius)), radius.shape[1])
+    return ((x, y), label) if radius[y, x] > 0 else None
 
 
 def mask_iou(

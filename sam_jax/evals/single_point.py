@@ -76,23 +76,29 @@ def evaluate_picture(segmenter: Segmenter, example: Example, clicks: int) -> lis
     truths = [decode_rle(mask) for mask in example.masks]
     ignore = None if example.ignore is None else decode_rle(example.ignore)
     session = segmenter.open(example.image())
-    starts = [first_click(truth) for truth in truths]
+    starts = [first_click(truth, ignore) for truth in truths]
     given = [Clicks([point], [label]) for point, label in starts]
+    finished: set[int] = set()  # masks without an error left: their user clicks no more and keeps what there is
     records: list[Record] = [
         {"dataset": example.dataset, "picture": example.path.stem, "mask": i, "area": int(truth.sum()), "iou": []}
         for i, truth in enumerate(truths)
     ]
     for turn in range(clicks):
         answers = session.segment(given)
-        for record, answer, truth, click in zip(records, answers, truths, given, strict=True):
+        for i, (record, answer, truth, click) in enumerate(zip(records, answers, truths, given, strict=True)):
+            if i in finished:
+                record["iou"].append(record["iou"][-1])
+                continue
             overlaps = [mask_iou(mask, truth, ignore) for mask in answer.masks]
             record["iou"].append(round(overlaps[0], 5))
             if turn == 0:
                 record["best"] = round(max(overlaps), 5)
-            if turn < clicks - 1:
-                point, label = next_click(truth, answer.masks[0], click.points, ignore)
-                click.points.append(point)
-                click.labels.append(label)
+            following = next_click(truth, answer.masks[0], click.points, ignore)
+            if following is None:
+                finished.add(i)
+            elif turn < clicks - 1:
+                click.points.append(following[0])
+                click.labels.append(following[1])
     return records
 
 

@@ -33,8 +33,8 @@ class SinglePointConfig:
     model: str = "tiny"  # name or path of a checkpoint
     datasets: tuple[str, ...] = ("bsds500", "coco_small", "grabcut20", "dsb2018")
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")
-    max_pictures: int = 100  # per dataset, the same for every method; 0 means all
-    max_masks: int = 4  # per picture, likewise
+    max_pictures: int = 60  # per dataset, the same for every method; 0 means all
+    max_masks: int = 3  # per picture, likewise
     clicks: int = 5  # the last number of clicks
     seed: int = 0  # of the sample
     workers: int = 2  # processes for the methods without a model

@@ -6,6 +6,7 @@ All of them run unchanged under `jax.jit` (with `config` and the keyword options
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
     return module.apply({"params": params}, *args, **kwargs)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # else flax runs the whole model, step by step
 def init_params(config: SamConfig, key: jax.Array) -> Params:
     """Random float32 params, initialised as PyTorch would. Shapes alone: `jax.eval_shape` over this function."""
     encoder_key, prompt_key, decoder_key = jax.random.split(key, 3)

@@ -1,0 +1,116 @@
+"""The command line: what it writes, and that mistakes end with a message and exit code 2 in place of a traceback."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_ops import picture
+from test_training import SMALL
+
+from sam_jax import cli, read_image
+from sam_jax.checkpoint import save_checkpoint
+from sam_jax.modeling import init_params
+from sam_jax.ops.rle import decode_rle
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_checkpoint(path, init_params(SMALL, jax.random.key(0)), SMALL)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(picture(40, 70)).save(path)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_segment_writes_overlay_masks_and_json_and_prints_where(photo, checkpoint, tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    prompts = ["--point", "30,20", "--point", "35.5,22", "--negative-point", "1,1", "--box", "10,5,60,38"]
+    assert run("segment", photo, *prompts, "--model", checkpoint, "--out", out) == 0
+    names = ["photo_overlay.png", "photo_mask_0.png", "photo_mask_1.png", "photo_mask_2.png", "photo.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)  # and no temporary file
+    assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+    assert read_image(out / "photo_overlay.png").shape == (40, 70, 3)
+    content = json.loads((out / "photo.json").read_text())
+    assert content["prompt"] == {
+        "points": [[30, 20], [35.5, 22], [1, 1]],
+        "labels": [1, 1, 0],
+        "box": [10, 5, 60, 38],
+    }
+    scores = [record["predicted_iou"] for record in content["masks"]]
+    assert scores == sorted(scores, reverse=True)
+    for i, record in enumerate(content["masks"]):
+        mask = decode_rle(record["segmentation"])
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"photo_mask_{i}.png")) == 255, mask)
+        assert record["area"] == mask.sum()
+
+
+def test_segment_writes_one_mask_when_asked_and_replaces_older_results(photo, checkpoint, tmp_path):
+    for _ in range(2):
+        assert run("segment", photo, "--box", "10,5,60,38", "--model", checkpoint, "--out", tmp_path, "--single") == 0
+    assert len(json.loads((tmp_path / "photo.json").read_text())["masks"]) == 1
+    assert not (tmp_path / "photo_mask_1.png").exists()
+
+
+def test_demo_cuts_every_object_it_names_out_of_the_photograph_in_the_package(checkpoint, tmp_path, capsys):
+    assert run("demo", "--out", tmp_path, "--model", checkpoint) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "demo.png"), str(tmp_path / "demo.json")]
+    content = json.loads((tmp_path / "demo.json").read_text())
+    assert [record["name"] for record in content["masks"]] == list(cli.DEMO_PROMPTS)
+    height, width, _ = read_image(tmp_path / "demo.png").shape
+    assert [height, width // 3] == content["masks"][0]["segmentation"]["size"]  # picture, masks, cut-outs in a row
+
+
+def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoint, tmp_path, capsys):
+    target = tmp_path / "converted.safetensors"
+    assert run("convert", checkpoint, target) == 0
+    assert target.exists()
+    assert run("convert", checkpoint, target) == 2
+    assert str(target) in capsys.readouterr().err
+    assert run("convert", checkpoint, target, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "PHOTO"], "expected a prompt"),
+        (["segment", "missing.jpg", "--point", "1,1"], "missing.jpg"),
+        (["segment", "MODEL", "--point", "1,1"], "cannot read"),
+        (["segment", "PHOTO", "--point", "1;1"], "--point expects 2 numbers joined by commas, got '1;1'"),
+        (["segment", "PHOTO", "--point", "1,1,1"], "--point expects 2 numbers"),
+        (["segment", "PHOTO", "--box", "1,1,5"], "--box expects 4 numbers"),
+        (["segment", "PHOTO", "--point", "70,1"], "outside the picture of 70 x 40"),
+        (["segment", "PHOTO", "--negative-point", "-1,1"], "outside the picture"),
+        (["segment", "PHOTO", "--point", "nan,1"], "finite"),
+        (["segment", "PHOTO", "--box", "9,9,3,12"], "x1 > x0"),
+        (["segment", "PHOTO", "--point", "1,1", "--model", "vit_x"], "vit_x"),
+        (["segment", "PHOTO", "--point", "1,1", "--model", "PHOTO"], "photo.jpg"),
+        (["segment", "PHOTO", "--point", "1,1", "--model", "MODEL", "--out", "PHOTO"], "photo.jpg"),
+        (["convert", "missing.pth", "to.safetensors"], "missing.pth"),
+    ],
+)
+def test_a_mistake_ends_with_a_message_and_exit_code_2(photo, checkpoint, capsys, arguments, message):
+    names = {"PHOTO": photo, "MODEL": checkpoint}
+    assert run(*(names.get(argument, argument) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sam-jax: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["segment"], ["segment", "a.jpg", "--points", "1,1"]])
+def test_a_mistake_in_the_command_itself_ends_with_exit_code_2(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    assert exit_.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sam_jax
+
+ROOT = Path(sam_jax.__file__).parent
+FORBIDDEN = {
+    "modeling": {"predictor", "ops", "training", "data", "hub", "convert", "evals", "checkpoint", "model"},
+    "ops": {"predictor", "training", "data", "hub", "convert", "evals", "model"},
+    "prompting": {"training", "data", "predictor", "evals", "hub"},
+    "data": {"training", "predictor", "evals", "hub", "modeling"},
+    "training": {"evals", "predictor", "hub", "cli"},
+    "convert": {"hub", "predictor", "training", "evals", "cli"},
+    "predictor.py": {"training", "data", "evals", "convert", "hub"},
+    "model.py": {"training", "data", "evals", "convert", "hub", "predictor"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of sam_jax that a file imports anywhere."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module] if node.module != "sam_jax" else [f"sam_jax.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("sam_jax.")}
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_imports_point_one_way(part):
+    files = [ROOT / part] if part.endswith(".py") else list((ROOT / part).glob("*.py"))
+    assert files
+    for path in files:
+        assert not imported_parts(path) & FORBIDDEN[part], path
+
+
+def test_nothing_in_the_package_imports_the_scripts():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {"train", "eval", "configs"} & {(module or "").split(".")[0] for module in modules}, path
+
+
+def test_inference_needs_neither_torch_nor_the_training_code():
+    code = (
+        "import sys, sam_jax, sam_jax.predictor, sam_jax.hub, sam_jax.cli, sam_jax.convert\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers') or m == 'sam_jax.training']\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

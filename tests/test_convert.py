@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from sam_jax.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
 from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L
 from sam_jax.convert import convert_file, files, load_any, params_from_state, state_from_params
+from sam_jax.convert.guess import guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.convert.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_tensors
+from sam_jax.convert.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_shapes
 
 # No published number in it, so that no default can stand in for one.
 ODD = dataclasses.replace(
@@ -68,7 +69,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("other", ["official.pth", "official.pt", "huggingface"])
 def test_there_and_back_is_bit_exact(ours, params, tmp_path, other):
     convert_file(ours, tmp_path / other)
-    convert_file(tmp_path / other, tmp_path / "back.safetensors", config=None if other == "huggingface" else ODD)
+    convert_file(tmp_path / other, tmp_path / "back.safetensors")
     back, config = load_checkpoint(tmp_path / "back.safetensors")
     assert_same(back, params)
     assert config == ODD
@@ -76,7 +77,7 @@ def test_there_and_back_is_bit_exact(ours, params, tmp_path, other):
 
 def test_the_three_formats_in_a_circle_are_bit_exact(ours, params, tmp_path):
     convert_file(ours, tmp_path / "a.pth")
-    convert_file(tmp_path / "a.pth", tmp_path / "folder", config=ODD)
+    convert_file(tmp_path / "a.pth", tmp_path / "folder")
     convert_file(tmp_path / "folder", tmp_path / "b.pth")
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pth", "b.pth"))
     assert first.keys() == second.keys()
@@ -106,7 +107,7 @@ def test_a_folder_saved_by_hugging_face_is_read(params, tmp_path):
 
 @pytest.mark.parametrize(("config", "entries"), [(VIT_B, 314), (VIT_L, 482), (VIT_H, 594)], ids=lambda x: str(x)[:20])
 def test_published_sizes_have_the_official_names_and_shapes(config, entries):
-    shapes = {tensor.name: tensor.shape for tensor in foreign_tensors(config, "official")}
+    shapes = foreign_shapes(config, "official")
     D, d = config.encoder_dim, config.encoder_dim // config.encoder_heads
     last = config.encoder_depth - 1
     assert len(shapes) == entries
@@ -142,9 +143,7 @@ def test_published_sizes_have_the_official_names_and_shapes(config, entries):
 def test_published_sizes_load_strictly_into_hugging_face_by_name_and_shape(config):
     with torch.device("meta"):
         state = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(config))).state_dict()
-    shapes = {tensor.name: tensor.shape for tensor in foreign_tensors(config, "huggingface")}
-    shapes[SHARED_MATRIX_ALIAS] = shapes[SHARED_MATRIX]
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert foreign_shapes(config, "huggingface") == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("config", [*SIZES.values(), ODD], ids=lambda config: config.name)
@@ -219,30 +218,69 @@ def test_two_different_copies_of_the_fourier_matrix_are_refused(params):
     params_from_state(state, ODD, "huggingface")
 
 
-def test_the_size_of_an_official_file_is_found_by_its_shapes(tmp_path):
+def test_a_training_scripts_file_in_half_precision_is_read(tmp_path):
     random = np.random.default_rng(0)
     state = {
-        tensor.name: torch.from_numpy(random.normal(size=tensor.shape).astype(np.float16))
-        for tensor in foreign_tensors(TINY, "official")
+        name: torch.from_numpy(random.normal(size=shape).astype(np.float16))
+        for name, shape in foreign_shapes(TINY, "official").items()
     }
-    torch.save(
-        {"model": state, "epoch": 3}, tmp_path / "tiny.pth"
-    )  # as training scripts save it, and in half precision
+    torch.save({"model": state, "epoch": 3}, tmp_path / "tiny.pth")
     params, config = load_any(tmp_path / "tiny.pth")
     assert config == TINY
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
-def test_an_official_file_of_unknown_size_needs_a_config(ours, tmp_path):
+@pytest.mark.parametrize("naming", ["official", "huggingface"])
+@pytest.mark.parametrize("config", SIZES.values(), ids=lambda config: config.name)
+def test_a_known_size_is_found_by_its_shapes(config, naming):
+    assert guess_config(foreign_shapes(config, naming), naming, "a file") == config
+
+
+def test_an_official_file_of_another_size_gives_its_config_by_its_shapes():
+    widths = {"prompt_dim": VIT_B.prompt_dim, "decoder_heads": VIT_B.decoder_heads}
+    colours = {"pixel_mean": VIT_B.pixel_mean, "pixel_std": VIT_B.pixel_std}
+    config = dataclasses.replace(ODD, name="custom", **widths, **colours)
+    assert guess_config(foreign_shapes(config, "official"), "official", "a file") == config
+    half = dataclasses.replace(VIT_B, name="custom", image_size=512)
+    assert guess_config(foreign_shapes(half, "official"), "official", "a file") == half
+
+
+def test_shapes_that_leave_the_heads_of_the_decoder_open_need_a_config(ours, params, tmp_path):
     convert_file(ours, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"\(1, 6, 6, 24\).*give it"):
+    (tmp_path / "odd.pth.config.json").unlink()
+    with pytest.raises(ValueError, match=r"odd\.pth has a decoder of width 16.*give the config"):
         load_any(tmp_path / "odd.pth")
-    assert load_any(tmp_path / "odd.pth", ODD)[1] == ODD
+    loaded, config = load_any(tmp_path / "odd.pth", ODD)
+    assert config == ODD
+    assert_same(loaded, params)
+
+
+def test_an_official_file_that_fits_no_size_is_compared_with_the_nearest_one():
+    shapes = foreign_shapes(VIT_B, "official")
+    del shapes["mask_decoder.iou_token.weight"]
+    assert guess_config(shapes, "official", "a file") == VIT_B  # whose missing tensor the caller then names
+    with pytest.raises(ValueError, match=r"\(1, 6, 6, 24\).*give it"):
+        guess_config({"image_encoder.pos_embed": (1, 6, 6, 24)}, "official", "a file")
+
+
+def test_the_config_beside_a_pth_is_there_only_where_the_shapes_do_not_tell(ours, tmp_path):
+    beside = tmp_path / "x.pth.config.json"
+    convert_file(ours, tmp_path / "x.pth")
+    assert beside.is_file()
+    beside.write_text("{")
+    with pytest.raises(ValueError, match=r"x\.pth\.config\.json"):
+        load_any(tmp_path / "x.pth")
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(TINY).items()}
+    save_checkpoint(tmp_path / "tiny.safetensors", unflatten_dict(zeros, sep="/"), TINY)
+    convert_file(tmp_path / "tiny.safetensors", tmp_path / "x.pth", overwrite=True)
+    assert not beside.exists()
+    assert load_any(tmp_path / "x.pth")[1] == TINY
 
 
 def test_a_config_that_is_not_the_files_own_is_refused(ours, tmp_path):
     convert_file(ours, tmp_path / "folder")
-    for path in (ours, tmp_path / "folder"):
+    convert_file(ours, tmp_path / "odd.pth")
+    for path in (ours, tmp_path / "folder", tmp_path / "odd.pth"):
         assert load_any(path, ODD)[1] == ODD
         with pytest.raises(ValueError, match="decoder_heads"):
             load_any(path, dataclasses.replace(ODD, decoder_heads=4))

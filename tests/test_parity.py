@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 from torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
 
 from sam_jax.checkpoint import expected_shapes
@@ -19,6 +20,7 @@ from sam_jax.config import VIT_B, VIT_H, VIT_L
 from sam_jax.hub import default_cache_dir, load_model
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts
 from sam_jax.modeling.image_encoder import ImageEncoder
+from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.ops.transforms import read_image
 from sam_jax.predictor import SamPredictor
 from sam_jax.types import PAD, Prompts
@@ -188,6 +190,48 @@ def test_a_prompt_without_padding_matches(name):
     logits, iou = reference_masks(c.model, c.reference[:1], points, labels, mask)
     assert_close(prediction.low_res_logits[0, 0], logits)
     assert_close(prediction.iou_predictions[0, 0], iou)
+
+
+def test_every_stage_of_the_mask_decoder_matches():
+    """The up-scaling has no stage of its own here: it is the one factor of the logits that is left."""
+    c = case("l")
+    theirs = c.model.mask_decoder
+    stages = {f"transformer/layers_{i}": layer for i, layer in enumerate(theirs.transformer.layers)}
+    stages |= {"transformer": theirs.transformer, "iou_prediction_head": theirs.iou_prediction_head}
+    stages |= {f"output_hypernetworks_mlps_{i}": mlp for i, mlp in enumerate(theirs.output_hypernetworks_mlps)}
+    expected = {}
+    hooks = [
+        module.register_forward_hook(lambda *args, name=name: expected.update({name: args[2]}))
+        for name, module in stages.items()
+    ]
+    points, labels, mask = c.prompt("click and mask")
+    reference_masks(c.model, c.reference[:1], points, labels, mask)
+    for hook in hooks:
+        hook.remove()
+    prompts = Prompts(points[None, None], labels[None, None], mask[None, None])
+
+    @jax.jit
+    def captured(params, embeddings):
+        encoded = encode_prompts(params, prompts, c.config)
+        return MaskDecoder(c.config).apply(
+            {"params": params["mask_decoder"]},
+            embeddings,
+            encoded.image_positions,
+            encoded.sparse,
+            encoded.sparse_mask,
+            encoded.dense,
+            capture_intermediates=lambda module, _: "/".join(module.path) in stages,
+        )[1]["intermediates"]
+
+    found = flatten_dict(captured(c.params, c.reference[:1].permute(0, 2, 3, 1).numpy()), sep="/")
+    assert found.keys() == {f"{name}/__call__" for name in stages}
+    for name, theirs in expected.items():
+        (ours,) = found[f"{name}/__call__"]
+        if name.startswith("transformer"):
+            assert_close(ours[0], theirs[0])  # tokens
+            assert_close(ours[1], theirs[1])  # image
+        else:
+            assert_close(ours, theirs)
 
 
 def test_the_norms_of_the_decoder_have_the_official_epsilon():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
 from sam_jax.config import SIZES, SamConfig
+from sam_jax.convert.guess import POSITIONS, guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.convert.layout import Naming, params_from_state, state_from_params
 from sam_jax.types import Params
@@ -25,7 +27,6 @@ State = dict[str, np.ndarray]
 PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and the bare pickle of PyTorch before 1.6
 PYTORCH_SUFFIXES = (".pth", ".pt")
 OTHER_SUFFIXES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx", ".pkl")  # surely not meant as a folder's name
-POSITIONS = {"official": "image_encoder.pos_embed", "huggingface": "vision_encoder.pos_embed"}
 
 
 def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params, SamConfig]:
@@ -36,8 +37,8 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
 
     Args:
         path: file or folder.
-        config: of a file that does not know its own, which is to say official ones; None: one of the sizes in
-            `sam_jax.config.SIZES`, found by the shapes.
+        config: of a file that does not know its own, which is to say official ones; None: what stands in
+            `PATH.config.json`, else guessed from the shapes (see `guess_config`).
 
     Returns:
         float32 numpy params and their config.
@@ -56,6 +57,8 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
         config = _agree(config, _read_huggingface_config(path), path)
     elif _is_pytorch(path):
         state = _read_pytorch(path)
+        if _config_beside(path).is_file():
+            config = _agree(config, _read_config(_config_beside(path)), path)
     elif CONFIG_KEY in _safetensors_metadata(path):
         params, own = load_checkpoint(path)
         return params, _agree(config, own, path)
@@ -64,7 +67,8 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
     naming = _naming(state, path)
     if naming == "huggingface" and path.is_file() and (path.parent / "config.json").is_file():
         config = _agree(config, _read_huggingface_config(path.parent), path)
-    config = config or _guess_config(state, naming, path)
+    if config is None:
+        config = guess_config({name: array.shape for name, array in state.items()}, naming, str(path))
     return params_from_state(state, config, naming, str(path)), config
 
 
@@ -74,6 +78,7 @@ def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None =
     Args:
         src: any kind that `load_any` reads.
         dst: `*.pth` or `*.pt`: official, needs PyTorch; `*.safetensors`: ours; any other name: a Hugging Face folder.
+            Beside a `.pth` of a model that is not in `sam_jax.config.SIZES` its config is written to `DST.config.json`.
         config: see `load_any`.
         overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
 
@@ -93,7 +98,7 @@ def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None =
     if dst.suffix == ".safetensors":
         save_checkpoint(dst, params, config)
     elif dst.suffix in PYTORCH_SUFFIXES:
-        _write_pytorch(dst, state_from_params(params, config, "official"))
+        _write_pytorch(dst, state_from_params(params, config, "official"), config)
     else:
         _write_huggingface_folder(dst, params, config)
 
@@ -192,8 +197,8 @@ def _agree(given: SamConfig | None, own: SamConfig, path: Path) -> SamConfig:
 
 
 def _naming(state: State, path: Path) -> Naming:
-    for naming in ("official", "huggingface"):
-        if POSITIONS[naming] in state:
+    for naming, positions in POSITIONS.items():
+        if positions in state:
             return naming
     raise ValueError(
         f"expected a Segment Anything checkpoint with a tensor {' or '.join(POSITIONS.values())}, "
@@ -201,29 +206,42 @@ def _naming(state: State, path: Path) -> Naming:
     )
 
 
-def _guess_config(state: State, naming: Naming, path: Path) -> SamConfig:
-    shape = tuple(state[POSITIONS[naming]].shape)
-    for config in SIZES.values():
-        if shape == (1, config.grid_size, config.grid_size, config.encoder_dim):
-            return config
-    raise ValueError(
-        f"{path} has position embeddings of shape {shape}, which no known size has ({', '.join(SIZES)}), "
-        "and its format does not hold the config: give it"
-    )
-
-
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def _write_pytorch(path: Path, state: State) -> None:
-    torch = _import_torch(path)
+def _config_beside(path: Path) -> Path:
+    """Where the config of a `.pth` is: the official code would not load a file with anything but tensors in it."""
+    return path.with_name(f"{path.name}.config.json")
+
+
+def _read_config(path: Path) -> SamConfig:
+    try:
+        return SamConfig.from_json(path.read_text("utf-8"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name; what was written there becomes `path` at the end, if all went well."""
     temporary = _temporary(path)
     try:
-        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, temporary)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
+    torch = _import_torch(path)
+    with _replacing(path) as temporary:
+        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, temporary)
+        if config in SIZES.values():  # its shapes tell
+            _config_beside(path).unlink(missing_ok=True)
+        else:
+            with _replacing(_config_beside(path)) as text:
+                text.write_text(config.to_json() + "\n", "utf-8")
 
 
 def _write_huggingface_folder(folder: Path, params: Params, config: SamConfig) -> None:

@@ -75,6 +75,14 @@ def foreign_tensors(config: SamConfig, naming: Naming) -> list[ForeignTensor]:
     return tensors
 
 
+def foreign_shapes(config: SamConfig, naming: Naming) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint of this config."""
+    shapes = {tensor.name: tensor.shape for tensor in foreign_tensors(config, naming)}
+    if naming == "huggingface":
+        shapes[SHARED_MATRIX_ALIAS] = shapes[SHARED_MATRIX]
+    return shapes
+
+
 def params_from_state(
     state: Mapping[str, np.ndarray], config: SamConfig, naming: Naming, source: str = "the state dict"
 ) -> Params:

@@ -1,8 +1,10 @@
 """Segment Anything in JAX and Flax."""
 
 from sam_jax.config import SamConfig
+from sam_jax.hub import load_model
 from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
-from sam_jax.predictor import SamPredictor, predict_batch
+from sam_jax.ops.transforms import read_image
+from sam_jax.predictor import Masks, SamPredictor, predict_batch
 
-__all__ = ["Prompt", "Sam", "SamConfig", "SamPredictor", "predict_batch"]
+__all__ = ["Masks", "Prompt", "Sam", "SamConfig", "SamPredictor", "load_model", "predict_batch", "read_image"]

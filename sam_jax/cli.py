@@ -31,11 +31,11 @@ class Segment:
 
     picture: tyro.conf.Positional[Path]
     """JPEG, PNG or any other picture."""
-    point: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
     """x,y of a pixel in the object; may be given many times."""
-    negative_point: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    negative_point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
     """x,y of a pixel outside the object; may be given many times."""
-    box: str | None = None
+    box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
     """x0,y0,x1,y1 of a box around the object."""
     model: str = "tiny"
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
@@ -91,6 +91,7 @@ def segment(options: Segment) -> None:
     if not points and box is None:
         raise ValueError("expected a prompt: --point x,y, --box x0,y0,x1,y1, or both")
     prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box)
+    prompt.check(image.shape[:2])
     predictor = SamPredictor(load_model(options.model))
     predictor.set_image(image)
     result = predictor.predict_prompts([prompt], multimask_output=not options.single)
@@ -189,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
         args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
         match options:
@@ -198,7 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 convert(options)
             case Demo():
                 demo(options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sam-jax: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

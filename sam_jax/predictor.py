@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.model import Sam
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.prompts import Prompt, pack_prompts
+from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.ops.transforms import as_rgb, fit_image
 
 
@@ -104,7 +104,7 @@ class SamPredictor:
     def predict_prompts(
         self, prompts: Sequence[Prompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
-        """Masks for many prompts on the picture that is set, in one call of the decoder."""
+        """Masks for many prompts on the picture that is set; the decoder takes them 64 at a time."""
         embedding = self.get_image_embedding()
         return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
 
@@ -121,19 +121,38 @@ def predict_batch(
     prompts: Sequence[Sequence[Prompt]],
     multimask_output: bool = True,
     return_logits: bool = False,
+    *,
+    batch_size: int = 4,
 ) -> list[Masks]:
-    """Masks for several pictures, of any sizes, each with its own number of prompts: one call of encoder and decoder.
+    """Masks for several pictures, of any sizes, each with its own number of prompts.
+
+    Args:
+        images: as in `SamPredictor.set_image`, RGB.
+        prompts: for each picture its prompts.
+        batch_size: most pictures that pass the model together. The last ones go in groups of half the size, a quarter,
+            and so on: few group sizes to compile for, and no filling to encode.
 
     Raises:
         ValueError: not one list of prompts per picture, or a bad picture or prompt.
     """
     if len(images) != len(prompts):
         raise ValueError(f"expected one list of prompts per picture, got {len(images)} pictures, {len(prompts)} lists")
-    if not images:
-        return []
+    if batch_size < 1:
+        raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
     images = [as_rgb(image) for image in images]
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    return _predict(model, embed(model, images), prompts, sizes, multimask_output, return_logits)
+    for row, size in zip(prompts, sizes, strict=True):
+        for prompt in row:
+            prompt.check(size)
+    results: list[Masks] = []
+    group = batch_size
+    while len(results) < len(images):
+        while group > len(images) - len(results):
+            group //= 2
+        part = slice(len(results), len(results) + group)
+        embeddings = embed(model, images[part])
+        results += _predict(model, embeddings, prompts[part], sizes[part], multimask_output, return_logits)
+    return results
 
 
 def _predict(
@@ -144,12 +163,18 @@ def _predict(
     multimask_output: bool,
     return_logits: bool,
 ) -> list[Masks]:
-    prediction = model.decode(embeddings, pack_prompts(prompts, sizes, model.config), multimask_output=multimask_output)
-    results = []
-    for b, (row, size) in enumerate(zip(prompts, sizes, strict=True)):
-        low_res = prediction.low_res_logits[b]
-        # All prompts of the bucket go through, so that only a new picture size compiles; the filling is cut off after.
-        masks = np.asarray(to_original_frame(low_res, size, model.config, return_logits=return_logits))[: len(row)]
-        iou = np.asarray(prediction.iou_predictions[b])[: len(row)]
-        results.append(Masks(masks, iou, np.asarray(low_res)[: len(row)]))
-    return results
+    # All four masks are computed in any case: choosing here saves the decoder a second compilation.
+    outputs = slice(1, None) if multimask_output else slice(0, 1)
+    at_once = PROMPT_BUCKETS[-1]
+    parts: list[list[Masks]] = [[] for _ in sizes]
+    for start in range(0, max(1, *(len(row) for row in prompts)), at_once):
+        rows = [row[start : start + at_once] for row in prompts]
+        prediction = model.decode(embeddings, pack_prompts(rows, sizes, model.config))
+        for b, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+            low_res = prediction.low_res_logits[b, :, outputs]
+            # The bucket goes through whole, so that only a new picture size compiles; the filling is cut off after.
+            masks = to_original_frame(low_res, size, model.config, return_logits=return_logits)
+            iou = prediction.iou_predictions[b, :, outputs]
+            parts[b].append(Masks(*(np.asarray(x)[: len(row)] for x in (masks, iou, low_res))))
+    # This copies even a single part: callers may write into their results, and jax gives read-only views.
+    return [Masks(*(np.concatenate(fields) for fields in zip(*part, strict=True))) for part in parts]

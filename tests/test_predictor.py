@@ -108,6 +108,41 @@ def test_new_picture_sizes_and_prompt_counts_compile_nothing_new(model):
     assert model_module._decode._cache_size() == 2
 
 
+def test_both_kinds_of_output_share_one_compilation_and_are_parts_of_the_same_four_masks(predictor):
+    model_module._decode.clear_cache()
+    three, single = (predictor.predict([[30, 20]], [1], multimask_output=multimask)[2] for multimask in (True, False))
+    assert model_module._decode._cache_size() == 1
+    embedding = predictor.get_image_embedding()
+    prompts = pack_prompts([[Prompt([[30, 20]], [1])]], [(40, 70)], SMALL)
+    four = predictor.model.decode(embedding, prompts).low_res_logits[0, 0]
+    np.testing.assert_array_equal(np.concatenate([single, three]), four)
+
+
+def test_more_prompts_than_the_largest_bucket_go_in_several_calls(predictor):
+    prompts = [Prompt([[i % 70, i % 40]], [1]) for i in range(66)]
+    together = predictor.predict_prompts(prompts, return_logits=True)
+    assert together.masks.shape == (66, 3, 40, 70)
+    for q in (0, 63, 64, 65):
+        alone = predictor.predict_prompts([prompts[q]], return_logits=True)
+        np.testing.assert_allclose(together.masks[q], alone.masks[0], atol=1e-5)
+
+
+def test_pictures_go_in_groups_and_some_may_have_no_prompt(model):
+    images = [picture(40, 70), picture(30, 30, 1), picture(64, 33, 2)]
+    prompts = [[Prompt([[5, 6]], [1])], [], [Prompt(box=[1, 2, 20, 30])] * 2]
+    single = predict_batch(model, images, prompts, batch_size=1, return_logits=True)
+    grouped = predict_batch(model, images, prompts, batch_size=2, return_logits=True)  # two, then one
+    assert [result.masks.shape for result in grouped] == [(1, 3, 40, 70), (0, 3, 30, 30), (2, 3, 64, 33)]
+    for one, other in zip(single, grouped, strict=True):
+        np.testing.assert_allclose(one.masks, other.masks, atol=1e-5)
+        np.testing.assert_allclose(one.iou_predictions, other.iou_predictions, atol=1e-5)
+
+
+def test_results_may_be_written_into(predictor):
+    for array in predictor.predict([[30, 20]], [1]):
+        array[...] = 0
+
+
 def test_another_colour_order_or_kind_of_picture_means_what_it_shows(predictor, model):
     image = picture(30, 20)
     predictor.set_image(image)
@@ -174,6 +209,8 @@ def test_a_bad_picture_is_named_and_the_one_before_stays(predictor, image, error
 def test_lists_of_pictures_and_prompts_must_match(model):
     with pytest.raises(ValueError, match="one list of prompts per picture"):
         predict_batch(model, [picture(5, 5)], [])
+    with pytest.raises(ValueError, match="batch_size of at least 1"):
+        predict_batch(model, [picture(5, 5)], [[]], batch_size=0)
     assert predict_batch(model, [], []) == []
 
 

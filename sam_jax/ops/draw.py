@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-# Okabe-Ito: told apart by colour-blind eyes too.
+# Okabe-Ito: told apart by colour-blind eyes too. Blue first, which few objects have.
 COLOURS = np.array(
-    [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [213, 94, 0], [204, 121, 167], [0, 114, 178]]
+    [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [230, 159, 0], [240, 228, 66]]
 )
 GREEN, RED, WHITE = (60, 220, 80), (240, 60, 60), (255, 255, 255)
 

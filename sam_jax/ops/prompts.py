@@ -13,12 +13,15 @@ from sam_jax.ops.transforms import points_to_input
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Prompts
 
 TOKEN_BUCKETS = (2, 4, 8, 16, 32, 64, 128, 256)  # one click or one box is 2
-PROMPT_BUCKETS = (1, 4, 16, 64, 256)
+PROMPT_BUCKETS = (1, 4, 16, 64)  # more go in several calls: memory grows with the prompts of one
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What one mask is asked for with, in the original frame. Every part is optional, and so is any mix."""
+    """What one mask is asked for with, in the original frame. Every part is optional, and so is any mix.
+
+    Points must lie in the picture. A box may stick out of it and is cut to it: detectors round outwards.
+    """
 
     points: Float[np.ndarray, "N 2"] | None = None  # (x, y), pixels
     labels: Int[np.ndarray, "N"] | None = None  # 1 foreground, 0 background  # noqa: F821
@@ -35,7 +38,7 @@ class Prompt:
         if self.box is not None:
             points = np.concatenate([points, self._checked_box(size)])
             labels = np.concatenate([labels, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
-        elif len(points):
+        elif self.points is not None:
             # The padding point that the official model was trained with; its coordinates are not looked at.
             points = np.concatenate([points, np.zeros((1, 2))])
             labels = np.concatenate([labels, [NOT_A_POINT]])
@@ -46,7 +49,9 @@ class Prompt:
         if self.mask is None:
             return None
         side = config.low_res_size
-        mask = np.asarray(self.mask, np.float32)
+        mask = np.asarray(self.mask)
+        if mask.dtype == bool:
+            raise ValueError("mask_input must be logits, got a mask of dtype bool; pass low_res_logits of predict()")
         if mask.shape not in ((side, side), (1, side, side)):
             raise ValueError(
                 f"mask_input must be the ({side}, {side}) logits of an earlier prediction of model {config.name!r}, "
@@ -54,7 +59,17 @@ class Prompt:
             )
         if not np.isfinite(mask).all():
             raise ValueError("mask_input holds NaN or infinite values; expected finite logits")
-        return mask.reshape(side, side)
+        return mask.reshape(side, side).astype(np.float32)
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Points and box against a picture of size (H, W), before anything slow is done with them.
+
+        Raises:
+            ValueError: says what was expected and what came.
+        """
+        self._checked_points(size)
+        if self.box is not None:
+            self._checked_box(size)
 
     def _checked_points(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         if (self.points is None) != (self.labels is None):
@@ -68,36 +83,30 @@ class Prompt:
             raise ValueError(f"expected one label for each of {len(points)} points, got labels of shape {labels.shape}")
         if not np.isin(labels, (BACKGROUND, FOREGROUND)).all():
             raise ValueError(f"point_labels must be 1 (foreground) or 0 (background), got {labels.tolist()}")
-        _check_inside(points, size, "point")
+        if not np.isfinite(points).all():
+            raise ValueError(f"point coordinates must be finite numbers, got {points.tolist()}")
+        H, W = size
+        outside = points[((points < 0) | (points >= (W, H))).any(-1)]
+        if len(outside):
+            raise ValueError(
+                f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the picture of {W} x {H} pixels "
+                f"(width x height); x must be in 0..{W - 1} and y in 0..{H - 1}"
+            )
         return points, labels
 
     def _checked_box(self, size: tuple[int, int]) -> np.ndarray:
         box = np.asarray(self.box, np.float64)
         if box.size != 4:
             raise ValueError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
+        if not np.isfinite(box).all():
+            raise ValueError(f"box coordinates must be finite numbers, got {box.ravel().tolist()}")
         x0, y0, x1, y1 = box.ravel()
-        corners = np.array([[x0, y0], [x1, y1]])
-        if np.isfinite(corners).all() and (x1 <= x0 or y1 <= y0):
+        if x1 <= x0 or y1 <= y0:
             raise ValueError(f"box must have x1 > x0 and y1 > y0, got ({x0:g}, {y0:g}, {x1:g}, {y1:g})")
-        # Detectors round outwards: a box may stick out, as long as some of it is in the picture.
-        if np.isfinite(corners).all() and (x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]):
-            raise ValueError(
-                f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the picture of {size[1]} x {size[0]} pixels"
-            )
-        corners = np.clip(corners, 0, (size[1], size[0])) if np.isfinite(corners).all() else corners
-        _check_inside(corners, (size[0] + 1, size[1] + 1), "box corner")
-        return corners
-
-
-def _check_inside(points: np.ndarray, size: tuple[int, int], what: str) -> None:
-    if not np.isfinite(points).all():
-        raise ValueError(f"{what} coordinates must be finite numbers, got {points.tolist()}")
-    outside = points[((points < 0) | (points >= (size[1], size[0]))).any(-1)]
-    if len(outside):
-        raise ValueError(
-            f"{what} ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the picture of {size[1]} x {size[0]} pixels "
-            f"(width x height); x must be in 0..{size[1] - 1} and y in 0..{size[0] - 1}"
-        )
+        H, W = size
+        if x1 <= 0 or y1 <= 0 or x0 >= W or y0 >= H:
+            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the picture of {W} x {H} pixels")
+        return np.clip([[x0, y0], [x1, y1]], 0, (W, H))
 
 
 def bucket(count: int, buckets: Sequence[int]) -> int:
@@ -112,14 +121,12 @@ def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int,
     cut off. A prompt without points and box has no token at all, as in the official code.
 
     Args:
-        prompts: for each picture its prompts, at least one in all.
+        prompts: for each picture its prompts.
         sizes: (H, W) of each picture, for the way into the input frame.
     """
-    if not any(len(row) for row in prompts):
-        raise ValueError("expected at least one prompt (an empty Prompt() asks for the most salient object), got none")
     tokens = [[prompt.tokens(size, config) for prompt in row] for row, size in zip(prompts, sizes, strict=True)]
-    B, Q = len(prompts), bucket(max(len(row) for row in prompts), PROMPT_BUCKETS)
-    N = bucket(max(len(labels) for row in tokens for _, labels in row), TOKEN_BUCKETS)
+    B, Q = len(prompts), bucket(max((len(row) for row in prompts), default=0), PROMPT_BUCKETS)
+    N = bucket(max((len(labels) for row in tokens for _, labels in row), default=0), TOKEN_BUCKETS)
     points, labels = np.zeros((B, Q, N, 2), np.float32), np.full((B, Q, N), PAD, np.int32)
     for b, row in enumerate(tokens):
         for q, (xy, label) in enumerate(row):

@@ -54,7 +54,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
             raise ValueError(f"{path} is damaged or cut off: {error}") from error
     try:
         return _pillow_to_rgb(upright)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot show {path} as RGB: {error}") from error
 
 

@@ -170,6 +170,7 @@ class LossConfig:
     iou: float = 1.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    iou_of_all_masks: bool = False  # learn the predicted IoU of every mask, as SAM 2, and not of the best alone
     size: int = 1024  # side at which logits meet the truth, pixels; the input frame scaled
 
 

@@ -110,6 +110,9 @@ def test_only_the_best_of_three_masks_receives_gradient():
     grads, iou_grads = jax.grad(loss, (0, 1))(logits, iou_predictions)
     assert [bool(jnp.any(grads[0, 0, i])) for i in range(3)] == [False, True, False]
     assert iou_grads[0, 0].tolist() == pytest.approx([0.0, 2 * (0.5 - 1.0), 0.0])
+    everything = LossConfig(iou_of_all_masks=True)
+    _, terms = segmentation_loss(logits, iou_predictions, truth, np.ones((1, 4, 4)), everything)
+    assert float(terms["iou_error"][0, 0]) == pytest.approx((0.9**2 + 0.5**2 + 0.1**2) / 3)
     _, terms = segmentation_loss(logits, iou_predictions, truth, np.ones((1, 4, 4)), LossConfig())
     assert float(terms["iou"][0, 0]) == 0.0  # the trusted mask is the first, which is empty
     assert float(terms["oracle_iou"][0, 0]) == 1.0

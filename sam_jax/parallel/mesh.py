@@ -32,7 +32,7 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
 
     def place(param: jax.Array) -> jax.Array:
         axes = [axis for axis in np.argsort(param.shape) if param.shape[axis] % mesh.shape["fsdp"] == 0]
-        spec = [None] * param.ndim
+        spec: list[str | None] = [None] * param.ndim
         if axes:
             spec[axes[-1]] = "fsdp"
         return jax.device_put(param, NamedSharding(mesh, PartitionSpec(*spec)))

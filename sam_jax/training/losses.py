@@ -75,10 +75,11 @@ def segmentation_loss(
     def pick(values: jax.Array, index: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values, index[..., None], -1)[..., 0]
 
+    iou_error = jnp.square(iou_predictions - iou)
     terms = {
         "focal": pick(focal, best),
         "dice": pick(dice, best),
-        "iou_error": jnp.square(pick(iou_predictions, best) - pick(iou, best)),
+        "iou_error": iou_error.mean(-1) if config.iou_of_all_masks else pick(iou_error, best),
     }
     loss = config.focal * terms["focal"] + config.dice * terms["dice"] + config.iou * terms["iou_error"]
     return loss, terms | {"iou": pick(iou, trusted), "oracle_iou": iou.max(-1)}

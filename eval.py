@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from sam_jax.cli_config import load_config
-from sam_jax.evals.segmenters import Disc, GrabCut, RegionGrowing, SamSegmenter, Segmenter
+from sam_jax.evals.baselines import BASELINES
+from sam_jax.evals.segmenters import SamSegmenter, Segmenter
 from sam_jax.evals.single_point import SinglePointConfig, report, run
 from sam_jax.hub import load_model
 
@@ -15,8 +16,11 @@ def main(arguments: list[str]) -> int:
         config: SinglePointConfig = load_config(arguments)
 
         def make_segmenter(method: str) -> Segmenter:
-            classical = {segmenter.name: segmenter for segmenter in (RegionGrowing(), GrabCut(), Disc())}
-            return SamSegmenter(load_model(config.model)) if method == "sam" else classical[method]
+            if method == SamSegmenter.name:
+                return SamSegmenter(load_model(config.model))
+            if method not in BASELINES:
+                raise ValueError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES]}")
+            return BASELINES[method]()
 
         results = run(config, make_segmenter)
     except (ValueError, OSError) as error:

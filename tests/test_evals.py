@@ -1,5 +1,6 @@
 """The click protocol by hand, and an evaluation that cannot flatter, resumes, and samples alike for every method."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,10 @@ from test_training import SMALL
 
 from sam_jax.data.examples import Example
 from sam_jax.evals import single_point
+from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.clicks import first_click, inscribed_radius, next_click
 from sam_jax.evals.metrics import mask_iou
-from sam_jax.evals.segmenters import Answer, Disc, GrabCut, RegionGrowing, SamSegmenter
+from sam_jax.evals.segmenters import Answer, Clicks, SamSegmenter
 from sam_jax.evals.single_point import SinglePointConfig, evaluate_picture, report, run, sample_examples, summarize
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
@@ -178,3 +180,36 @@ def test_the_first_click_avoids_ignored_pixels_and_needs_a_pixel():
     assert (label, x < 4) == (1, True)
     with pytest.raises(ValueError, match="at least one pixel"):
         first_click(np.zeros((5, 5), bool))
+
+
+def test_a_model_that_was_trained_further_is_evaluated_anew(config):
+    params = init_params(SMALL, jax.random.key(0))
+    config = dataclasses.replace(config, methods=("sam",), clicks=1)
+    first = run(config, lambda method: SamSegmenter(Sam(SMALL, params)))
+    assert run(config, lambda method: SamSegmenter(Sam(SMALL, params))) == first
+    other = init_params(SMALL, jax.random.key(1))
+    assert SamSegmenter(Sam(SMALL, other)).identity != SamSegmenter(Sam(SMALL, params)).identity
+    run(config, lambda method: SamSegmenter(Sam(SMALL, other)))
+    header = json.loads((config.out / "sam.jsonl").read_text().splitlines()[0])
+    assert header["segmenter"] == SamSegmenter(Sam(SMALL, other)).identity
+
+
+def test_validation_gives_the_same_numbers_as_the_evaluation_of_the_same_masks(config):
+    model = Sam(SMALL, init_params(SMALL, jax.random.key(0)))
+    examples = single_point.DATASETS["synthetic"](config.data)
+    results = run(dataclasses.replace(config, methods=("sam",)), lambda method: SamSegmenter(model))
+    assert single_point.evaluate(model, examples, clicks=3) == results["sam"]["synthetic"]
+
+
+def test_unknown_and_missing_datasets_are_named(config):
+    with pytest.raises(ValueError, match=r"unknown datasets \['cats'\]"):
+        run(dataclasses.replace(config, datasets=("cats",)), make_segmenter)
+    with pytest.raises(FileNotFoundError, match="none of the datasets bsds500"):
+        run(dataclasses.replace(config, datasets=("bsds500",)), make_segmenter)
+
+
+def test_a_pixel_reached_from_clicks_of_both_kinds_goes_to_the_nearer():
+    grey = np.full((10, 30, 3), 128, np.uint8)
+    (answer,) = RegionGrowing().open(grey).segment([Clicks([(5, 5), (25, 5)], [1, 0])])
+    assert answer.masks[0][:, :15].all()
+    assert not answer.masks[0][:, 15:].any()

@@ -64,13 +64,3 @@ def next_click(
     radius = missed_radius if label == FOREGROUND else wrong_radius
     y, x = divmod(int(np.argmax(radius)), radius.shape[1])
     return ((x, y), label) if radius[y, x] > 0 else None
-
-
-def mask_iou(
-    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None
-) -> float:
-    """Intersection over union outside `ignore`; two empty masks give 1."""
-    if ignore is not None:
-        predicted, truth = predicted & ~ignore, truth & ~ignore
-    union = int((predicted | truth).sum())
-    return int((predicted & truth).sum()) / union if union else 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_jax.data.examples import Example, read_bsds500, read_coco, read_grabcut
-from sam_jax.evals.clicks import first_click, mask_iou, next_click
-from sam_jax.evals.segmenters import Clicks, Segmenter
+from sam_jax.evals.clicks import first_click, next_click
+from sam_jax.evals.metrics import mask_iou
+from sam_jax.evals.segmenters import Clicks, SamSegmenter, Segmenter
+from sam_jax.model import Sam
 from sam_jax.ops.rle import decode_rle
 
 Record = dict[str, Any]
@@ -33,11 +35,11 @@ class SinglePointConfig:
     model: str = "tiny"  # name or path of a checkpoint
     datasets: tuple[str, ...] = ("bsds500", "coco_small", "grabcut20", "dsb2018")
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")
-    max_pictures: int = 60  # per dataset, the same for every method; 0 means all
+    max_pictures: int = 100  # per dataset, the same for every method; 0 means all
     max_masks: int = 3  # per picture, likewise
     clicks: int = 5  # the last number of clicks
     seed: int = 0  # of the sample
-    workers: int = 2  # processes for the methods without a model
+    workers: int = 2  # pictures at a time: the device computes for one while the host clicks on another
 
 
 DATASETS: dict[str, Callable[[Path], list[Example]]] = {
@@ -119,12 +121,18 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
     """Evaluates every method on every dataset that is there; finished pictures are not done again.
 
     Args:
-        make_segmenter: method's name -> segmenter. Methods other than `sam` run in processes of their own.
+        make_segmenter: method's name -> segmenter.
 
     Returns:
         method -> dataset -> summary. Records go to `out/METHOD.jsonl`, one line per picture.
+
+    Raises:
+        ValueError: an unknown dataset.
+        FileNotFoundError: no dataset is there. One that is missing among others is named and left out.
     """
-    config.out.mkdir(parents=True, exist_ok=True)
+    unknown = sorted(set(config.datasets) - set(DATASETS))
+    if unknown:
+        raise ValueError(f"unknown datasets {unknown}; known are {sorted(DATASETS)}")
     examples: dict[str, list[Example]] = {}
     for name in config.datasets:
         try:
@@ -133,17 +141,20 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
             tqdm.write(f"{name} is left out: {error}. Put it into {config.data}, or say where it is with --data")
             continue
         examples[name] = sample_examples(whole, config.max_pictures, config.max_masks, config.seed)
+    if not examples:
+        raise FileNotFoundError(f"none of the datasets {', '.join(config.datasets)} is in {config.data.resolve()}")
+    config.out.mkdir(parents=True, exist_ok=True)
+    wanted = {(e.dataset, e.path.stem): name for name, rows in examples.items() for e in rows}
     results: dict[str, dict[str, dict]] = {}
     for method in config.methods:
-        model = config.model if method == "sam" else ""
-        protocol = {"model": model, "clicks": config.clicks, "seed": config.seed}
+        segmenter = make_segmenter(method)
+        protocol = {"segmenter": segmenter.identity, "clicks": config.clicks, "seed": config.seed}
         protocol |= {"pictures": config.max_pictures, "masks": config.max_masks}
         log = RecordLog(config.out / f"{method.replace(' ', '_')}.jsonl", protocol)
         todo = [e for rows in examples.values() for e in rows if (e.dataset, e.path.stem) not in log.done]
-        segmenter = make_segmenter(method) if todo else None
-        for records in tqdm(_evaluate_all(segmenter, todo, config), total=len(todo), desc=method, unit="picture"):
+        done = evaluate_pictures(segmenter, todo, config.clicks, config.workers)
+        for records in tqdm(done, total=len(todo), desc=method, unit="picture"):
             log.write(records)
-        wanted = {(e.dataset, e.path.stem): name for name, rows in examples.items() for e in rows}
         results[method] = {
             name: summarize(r for key, rows in log.done.items() if wanted.get(key) == name for r in rows)
             for name in examples
@@ -151,18 +162,23 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
     return results
 
 
-def _evaluate_all(
-    segmenter: Segmenter | None, examples: Sequence[Example], config: SinglePointConfig
+def evaluate_pictures(
+    segmenter: Segmenter, examples: Sequence[Example], clicks: int, workers: int = 2
 ) -> Iterator[list[Record]]:
-    if segmenter is None:
-        return
-    if segmenter.name == "sam" or config.workers < 2:
-        for example in examples:
-            yield evaluate_picture(segmenter, example, config.clicks)
-        return
-    with ProcessPoolExecutor(config.workers) as pool:
-        count = len(examples)
-        yield from pool.map(evaluate_picture, [segmenter] * count, examples, [config.clicks] * count)
+    """`evaluate_picture` of each, in order, several at a time. Threads do: OpenCV and JAX compute outside the GIL."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield from pool.map(lambda example: evaluate_picture(segmenter, example, clicks), examples)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the pictures in work, not after all
+
+
+def evaluate(
+    model: Sam, examples: Sequence[Example], *, max_pictures: int = 50, max_masks: int = 4, clicks: int = 5
+) -> dict[str, float]:
+    """`summarize` of a model on a sample of examples that is the same every time: validation during training."""
+    sample = sample_examples(examples, max_pictures, max_masks, seed=0)
+    return summarize(r for records in evaluate_pictures(SamSegmenter(model), sample, clicks) for r in records)
 
 
 class RecordLog:

@@ -73,9 +73,11 @@ class Demo:
 
 # What the demonstration asks for, in pixels of assets/demo.jpg.
 DEMO_PROMPTS = {
-    "apple": Prompt(points=np.array([[238, 262]]), labels=np.array([1])),
-    "left bananas": Prompt(points=np.array([[142, 205], [150, 290]]), labels=np.array([1, 1])),
-    "right bananas": Prompt(box=np.array([283, 12, 401, 362])),
+    "apple": Prompt(
+        points=np.array([[238, 262], [238, 330]]), labels=np.array([1, 1]), box=np.array([150, 182, 330, 374])
+    ),
+    "left bananas": Prompt(box=np.array([68, 12, 226, 374])),
+    "right banana": Prompt(points=np.array([[385, 220], [330, 130]]), labels=np.array([1, 0])),
 }
 
 
@@ -123,10 +125,11 @@ def demo(options: Demo) -> None:
     best = result.iou_predictions.argmax(-1)
     masks = [result.masks[q, m] for q, m in enumerate(best)]
     scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
-    prompts = list(DEMO_PROMPTS.values())
-    points = [tuple(xy) for prompt in prompts if prompt.points is not None for xy in prompt.points]
-    boxes = [tuple(prompt.box) for prompt in prompts if prompt.box is not None]
-    asked = draw_masks(image, [], points, [1] * len(points), boxes)
+    asked = image
+    for prompt in DEMO_PROMPTS.values():
+        points = [] if prompt.points is None else [tuple(xy) for xy in prompt.points]
+        boxes = [] if prompt.box is None else [tuple(prompt.box)]
+        asked = draw_masks(asked, [], points, [] if prompt.labels is None else list(prompt.labels), boxes)
     drawn = draw_masks(image, masks)
     cut_out = np.where(np.any(masks, 0)[..., None], image, 255).astype(np.uint8)
     files = {

@@ -3,7 +3,8 @@
     python train.py configs/tiny_crops.py
     python train.py configs/tiny.py --init-from runs/tiny_crops/model.safetensors
 
-Trains from scratch without --init-from. What came out is in docs/model_card_tiny.md.
+Trains from scratch without --init-from. What the embedded checkpoint has seen of this, and what
+it measures, is in docs/model_card_tiny.md.
 """
 
 from pathlib import Path
@@ -29,13 +30,13 @@ def get_config() -> TrainConfig:
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             warmup_steps=30,
-            decay_steps=(DECAY,),
+            decay_steps=(3000, 3800),
             betas=(0.9, 0.98),
             weight_decay=0.05,
             layer_decay=1.0,  # nothing is pre-trained
             clip_norm=1.0,
         ),
-        steps=STEPS,
+        steps=4000,
         drop_path=0.0,  # a run this short underfits
         decoder_dropout=0.0,
         remat=False,

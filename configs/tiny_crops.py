@@ -1,6 +1,6 @@
 """First part of the embedded `tiny` model: single prompts on crops, until clicks find objects. configs/tiny.py goes on.
 
-    python train.py configs/tiny_crops.py
+python train.py configs/tiny_crops.py
 """
 
 from pathlib import Path

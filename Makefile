@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit slow eval-tiny clean
+.PHONY: demo test lint types unit slow eval-tiny bench clean
 
 demo: $(VENV)/installed  ## objects cut out of a photograph, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
@@ -25,6 +25,9 @@ slow: $(VENV)/test-installed  ## the tests that take minutes
 
 eval-tiny: $(VENV)/installed  ## the embedded model on held-out pictures, against classical baselines
 	$(BIN)/python eval.py configs/eval_tiny.py
+
+bench: $(VENV)/test-installed  ## seconds on this CPU, beside the PyTorch implementations
+	$(BIN)/python benchmarks/cpu_predict.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

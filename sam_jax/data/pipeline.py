@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,7 +119,7 @@ def prepare_example(
 class BatchLoader:
     """Batches from `first_step` on, prepared ahead by threads. A context manager: leaving it stops the threads."""
 
-    def __init__(self, examples: Sequence[Example], first_step: int, *, workers: int, **make_batch_args) -> None:
+    def __init__(self, examples: Sequence[Example], first_step: int, *, workers: int, **make_batch_args: Any) -> None:
         if not examples:
             raise ValueError("expected at least one picture with masks to train on, got none")
         self._examples, self._args = examples, make_batch_args

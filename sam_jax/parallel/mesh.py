@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sam_jax.types import Params
+
+Tree = TypeVar("Tree")
 
 
 def make_mesh(data: int, fsdp: int = 1) -> Mesh:
@@ -22,7 +26,7 @@ def make_mesh(data: int, fsdp: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices[: data * fsdp])
 
 
-def shard_batch(batch, mesh: Mesh):
+def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Cuts every array of a pytree along its first axis over all devices of the mesh."""
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 

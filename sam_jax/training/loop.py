@@ -7,6 +7,7 @@ import functools
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def summarize(metrics: dict[str, np.ndarray]) -> dict[str, float]:
     } | ({"grad_norm": float(metrics["grad_norm"])} if "grad_norm" in metrics else {})
 
 
-def validate(validate_fn, params: Params, batches: list[Batch], key: jax.Array) -> dict[str, float]:
+def validate(validate_fn: Callable, params: Params, batches: list[Batch], key: jax.Array) -> dict[str, float]:
     """Means over all masks of the validation batches; the same prompts every time."""
     totals: dict[str, float] = {}
     masks = 0

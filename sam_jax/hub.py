@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.client
+import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -64,7 +66,7 @@ def load_model(
     name_or_path: str | Path = "tiny",
     *,
     dtype: Any = jnp.float32,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     releases: Mapping[str, Release] = RELEASES,
 ) -> Sam:
     """A model, ready to predict.
@@ -79,14 +81,14 @@ def load_model(
     Raises:
         ValueError: an unknown name, a file that is no checkpoint, or a download that is not the published one.
         ConnectionError: the download failed; what came of it is kept and the next call goes on from there.
-        ImportError: a .pth needs PyTorch, which is not installed.
+        ImportError: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
     """
     name = str(name_or_path)
     if name == "tiny":
         with resources.as_file(resources.files("sam_jax") / "assets" / "tiny.safetensors") as path:
             params, config = load_checkpoint(path)
     elif name in releases:
-        params, config = load_checkpoint(_converted(releases[name], cache_dir or default_cache_dir()))
+        params, config = load_checkpoint(_converted(releases[name], Path(cache_dir or default_cache_dir())))
     elif Path(name).exists():
         from sam_jax.convert import load_any
 
@@ -111,6 +113,11 @@ def _converted(release: Release, cache_dir: Path) -> Path:
     if not target.exists():
         from sam_jax.convert import load_any
 
+        if importlib.util.find_spec("torch") is None:
+            raise ImportError(
+                f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
+                f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
+            )
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
@@ -179,8 +186,8 @@ def _transfer(url: str, part: Path) -> None:
         if error.code == 416 and start:  # nothing is left to send: the sum decides whether it is the file
             return
         raise ConnectionError(f"cannot download {url}: HTTP {error.code} {error.reason}; {advice}") from error
-    except OSError as error:  # URLError, timeouts, resets
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, resets; nonsense in place of HTTP
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise ConnectionError(f"cannot download {url}: {reason}; {advice}. The next call goes on from here") from error
     if total is not None and received < total:
         raise ConnectionError(f"{url} broke off after {received} of {total} bytes; call again to go on from there")

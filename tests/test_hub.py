@@ -87,6 +87,7 @@ def test_a_server_without_ranges_is_read_from_the_start_again(server, tmp_path):
     server.supports_range = False
     (tmp_path / "model.pth.part").write_bytes(b"x" * 1000)
     assert download(release(server.url), tmp_path).read_bytes() == CONTENT
+    assert server.requests == ["bytes=1000-"]
 
 
 def test_a_whole_part_needs_no_more_bytes(server, tmp_path):
@@ -109,6 +110,22 @@ def test_a_missing_file_and_a_dead_server_say_so(server, tmp_path):
         with pytest.raises(ConnectionError, match="cannot download"):
             download(release(f"http://127.0.0.1:{unused.getsockname()[1]}/model.pth"), tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_server_that_does_not_speak_http_is_a_connection_error(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConnectionError, match="220 mail"):
+            download(release(f"http://127.0.0.1:{listener.getsockname()[1]}/model.pth"), tmp_path)
+        thread.join()
 
 
 def test_concurrent_callers_share_one_transfer(server, tmp_path):
@@ -142,6 +159,13 @@ def test_a_released_name_is_downloaded_converted_once_and_then_needs_no_network(
         assert model.config == SMALL
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), params)
     assert len(conversions) == len(server.requests) == 1
+
+
+def test_without_pytorch_nothing_is_downloaded(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'sam_jax\[convert\]'"):
+        load_model("small", cache_dir=tmp_path, releases={"small": release(server.url)})
+    assert server.requests == []
 
 
 def test_a_path_is_loaded_and_an_unknown_name_lists_the_known_ones(tmp_path):

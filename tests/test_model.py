@@ -96,16 +96,18 @@ def test_batched_pictures_and_prompts_equal_one_at_a_time(params, images, prompt
         assert_same(actual, jax.tree.map(lambda x, b=b, q=q: x[b : b + 1, q : q + 1], expected))
 
 
-def test_pad_slots_are_neutral_and_the_padding_point_is_not(params, images, predict):
-    points = np.full((1, 1, 1, 2), 20, np.float32)
+def test_pad_slots_are_neutral_and_the_padding_point_is_not(params):
+    grid = SMALL.grid_size
+    embeddings = np.random.default_rng(2).normal(size=(1, grid, grid, SMALL.prompt_dim)).astype(np.float32)
+    decode = jax.jit(lambda prompts: decode_masks(params, embeddings, encode_prompts(params, prompts, SMALL), SMALL))
 
     def logits(*extra):
-        labels = np.array([[[FOREGROUND, *extra]]], np.int32)
-        padded = np.concatenate([points, np.full((1, 1, len(extra), 2), 7, np.float32)], 2)
-        return predict(params, images[:1], Prompts(padded, labels)).low_res_logits
+        points = np.array([[[[20, 20], *[[7, 7]] * len(extra)]]], np.float32)
+        return decode(Prompts(points, np.array([[[FOREGROUND, *extra]]], np.int32))).low_res_logits
 
-    np.testing.assert_allclose(logits(PAD, PAD, PAD), logits(), **TOLERANCE)
-    assert np.abs(logits(NOT_A_POINT) - logits()).max() > 1e-2
+    alone = logits()
+    np.testing.assert_allclose(logits(PAD, PAD, PAD), alone, **TOLERANCE)
+    assert np.abs(logits(NOT_A_POINT, PAD, PAD) - alone).max() > 1e-2
 
 
 def test_prompts_without_a_mask_equal_prompts_without_mask_input(params, images, prompts, predict):

@@ -12,7 +12,7 @@ import pytest
 from sam_jax.config import TINY
 from sam_jax.modeling import decode_masks, encode_prompts, init_params
 from sam_jax.modeling.common import gelu
-from sam_jax.modeling.image_encoder import attend, fold_relative_positions
+from sam_jax.modeling.image_encoder import attend, attend_in_cache, fold_relative_positions
 from sam_jax.modeling.transformer import Attention
 from sam_jax.types import FOREGROUND, NOT_A_POINT, PAD, Prompts
 
@@ -91,7 +91,7 @@ def test_gradients_of_decoder_attention_equal_those_of_the_plain_formula(sides):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=3e-5), actual, expected)
 
 
-def test_encoder_attention_with_folded_positions_equals_explicit_bias():
+def test_both_forms_of_encoder_attention_equal_explicit_bias():
     B, h, w, heads, d = 2, 3, 5, 2, 4
     keys = jax.random.split(jax.random.key(0), 5)
     q, k, v = (jax.random.normal(key, (B, h * w, heads, d)) for key in keys[:3])
@@ -105,6 +105,9 @@ def test_encoder_attention_with_folded_positions_equals_explicit_bias():
         expected[:, i] = np.einsum("bnk,bknd->bnd", jax.nn.softmax(logits, -1), v)
     folded_q, folded_k = fold_relative_positions(q, k, rel_h, rel_w, (h, w))
     np.testing.assert_allclose(attend(folded_q, folded_k, v), expected, atol=1e-5)
+    for elements in (1, h * w * h * w):  # a row at a time, and all
+        in_rows = attend_in_cache(q, k, v, rel_h, rel_w, (h, w), elements)
+        np.testing.assert_allclose(in_rows, expected, atol=1e-5)
 
 
 def test_gelu_and_its_gradient_equal_the_library_formula():

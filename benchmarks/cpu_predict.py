@@ -17,12 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from official import use_official
 
 IMAGE_SIZE = 1024
 Task = Callable[[], Any]  # does the work and returns when it is done
@@ -69,18 +69,7 @@ def official(folder: str) -> tuple[Task, Callable[[int], Task]]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    # It imports torchvision for resizing and NMS, which are not timed here: empty names in its place will do.
-    for name, contents in {
-        "torchvision": (),
-        "torchvision.ops": (),
-        "torchvision.ops.boxes": ("batched_nms", "box_area"),
-        "torchvision.transforms": (),
-        "torchvision.transforms.functional": ("resize", "to_pil_image"),
-    }.items():
-        module = types.ModuleType(name)
-        vars(module).update(dict.fromkeys(contents))
-        sys.modules.setdefault(name, module)
-    sys.path.insert(0, folder)
+    use_official(Path(folder))
     from segment_anything import sam_model_registry  # pyright: ignore[reportMissingImports]
 
     model = sam_model_registry["vit_b"]().eval()

@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flax.traverse_util import unflatten_dict
-from PIL import Image
+from official import official_model, random_params, use_official
 
-from sam_jax.checkpoint import expected_shapes
 from sam_jax.config import VIT_B, SamConfig
 from sam_jax.convert import load_any, state_from_params
 from sam_jax.convert.huggingface import config_to_huggingface
@@ -55,7 +51,8 @@ class HuggingFacePredictor:
 
         self.config = config
         self.model = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(config))).eval()
-        self.model.load_state_dict(_tensors(state_from_params(params, config, "huggingface")), strict=True)
+        state = state_from_params(params, config, "huggingface")
+        self.model.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, strict=True)
 
     def set_image(self, image: np.ndarray) -> None:
         frame, (h, w) = fit_image(image, self.config.image_size)
@@ -97,47 +94,10 @@ class HuggingFacePredictor:
 
 
 def official_predictor(folder: Path, params: Params, config: SamConfig) -> Predictor:
-    # The official code imports torchvision for these four names alone; its CPU build is hard to come by.
-    def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return image.resize(size[::-1], Image.Resampling.BILINEAR)
-
-    for name, contents in {
-        "torchvision": {},
-        "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
-        "torchvision.transforms": {},
-        "torchvision.transforms.functional": {"resize": resize, "to_pil_image": Image.fromarray},
-    }.items():
-        module = types.ModuleType(name)
-        module.__dict__.update(contents)
-        sys.modules[name] = module
-    sys.path.insert(0, str(folder))
+    use_official(folder)
     from segment_anything import SamPredictor as OfficialPredictor
-    from segment_anything import sam_model_registry
 
-    model = sam_model_registry[config.name]()
-    model.load_state_dict(_tensors(state_from_params(params, config, "official")), strict=True)
-    return OfficialPredictor(model)
-
-
-def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in state.items()}
-
-
-def random_params(config: SamConfig, seed: int = 0) -> Params:
-    """Weights that keep the magnitude of what passes; nothing is zero, which would hide mistakes."""
-    random = np.random.default_rng(seed)
-
-    def sample(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        noise = random.normal(size=shape).astype(np.float32)
-        if name.endswith("scale"):
-            return 1 + 0.2 * noise
-        if name.endswith("kernel"):
-            return noise / np.float32(np.prod(shape[:-1])) ** 0.5
-        return 0.2 * noise if name.endswith(("bias", "rel_pos_h", "rel_pos_w", "pos_embed")) else noise
-
-    flat = {name: sample(name, shape) for name, shape in sorted(expected_shapes(config).items())}
-    return unflatten_dict(flat, sep="/")
+    return OfficialPredictor(official_model(params, config))
 
 
 def prompts(size: tuple[int, int], low_res_logits: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Segment Anything in JAX and Flax."""
 
+from sam_jax.automatic_mask_generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
 from sam_jax.config import SamConfig
 from sam_jax.hub import load_model
 from sam_jax.model import Sam
@@ -7,4 +8,15 @@ from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.transforms import read_image
 from sam_jax.predictor import Masks, SamPredictor, predict_batch
 
-__all__ = ["Masks", "Prompt", "Sam", "SamConfig", "SamPredictor", "load_model", "predict_batch", "read_image"]
+__all__ = [
+    "MaskGeneratorConfig",
+    "Masks",
+    "Prompt",
+    "Sam",
+    "SamAutomaticMaskGenerator",
+    "SamConfig",
+    "SamPredictor",
+    "load_model",
+    "predict_batch",
+    "read_image",
+]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
 from sam_jax.modeling.common import LayerNorm, Mlp, einsum_float32, fan_in_uniform, gelu
-from sam_jax.modeling.transformer import TwoWayTransformer
+from sam_jax.modeling.transformer import SharedImage, TwoWayTransformer
 
 
 class Upconv(nn.Module):
@@ -48,6 +48,7 @@ class MaskDecoder(nn.Module):
         sparse_mask: jax.Array,
         dense: jax.Array,
         deterministic: bool = True,
+        shared: SharedImage | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         c, D, M = self.config, self.config.prompt_dim, self.config.num_mask_tokens
         B, Q = sparse.shape[:2]
@@ -69,7 +70,7 @@ class MaskDecoder(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             name="transformer",
-        )(tokens, image.reshape(B, -1, h * w, D), positions.reshape(h * w, D), token_mask, deterministic)
+        )(tokens, image.reshape(B, -1, h * w, D), positions.reshape(h * w, D), token_mask, deterministic, shared)
 
         iou_head = Mlp(D, c.iou_head_hidden_dim, M, c.iou_head_depth, self.dtype, name="iou_prediction_head")
         iou_predictions = iou_head(tokens[:, :, 0])

@@ -20,6 +20,8 @@ from sam_jax.config import SamConfig
 from sam_jax.modeling.image_encoder import ImageEncoder
 from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.modeling.prompt_encoder import PromptEncoder
+from sam_jax.modeling.transformer import SharedImage
+from sam_jax.modeling.transformer import share_image as project_image
 from sam_jax.types import PAD, Params, Prediction, Prompts
 
 # On a CPU the decoder takes its prompts in chunks, so that the image tokens of a chunk (this many numbers, 16 MiB in
@@ -116,6 +118,17 @@ def encode_prompts(
     return EncodedPrompts(*_apply(PromptEncoder(config, dtype), params["prompt_encoder"], prompts))
 
 
+def share_image(
+    params: Params, embeddings: Float[Array, "B h w D"], config: SamConfig, *, dtype: jnp.dtype = jnp.float32
+) -> SharedImage:
+    """What the decoder makes of pictures before it looks at a prompt, for many calls of `decode_masks` on the same."""
+    nothing = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
+    encoded = encode_prompts(params, nothing, config, dtype=dtype)
+    image = embeddings.astype(dtype)[:, None] + encoded.dense
+    image, positions = (x.reshape(*x.shape[:-3], -1, config.prompt_dim) for x in (image, encoded.image_positions))
+    return project_image(params["mask_decoder"]["transformer"], image, positions, dtype)
+
+
 def decode_masks(
     params: Params,
     embeddings: Float[Array, "B h w D"],
@@ -126,6 +139,7 @@ def decode_masks(
     dtype: jnp.dtype = jnp.float32,
     dropout: float = 0.0,
     key: jax.Array | None = None,
+    shared: SharedImage | None = None,
 ) -> Prediction:
     """Masks for Q prompts on each of B images.
 
@@ -133,10 +147,16 @@ def decode_masks(
         multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
             single one first.
         dropout: rate in the decoder's attention and MLP; takes effect only with a `key`, that is in training.
+        shared: of these embeddings, from `share_image`, for prompts without a mask: saves computing it again.
+
+    Raises:
+        ValueError: `shared` with prompts that carry masks.
 
     Returns:
         float32 logits in the low_res frame and IoU predictions.
     """
+    if shared is not None and prompts.dense.shape[2] != 1:
+        raise ValueError("expected prompts without masks with `shared`: a mask changes what the image looks like")
     module = MaskDecoder(config, dtype, dropout)
     outputs = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
 
@@ -150,6 +170,7 @@ def decode_masks(
             prompts.sparse_mask,
             prompts.dense,
             deterministic=key is None,
+            shared=shared,
             rngs=None if key is None else {"dropout": key},
         )
         return Prediction(logits[:, :, outputs], iou[:, :, outputs])

@@ -6,11 +6,42 @@ prompt and Q afterwards. What depends on the shared image alone is thereby compu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sam_jax.modeling.common import Dense, LayerNorm, MlpBlock, einsum_float32
+from sam_jax.types import Params
+
+
+class SharedImage(NamedTuple):
+    """What layer 0 makes of a picture for every prompt that carries no mask: (B, 1, n, inner width) each."""
+
+    keys: jax.Array  # of the tokens' attention to the image
+    values: jax.Array
+    queries: jax.Array  # of the image's attention to the tokens
+
+
+def share_image(params: Params, image: jax.Array, image_positions: jax.Array, dtype: jnp.dtype) -> SharedImage:
+    """For `TwoWayTransformer`; image is (B, 1, n, D).
+
+    Args:
+        params: of the transformer.
+    """
+    to_image, to_tokens = (params["layers_0"][f"cross_attn_{way}"] for way in ("token_to_image", "image_to_token"))
+
+    def project(params: Params, x: jax.Array) -> Any:
+        D, inner = params["kernel"].shape
+        return Dense(in_features=D, features=inner, dtype=dtype).apply({"params": params}, x)
+
+    placed = image + image_positions
+    return SharedImage(
+        project(to_image["k_proj"], placed), project(to_image["v_proj"], image), project(to_tokens["q_proj"], placed)
+    )
 
 
 def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
@@ -48,9 +79,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, deterministic: bool
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        key_mask: jax.Array | None,
+        deterministic: bool,
+        projected: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> jax.Array:
-        """q (B, Q, T, D), k and v (B, Q, S, D), where either Q may be 1; key_mask (B, Q, S), False drops a key."""
+        """q (B, Q, T, D), k and v (B, Q, S, D), where either Q may be 1; key_mask (B, Q, S), False drops a key.
+
+        Of what comes `projected` (q, or k and v) nothing is left to be folded.
+        """
         D, H = self.dim, self.heads
         inner = D // self.downsample
         d = inner // H
@@ -60,28 +100,31 @@ class Attention(nn.Module):
         Q = max(Q_q, Q_k)
         einsum = einsum_over_prompts
         # Multiplications of both ways, in units of D, without what is small in both.
-        fold_k_and_v = Q * T * (inner + S * H) < Q_k * S * inner
-        fold_q = Q * S * (inner + T * H) < Q_q * T * inner
+        fold_k_and_v = "k" not in projected and Q * T * (inner + S * H) < Q_k * S * inner
+        fold_q = "q" not in projected and Q * S * (inner + T * H) < Q_q * T * inner
         fold_out = S * (inner + T * H) < T * inner
 
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:-1], H, d)
+
+        def project(name: str, layer: Dense, x: jax.Array) -> jax.Array:
+            return split(projected[name] if name in projected else layer(x))
 
         # The long side comes first in the scores: its matrix then is the left factor as it lies in memory.
         axes = "bqsht" if fold_k_and_v else "bqths" if S < T else "bqhts"
         key_axis = axes.index("s")
         if fold_k_and_v:
             # The bias of k adds the same to every key of a query: the softmax cancels it.
-            queries = einsum("bqthd,Dhd->bqDht", split(q_proj(q)) * d**-0.5, split(k_proj.weights()[0]))
+            queries = einsum("bqthd,Dhd->bqDht", project("q", q_proj, q) * d**-0.5, split(k_proj.weights()[0]))
             scores = einsum(f"bqsD,bqDht->{axes}", k, queries.astype(self.dtype))
         elif fold_q:
             kernel, bias = q_proj.weights()
-            keys = split(k_proj(k)) * d**-0.5
+            keys = project("k", k_proj, k) * d**-0.5
             offsets = einsum("bqshd,hd->bqhs", keys, split(bias))
             keys = einsum("bqshd,Dhd->bqDhs", keys, split(kernel))
             scores = einsum(f"bqtD,bqDhs->{axes}", q, keys.astype(self.dtype)) + offsets[:, :, None]
         else:
-            scores = einsum(f"bqthd,bqshd->{axes}", split(q_proj(q)) * d**-0.5, split(k_proj(k)))
+            scores = einsum(f"bqthd,bqshd->{axes}", project("q", q_proj, q) * d**-0.5, project("k", k_proj, k))
 
         if key_mask is not None:
             dims = [2 + i for i, axis in enumerate(axes[2:]) if axis != "s"]
@@ -98,11 +141,11 @@ class Attention(nn.Module):
             out = out_proj(out.reshape(*out.shape[:-2], inner) + bias)
         elif fold_out:
             kernel, bias = out_proj.weights()
-            values = einsum("bqshd,hdD->bqhsD", split(v_proj(v)), kernel.reshape(H, d, D)).astype(self.dtype)
+            values = einsum("bqshd,hdD->bqhsD", project("v", v_proj, v), kernel.reshape(H, d, D)).astype(self.dtype)
             out = einsum(f"{axes},bqhsD->bqtD", (weights / total).astype(self.dtype), values).astype(self.dtype)
             out = out + bias
         else:
-            out = einsum(f"{axes},bqshd->bqthd", (weights / total).astype(self.dtype), split(v_proj(v)))
+            out = einsum(f"{axes},bqshd->bqthd", (weights / total).astype(self.dtype), project("v", v_proj, v))
             out = out_proj(out.reshape(*out.shape[:-2], inner))
         return nn.Dropout(self.dropout)(out, deterministic=deterministic)
 
@@ -127,9 +170,13 @@ class TwoWayBlock(nn.Module):
         image_positions: jax.Array,
         token_mask: jax.Array,
         deterministic: bool,
+        shared: SharedImage | None,
     ) -> tuple[jax.Array, jax.Array]:
         def attention(name: str, downsample: int) -> Attention:
             return Attention(self.dim, self.heads, downsample, self.dropout, self.dtype, name=name)
+
+        keys_and_values = {"k": shared.keys, "v": shared.values} if shared else {}
+        queries = {"q": shared.queries} if shared else {}
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm(1e-5, self.dtype, name=name)  # the PyTorch default; everywhere else it is 1e-6
@@ -144,14 +191,14 @@ class TwoWayBlock(nn.Module):
 
         q, k = tokens + token_positions, image + image_positions
         token_to_image = attention("cross_attn_token_to_image", self.downsample)
-        tokens = norm("norm2")(tokens + token_to_image(q, k, image, None, deterministic))
+        tokens = norm("norm2")(tokens + token_to_image(q, k, image, None, deterministic, keys_and_values))
 
         mlp = MlpBlock(self.dim, self.mlp_dim, nn.relu, self.dtype, name="mlp")(tokens)
         tokens = norm("norm3")(tokens + nn.Dropout(self.dropout)(mlp, deterministic=deterministic))
 
         q = tokens + token_positions
         image_to_token = attention("cross_attn_image_to_token", self.downsample)
-        image = norm("norm4")(image + image_to_token(k, q, tokens, token_mask, deterministic))
+        image = norm("norm4")(image + image_to_token(k, q, tokens, token_mask, deterministic, queries))
         return tokens, image
 
 
@@ -174,12 +221,14 @@ class TwoWayTransformer(nn.Module):
         image_positions: jax.Array,
         token_mask: jax.Array,
         deterministic: bool,
+        shared: SharedImage | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Args:
             tokens: (B, Q, T, D); they also serve as their own positions in every layer.
             image: (B, q, n, D), q 1 or Q.
             image_positions: (n, D).
             token_mask: (B, Q, T), False where there is no token.
+            shared: of the same image, from `share_image`; else computed here.
 
         Returns:
             tokens (B, Q, T, D) and image (B, Q, n, D).
@@ -195,7 +244,7 @@ class TwoWayTransformer(nn.Module):
                 skip_first_positions=i == 0,
                 dtype=self.dtype,
                 name=f"layers_{i}",
-            )(tokens, image, positions, image_positions, token_mask, deterministic)
+            )(tokens, image, positions, image_positions, token_mask, deterministic, shared if i == 0 else None)
         final = Attention(
             self.dim, self.heads, self.downsample, self.dropout, self.dtype, name="final_attn_token_to_image"
         )

@@ -33,7 +33,7 @@ def bilinear_matrix(out_length: int, in_length: int) -> Float[np.ndarray, "out i
 
 
 @functools.lru_cache(maxsize=32)
-def _frame_matrices(original_size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
+def frame_matrices(original_size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
     to_input = bilinear_matrix(config.image_size, config.low_res_size)
     rows, columns = (
         (bilinear_matrix(length, valid) @ to_input[:valid]).astype(np.float32)
@@ -65,7 +65,7 @@ def to_original_frame(
     S = config.low_res_size
     if low_res_logits.shape[-2:] != (S, S):
         raise ValueError(f"expected logits of {S} x {S} for model {config.name!r}, got shape {low_res_logits.shape}")
-    return _resize(low_res_logits, *_frame_matrices(tuple(original_size), config), return_logits=return_logits)
+    return _resize(low_res_logits, *frame_matrices(tuple(original_size), config), return_logits=return_logits)
 
 
 @functools.partial(jax.jit, static_argnames=("return_logits",))

@@ -24,7 +24,7 @@ class Prompt:
     """
 
     points: Float[np.ndarray, "N 2"] | None = None  # (x, y), pixels
-    labels: Int[np.ndarray, "N"] | None = None  # 1 foreground, 0 background  # noqa: F821
+    labels: Int[np.ndarray, " N"] | None = None  # 1 foreground, 0 background
     box: Float[np.ndarray, "4"] | None = None  # (x0, y0, x1, y1), pixels
     mask: Float[np.ndarray, "S S"] | None = None  # low_res logits of an earlier prediction
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from jaxtyping import Bool
+from jaxtyping import Bool, Int, UInt8
 
 Rle = dict[str, Any]
 """{"size": [H, W], "counts": str}: runs in column-major order, background first. JSON takes it as it is."""
@@ -30,3 +30,51 @@ def rle_area(rle: Rle) -> int:
 def rle_box(rle: Rle) -> list[float]:
     """COCO's tight box (x, y, width, height); one pixel has width 1, an empty mask is all zeros."""
     return pycocotools.mask.toBbox(rle).tolist()  # pyright: ignore[reportArgumentType]
+
+
+def counts_from_bits(
+    bits: UInt8[np.ndarray, "w n"], size: tuple[int, int], offset: tuple[int, int] = (0, 0)
+) -> Int[np.ndarray, " R"]:
+    """Run lengths of a mask that comes bit-packed, a crop of a picture or all of it.
+
+    Args:
+        bits: column by column, first row in the highest bit (`np.packbits` of the transposed mask). After the last row
+            at least one bit is zero, so that no run goes on in the next column.
+        size: (H, W) of the picture.
+        offset: (x, y) of the crop in the picture.
+
+    Returns:
+        Lengths of runs in column-major order, background first; a last run of no pixels is left out.
+    """
+    (H, W), (x, y), rows = size, offset, 8 * bits.shape[1]
+    stream = bits.reshape(-1)
+    before = stream >> 1
+    before[1:] |= stream[:-1] << 7
+    changes = stream ^ before
+    (where,) = np.nonzero(changes)  # most bytes lie inside or outside: the few others are looked at bit by bit
+    byte, bit = np.nonzero(np.unpackbits(changes[where, None], axis=1))
+    column, row = np.divmod(where[byte] * 8 + bit, rows)
+    position = (x + column) * H + y + row
+    starts, ends = position[0::2], position[1::2]
+    # A run down to the picture's last row touches one that starts the next column: they are one.
+    parted = starts[1:] != ends[:-1]
+    starts, ends = starts[np.append(True, parted)[: len(starts)]], ends[np.append(parted, True)[: len(ends)]]
+    borders = np.stack([starts, ends], -1).reshape(-1)
+    counts = np.diff(borders, prepend=0, append=H * W)
+    return counts if counts[-1] else counts[:-1]
+
+
+def counts_from_mask(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, " R"]:
+    """Run lengths of a mask, as `counts_from_bits`."""
+    return counts_from_bits(np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1), mask.shape)
+
+
+def mask_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Undoes `counts_from_mask`."""
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
+
+
+def rle_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Rle:
+    """COCO's compressed form of run lengths."""
+    rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
+    return {"size": list(size), "counts": rle["counts"].decode("ascii")}

@@ -1,0 +1,413 @@
+"""Everything mode: all masks of a picture, from a grid of points. Names and results as in the official code.
+
+Per crop: encode once, then per batch of points one device program decodes, filters and packs (`sam_jax.ops.select`).
+The host turns the bits into run lengths, while the device is at the next batch, and removes duplicates at the end.
+
+Reference: paper, section 5 (fully automatic stage) and B; the official `automatic_mask_generator.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sam_jax.config import SamConfig
+from sam_jax.model import Sam
+from sam_jax.modeling import (
+    SharedImage,
+    decode_masks,
+    encode_image,
+    encode_prompts,
+    normalize_images,
+    share_image,
+)
+from sam_jax.ops.boxes import box_nms, mask_box
+from sam_jax.ops.grids import crop_boxes, layer_grids
+from sam_jax.ops.regions import remove_small_regions
+from sam_jax.ops.rle import counts_from_bits, counts_from_mask, mask_from_counts, rle_from_counts
+from sam_jax.ops.select import Frame, Selection, make_frames, select_masks
+from sam_jax.ops.transforms import as_rgb, fit_image, points_to_input
+from sam_jax.parallel.local import LocalDevices
+from sam_jax.types import FOREGROUND, NOT_A_POINT, Params, Prompts
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGeneratorConfig:
+    """Official parameters and defaults first, in their order; the last three are of the paper."""
+
+    points_per_side: int | None = 32
+    """Points along one side of the grid; None if point_grids is given."""
+    points_per_batch: int = 64
+    """Points decoded together. More need more memory."""
+    pred_iou_thresh: float = 0.88
+    """Masks with a predicted IoU above this stay; 0 keeps all."""
+    stability_score_thresh: float = 0.95
+    """Masks with at least this stability stay."""
+    stability_score_offset: float = 1.0
+    """The stability is the IoU of the masks at the thresholds + and - this, in logits."""
+    box_nms_thresh: float = 0.7
+    """Of two masks of a crop whose boxes overlap with an IoU above this, the one of higher predicted IoU stays."""
+    crop_n_layers: int = 0
+    """Layers of crops that are segmented like pictures of their own; layer n has 2^n x 2^n."""
+    crop_nms_thresh: float = 0.7
+    """Likewise between crops; the mask of the smaller crop stays."""
+    crop_overlap_ratio: float = 512 / 1500
+    """Share of the short side that neighbouring crops of layer 1 have in common."""
+    crop_n_points_downscale_factor: int = 1
+    """Layer n has points_per_side / this^n points along a side."""
+    point_grids: tuple[np.ndarray, ...] | None = None
+    """Grids (N, 2) of (x, y) in [0, 1], one for each layer, in place of points_per_side."""
+    min_mask_region_area: int = 0
+    """Holes and islands of fewer pixels are removed."""
+    output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"] = "binary_mask"
+    """Form of a record's `segmentation`: an array (H, W), run lengths, or COCO's compressed run lengths."""
+    max_mask_area: float = 1.0
+    """Masks that cover at least this share of the picture are dropped; 1 keeps all."""
+    drop_small_masks: bool = False
+    """Drop a mask whose every island is smaller than min_mask_region_area; else its largest one stays."""
+    max_masks: int = 0
+    """The best masks by the mean of predicted IoU and stability, best first; 0 keeps all, as they come."""
+
+    def __post_init__(self) -> None:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError("expected either points_per_side or point_grids, got both or neither")
+        for name in ("points_per_batch", "crop_n_points_downscale_factor", "points_per_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} of at least 1, got {value}")
+        for name in ("crop_n_layers", "min_mask_region_area", "max_masks", "stability_score_offset"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh", "max_mask_area"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.crop_overlap_ratio < 1:
+            raise ValueError(f"expected crop_overlap_ratio in [0, 1), got {self.crop_overlap_ratio}")
+        modes = ("binary_mask", "uncompressed_rle", "coco_rle")
+        if self.output_mode not in modes:
+            raise ValueError(f"expected output_mode {' or '.join(modes)}, got {self.output_mode!r}")
+        factor = self.crop_n_points_downscale_factor**self.crop_n_layers
+        if self.points_per_side is not None and self.points_per_side < factor:
+            raise ValueError(
+                f"no point is left in layer {self.crop_n_layers}: lower crop_n_layers or "
+                f"crop_n_points_downscale_factor, or raise points_per_side from {self.points_per_side} to {factor}"
+            )
+        grids = self.grids()
+        if len(grids) <= self.crop_n_layers:
+            raise ValueError(f"expected {self.crop_n_layers + 1} point_grids, one for each layer, got {len(grids)}")
+        for layer, grid in enumerate(grids):
+            if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
+                raise ValueError(
+                    f"expected at least one point (x, y) for layer {layer}, got a grid of shape {grid.shape}"
+                )
+            if not ((grid >= 0) & (grid <= 1)).all():
+                raise ValueError(f"expected grid points in [0, 1], as shares of width and height, got {grid.tolist()}")
+
+    def grids(self) -> list[np.ndarray]:
+        """Points (N, 2) of each layer."""
+        if self.point_grids is not None:
+            return [np.asarray(grid, np.float64) for grid in self.point_grids]
+        assert self.points_per_side
+        return layer_grids(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
+
+
+PRESETS = {
+    # What the released code does if nothing is said.
+    "official": MaskGeneratorConfig(),
+    # How SA-1B was made (paper, B); there, with another checkpoint and from pictures of full resolution.
+    "paper": MaskGeneratorConfig(
+        crop_n_layers=2,
+        crop_n_points_downscale_factor=2,
+        min_mask_region_area=100,
+        max_mask_area=0.95,
+        drop_small_masks=True,
+    ),
+    # Object proposals (paper, D.3).
+    "proposals": MaskGeneratorConfig(
+        points_per_side=64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9, max_masks=1000
+    ),
+}
+
+
+class _Candidates(NamedTuple):
+    """Masks of one picture on their way to records; every field has one entry per mask."""
+
+    iou_predictions: np.ndarray
+    stability_scores: np.ndarray
+    boxes: np.ndarray  # (N, 4), outermost pixels
+    points: np.ndarray  # (N, 2)
+    crop_boxes: np.ndarray  # (N, 4)
+    counts: np.ndarray  # (N,) of arrays: run lengths in the picture
+
+    def take(self, rows: np.ndarray) -> _Candidates:
+        return _Candidates(*(field[rows] for field in self))
+
+    @classmethod
+    def join(cls, parts: Sequence[_Candidates]) -> _Candidates:
+        return cls(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+class SamAutomaticMaskGenerator:
+    """All masks of one picture after another.
+
+    Example:
+        generator = SamAutomaticMaskGenerator(load_model("vit_b"), points_per_side=16)
+        records = generator.generate(image)
+
+    Args:
+        model: what predicts the masks.
+        config: a `MaskGeneratorConfig`, or the name of a preset: official, paper, proposals.
+        devices: where to compute; None for the first local device.
+        pictures_per_device: pictures that `generate_batch` encodes and decodes together on each device.
+        overrides: fields of `MaskGeneratorConfig`.
+
+    Raises:
+        ValueError: a field out of its range, or an unknown preset.
+        TypeError: an unknown field.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        config: MaskGeneratorConfig | str = "official",
+        *,
+        devices: LocalDevices | None = None,
+        pictures_per_device: int = 1,
+        **overrides: Any,
+    ) -> None:
+        if isinstance(config, str):
+            if config not in PRESETS:
+                raise ValueError(f"expected a preset ({', '.join(PRESETS)}), got {config!r}")
+            config = PRESETS[config]
+        if "point_grids" in overrides:
+            overrides = {"points_per_side": None} | overrides
+        if pictures_per_device < 1:
+            raise ValueError(f"expected pictures_per_device of at least 1, got {pictures_per_device}")
+        self.config = dataclasses.replace(config, **overrides)
+        self.devices = devices or LocalDevices((jax.local_devices()[0],))
+        self.pictures_per_device = pictures_per_device
+        self._model_config = model.config
+        self._params = self.devices.replicate(model.params)
+        self._encode, self._segment = _programs(self.devices, model.config, model.dtype)
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are computed together."""
+        return len(self.devices) * self.pictures_per_device
+
+    def generate(self, image: np.ndarray) -> list[Record]:
+        """All masks of a picture.
+
+        Args:
+            image: (H, W, 3), RGB, uint8; grey and RGBA are taken too.
+
+        Returns:
+            A dict per mask: `segmentation` (see `output_mode`), `area` in pixels, `bbox` (x, y, w, h) of the outermost
+            pixels, w and h one less than their count as in SA-1B, `predicted_iou`, `point_coords` [[x, y]] that was
+            asked with, `stability_score`, `crop_box` (x, y, w, h).
+
+        Raises:
+            TypeError, ValueError: not a picture, or too small for the layers of crops.
+        """
+        return self.generate_batch([image])[0]
+
+    def generate_batch(self, images: Sequence[np.ndarray]) -> list[list[Record]]:
+        """`generate` for several pictures of any sizes, `batch_size` at a time."""
+        images = [as_rgb(image) for image in images]
+        layouts = [self._layout(image) for image in images]
+        results = []
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            found: list[list[_Candidates]] = [[] for _ in images[part]]
+            for crop, layer in enumerate(layouts[0][1]):
+                boxes = [boxes[crop] for boxes, _ in layouts[part]]
+                for own, new in zip(found, self._segment_crops(images[part], boxes, layer), strict=True):
+                    own.append(new)
+            for image, own in zip(images[part], found, strict=True):
+                results.append(self._records(_Candidates.join(own), len(own), image.shape[:2]))
+        return results
+
+    def _layout(self, image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+        return crop_boxes(image.shape[:2], self.config.crop_n_layers, self.config.crop_overlap_ratio)
+
+    def _segment_crops(
+        self, images: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], layer: int
+    ) -> list[_Candidates]:
+        """Masks of one crop of each picture, without duplicates, in the pictures' frames."""
+        # A last batch that is not full is filled with its first picture, whose prompts then are not valid.
+        fill = [*range(len(images)), *[0] * (self.batch_size - len(images))]
+        side = self._model_config.image_size
+        crops = [image[y0:y1, x0:x1] for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True)]
+        sizes = [(crop.shape[0], crop.shape[1]) for crop in crops]
+        inputs, input_sizes = zip(*(fit_image(crop, side) for crop in crops), strict=True)
+        encoded = self._encode(
+            self._params, *self._scatter([inputs[i] for i in fill], [np.array(input_sizes[i], np.int32) for i in fill])
+        )
+        picture_sizes = [image.shape[:2] for image in images]
+        thresholds = [self._thresholds(H * W) for H, W in picture_sizes]
+        frames = make_frames(sizes, boxes, picture_sizes, thresholds, self._model_config)
+        (frame_batch,) = self._scatter([frames[i] for i in fill])
+
+        grid = self.config.grids()[layer]
+        points = [grid * (w, h) for h, w in sizes]
+        found: list[list[_Candidates]] = [[] for _ in images]
+        at_once = self.config.points_per_batch
+        pending: tuple[int, Selection] | None = None
+        for start in [*range(0, len(grid), at_once), None]:
+            computing = None
+            if start is not None:
+                count = min(at_once, len(grid) - start)
+                rows = np.arange(start, start + at_once).clip(max=len(grid) - 1)
+                asked = [points_to_input(points[i][rows], sizes[i], side).astype(np.float32) for i in fill]
+                valid = [np.arange(at_once) < (count if j < len(images) else 0) for j in range(len(fill))]
+                batch = self._scatter(asked, valid)
+                computing = (start, self._segment(self._params, encoded, *batch, frame_batch))
+            if pending is not None:
+                self._collect(*pending, picture_sizes, boxes, points, found)
+            pending = computing
+        results = []
+        for own, (x0, y0, _, _) in zip(found, boxes, strict=True):
+            candidates = _Candidates.join(own)
+            candidates = candidates.take(
+                box_nms(candidates.boxes, candidates.iou_predictions, self.config.box_nms_thresh)
+            )
+            results.append(
+                candidates._replace(
+                    boxes=candidates.boxes + np.array([x0, y0, x0, y0]), points=candidates.points + np.array([x0, y0])
+                )
+            )
+        return results
+
+    def _thresholds(self, pixels: int) -> tuple[float, float, float, float]:
+        c = self.config
+        lowest_iou = c.pred_iou_thresh if c.pred_iou_thresh > 0 else -np.inf  # as in the official code, 0 means none
+        largest = c.max_mask_area * pixels if c.max_mask_area < 1 else np.inf
+        return lowest_iou, c.stability_score_thresh, c.stability_score_offset, largest
+
+    def _scatter(self, *batches: Sequence[Any]) -> tuple[Any, ...]:
+        """Lists with an entry (array or pytree) per picture -> arrays (devices, pictures, ...)."""
+
+        def stack(*entries: np.ndarray) -> np.ndarray:
+            return np.stack(entries).reshape(len(self.devices), self.pictures_per_device, *entries[0].shape)
+
+        return tuple(self.devices.scatter(jax.tree.map(stack, *batch)) for batch in batches)
+
+    def _collect(
+        self,
+        start: int,
+        selection: Selection,
+        picture_sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, int, int, int]],
+        points: Sequence[np.ndarray],
+        found: list[list[_Candidates]],
+    ) -> None:
+        """Brings the masks of one batch of points to the host and appends them to `found` of each picture."""
+        per_picture = 3 * self.config.points_per_batch
+        counts = np.asarray(selection.kept)
+        for device, count in enumerate(counts):
+            index, iou, stability, found_boxes, bits = (
+                self.devices.gather(field, device, int(count)) for field in selection[1:]
+            )
+            own, prompt = np.divmod(index, per_picture)
+            first = device * self.pictures_per_device
+            for picture in range(first, min(first + self.pictures_per_device, len(found))):
+                rows = np.flatnonzero(own == picture - first)
+                x0, y0 = boxes[picture][:2]
+                runs = np.empty(len(rows), object)
+                for j, row in enumerate(rows):
+                    runs[j] = counts_from_bits(bits[row], picture_sizes[picture], (x0, y0))
+                found[picture].append(
+                    _Candidates(
+                        iou[rows],
+                        stability[rows],
+                        found_boxes[rows],
+                        points[picture][start + prompt[rows] // 3],
+                        np.tile(np.array(boxes[picture]), (len(rows), 1)),
+                        runs,
+                    )
+                )
+
+    def _records(self, candidates: _Candidates, crops: int, size: tuple[int, int]) -> list[Record]:
+        """The last steps for a picture of `size` (H, W), after all its crops."""
+        c = self.config
+        if crops > 1:
+            x0, y0, x1, y1 = candidates.crop_boxes.T
+            scores = 1 / ((x1 - x0) * (y1 - y0))
+            candidates = candidates.take(box_nms(candidates.boxes, scores, c.crop_nms_thresh))
+        if c.min_mask_region_area:
+            candidates = self._without_small_regions(candidates, size)
+        if c.max_masks:
+            means = (candidates.iou_predictions + candidates.stability_scores) / 2
+            candidates = candidates.take(np.argsort(-means, kind="stable")[: c.max_masks])
+        forms: dict[str, Callable[[np.ndarray], Any]] = {
+            "binary_mask": lambda counts: mask_from_counts(counts, size),
+            "uncompressed_rle": lambda counts: {"size": list(size), "counts": counts.tolist()},
+            "coco_rle": lambda counts: rle_from_counts(counts, size),
+        }
+        form = forms[c.output_mode]
+        return [
+            {
+                "segmentation": form(counts),
+                "area": int(counts[1::2].sum()),
+                "bbox": _xywh(box),
+                "predicted_iou": float(iou),
+                "point_coords": [point.tolist()],
+                "stability_score": float(stability),
+                "crop_box": _xywh(crop_box),
+            }
+            for iou, stability, box, point, crop_box, counts in zip(*candidates, strict=True)
+        ]
+
+    def _without_small_regions(self, candidates: _Candidates, size: tuple[int, int]) -> _Candidates:
+        c = self.config
+        boxes, runs = candidates.boxes.copy(), candidates.counts.copy()
+        untouched, kept = np.ones(len(runs), bool), np.ones(len(runs), bool)
+        for i, counts in enumerate(runs):
+            mask, filled = remove_small_regions(mask_from_counts(counts, size), c.min_mask_region_area, "holes")
+            mask, cleaned = remove_small_regions(mask, c.min_mask_region_area, "islands")
+            if filled or cleaned:
+                untouched[i] = False
+                runs[i], boxes[i] = counts_from_mask(mask), mask_box(mask)
+                kept[i] = not c.drop_small_masks or mask.sum() >= c.min_mask_region_area
+        candidates = candidates._replace(boxes=boxes, counts=runs).take(np.flatnonzero(kept))
+        threshold = max(c.box_nms_thresh, c.crop_nms_thresh)
+        return candidates.take(box_nms(candidates.boxes, untouched[kept], threshold))
+
+
+def _xywh(box: np.ndarray) -> list[int]:
+    x0, y0, x1, y1 = (int(x) for x in box)
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(devices: LocalDevices, config: SamConfig, dtype: Any) -> tuple[Callable, Callable]:
+    """What runs on the devices: encode pictures, and segment them at a batch of points."""
+    # A processor takes the masks one by one; elsewhere a loop of single masks would leave the device idle.
+    at_once = 1 if devices.devices[0].platform == "cpu" else 16
+
+    def encode(params: Params, images: Array, sizes: Array) -> tuple[Array, SharedImage]:
+        embeddings = encode_image(params, normalize_images(images, sizes, config), config, dtype=dtype)
+        return embeddings, share_image(params, embeddings, config, dtype=dtype)
+
+    def segment(
+        params: Params, encoded: tuple[Array, SharedImage], points: Array, valid: Array, frames: Frame
+    ) -> Selection:
+        embeddings, shared = encoded
+        points = jnp.stack([points, jnp.zeros_like(points)], 2)
+        labels = jnp.broadcast_to(jnp.array([FOREGROUND, NOT_A_POINT]), points.shape[:3])
+        prompts = encode_prompts(params, Prompts(points, labels), config, dtype=dtype)
+        prediction = decode_masks(
+            params, embeddings, prompts, config, multimask_output=True, dtype=dtype, shared=shared
+        )
+        return select_masks(prediction.low_res_logits, prediction.iou_predictions, valid, frames, at_once)
+
+    return devices.run_on_each(encode), devices.run_on_each(segment)

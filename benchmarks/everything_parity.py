@@ -1,6 +1,7 @@
 """Everything mode against the official code: the same masks, with the same scores, from the same weights?
 
-    python benchmarks/everything_parity.py --official FOLDER --images PICTURE ... [--model tiny] [--points-per-side 32]
+    python benchmarks/everything_parity.py --official FOLDER --images PICTURE ... [--model tiny]
+    python benchmarks/everything_parity.py ... --model random:tiny --nms-thresh 1 --points-per-side 16
 
 --official is a checkout of github.com/facebookresearch/segment-anything. --model is the embedded tiny model, a
 checkpoint, or random:NAME for random weights of that size. As the scores of such models are not those of a finished
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs="+", required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--nms-thresh", type=float, default=0.7, help="1 keeps random weights' near duplicates")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
 
@@ -105,6 +107,8 @@ def main() -> None:
             "points_per_side": arguments.points_per_side,
             "pred_iou_thresh": max(0.0, float(np.median([record["predicted_iou"] for record in everything]))),
             "stability_score_thresh": float(np.median([record["stability_score"] for record in everything])),
+            "box_nms_thresh": arguments.nms_thresh,
+            "crop_nms_thresh": arguments.nms_thresh,
             "output_mode": "coco_rle",
         }
         for name in arguments.cases:

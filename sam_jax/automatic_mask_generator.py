@@ -222,7 +222,7 @@ class SamAutomaticMaskGenerator:
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[list[Record]]:
         """`generate` for several pictures of any sizes, `batch_size` at a time."""
-        images = [as_rgb(image) for image in images]
+        images = [self.check_image(image) for image in images]
         layouts = [self._layout(image) for image in images]
         results = []
         for start in range(0, len(images), self.batch_size):
@@ -235,6 +235,12 @@ class SamAutomaticMaskGenerator:
             for image, own in zip(images[part], found, strict=True):
                 results.append(self._records(_Candidates.join(own), len(own), image.shape[:2]))
         return results
+
+    def check_image(self, image: np.ndarray) -> np.ndarray:
+        """The picture as RGB (H, W, 3), or the error that `generate` would raise."""
+        image = as_rgb(image)
+        self._layout(image)
+        return image
 
     def _layout(self, image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], list[int]]:
         return crop_boxes(image.shape[:2], self.config.crop_n_layers, self.config.crop_overlap_ratio)

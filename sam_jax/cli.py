@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment a picture, convert a checkpoint, run the demonstration."""
+"""The `sam-jax` command: segment a picture or everything in many, convert a checkpoint, run the demonstration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -43,6 +43,47 @@ class Segment:
     """Folder for the results."""
     single: bool = False
     """One mask in place of three; better for prompts that leave no doubt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """Finds all masks of pictures or of folders of pictures.
+
+    Stop it at any time: the same command goes on. A picture that can't be read is reported at the end.
+    Example: sam-jax everything photos --out masks --format overlay
+    """
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, and folders that are searched with all below them."""
+    out: Path = Path("everything")
+    """Folder for the results, one per picture, with the names and subfolders of the pictures."""
+    format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
+    """coco: one instances.json for all; sa1b: a JSON per picture; png: a folder of masks and metadata.csv per picture;
+    overlay: the picture with its masks in colours."""
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    preset: Literal["official", "paper", "proposals"] = "official"
+    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked."""
+    points_per_side: int | None = None
+    """Points along a side of the grid, in place of the preset's. Likewise the following."""
+    pred_iou_thresh: float | None = None
+    """Masks with a predicted IoU above this stay."""
+    stability_score_thresh: float | None = None
+    """Masks with at least this stability stay."""
+    box_nms_thresh: float | None = None
+    """Of two masks whose boxes overlap with an IoU above this the better one stays."""
+    crop_n_layers: int | None = None
+    """Layers of crops to look into as well."""
+    min_mask_region_area: int | None = None
+    """Holes and islands of fewer pixels are removed."""
+    points_per_batch: int | None = None
+    """Points decoded together."""
+    pictures_per_device: int = 1
+    """Pictures encoded and decoded together on each device. More keep an accelerator busy."""
+    devices: Literal["mesh", "pmap"] = "mesh"
+    """All local devices as one program over a mesh, or with pmap."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +152,34 @@ def segment(options: Segment) -> None:
         },
     }
     _write_files(options.out, files)
+
+
+def everything(options: Everything) -> int:
+    import jax
+
+    from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
+    from sam_jax.everything import find_pictures, segment_pictures
+    from sam_jax.hub import load_model
+    from sam_jax.parallel.local import LocalDevices
+
+    given = dataclasses.asdict(options)
+    fields = {field.name for field in dataclasses.fields(PRESETS[options.preset])}
+    changes = {name: value for name, value in given.items() if name in fields and value is not None}
+    config = dataclasses.replace(PRESETS[options.preset], output_mode="coco_rle", **changes)
+    pictures = find_pictures(options.inputs, options.out)
+    generator = SamAutomaticMaskGenerator(
+        load_model(options.model, dtype=options.dtype),
+        config,
+        devices=LocalDevices(tuple(jax.local_devices()), options.devices),
+        pictures_per_device=options.pictures_per_device,
+    )
+    settings = {"model": options.model, "dtype": options.dtype, **dataclasses.asdict(config)}
+    report = segment_pictures(generator, pictures, options.out, options.format, settings)
+    already = f", {report.skipped} were there" if report.skipped else ""
+    print(f"{report.masks} masks of {report.finished} pictures{already}, in {options.out}")
+    for path, reason in report.failures.items():
+        print(f"sam-jax: not segmented: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
+    return 1 if report.failures else 0
 
 
 def demo(options: Demo) -> None:
@@ -186,9 +255,13 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback."""
-    options: Segment | Convert | Demo = tyro.cli(
+    """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback.
+
+    1: some pictures could not be segmented; 130: interrupted.
+    """
+    options: Segment | Everything | Convert | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
+        | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
@@ -199,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options:
             case Segment():
                 segment(options)
+            case Everything():
+                return everything(options)
             case Convert():
                 convert(options)
             case Demo():
@@ -206,6 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sam-jax: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sam-jax: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

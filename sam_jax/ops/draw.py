@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
+
+from sam_jax.ops.rle import Rle, decode_rle, rle_area, rle_box
 
 # Okabe-Ito: told apart by colour-blind eyes too. Blue first, which few objects have.
 COLOURS = np.array(
@@ -38,3 +41,21 @@ def draw_masks(
         cv2.circle(result, (round(x), round(y)), 4 * line, GREEN if label else RED, -1, cv2.LINE_AA)
         cv2.circle(result, (round(x), round(y)), 4 * line, WHITE, line, cv2.LINE_AA)
     return result
+
+
+def draw_everything(
+    image: UInt8[np.ndarray, "H W 3"], masks: Sequence[Rle], opacity: float = 0.55
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Every mask in a colour of its own, the small ones on top of those that they are part of, with thin outlines."""
+    layer = image.copy()
+    outlines: list[np.ndarray] = []
+    for i, rle in enumerate(sorted(masks, key=rle_area, reverse=True)):
+        x, y, w, h = (int(number) for number in rle_box(rle))
+        mask = decode_rle(rle)[y : y + h, x : x + w]
+        hue = i * 0.618034 % 1  # the golden ratio: neighbours in the order are far apart
+        layer[y : y + h, x : x + w][mask] = np.array(colorsys.hsv_to_rgb(hue, 0.75, 1 - 0.3 * (i % 2))) * 255
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+        outlines += contours
+    result = cv2.addWeighted(image, 1 - opacity, layer, opacity, 0)
+    line = max(1, round(max(image.shape[:2]) / 800))
+    return cv2.drawContours(result, outlines, -1, WHITE, line, cv2.LINE_AA)

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from official import use_official
+from workers import Worker, serve
 
 IMAGE_SIZE = 1024
 Task = Callable[[], Any]  # does the work and returns when it is done
@@ -67,6 +66,7 @@ def ours() -> tuple[Task, Callable[[int], Task]]:
 def official(folder: str) -> tuple[Task, Callable[[int], Task]]:
     """The reference implementation, from a checkout of github.com/facebookresearch/segment-anything."""
     import torch
+    from official import use_official
 
     torch.set_num_threads(os.cpu_count() or 1)
     use_official(Path(folder))
@@ -184,41 +184,22 @@ def kerashub() -> tuple[Task, Callable[[int], Task]]:
     return lambda: jax.block_until_ready(encode(encoder_values, image)), decode_task
 
 
-def serve(name: str, official_folder: str) -> None:
-    """Reads tasks from stdin, one a line, and answers each with the seconds that it took."""
-    answers, sys.stdout = sys.stdout, sys.stderr
+def timer(name: str, official_folder: str) -> Callable[[str], float]:
+    """Task -> the seconds that it takes this implementation."""
     builders = {"sam_jax": ours, "official": lambda: official(official_folder)}
     builders |= {"huggingface": huggingface, "kerashub": kerashub}
     encode, decode_task = builders[name]()
     tasks: dict[str, Task] = {"encode": encode}
-    for line in sys.stdin:
-        task = line.strip()
+
+    def seconds(task: str) -> float:
         if task not in tasks:
             tasks[task] = decode_task(int(task.split()[1]))
             tasks[task]()
         start = time.perf_counter()
         tasks[task]()
-        print(time.perf_counter() - start, file=answers, flush=True)
+        return time.perf_counter() - start
 
-
-class Worker:
-    """One implementation in its own process."""
-
-    def __init__(self, name: str, python: str, official_folder: str) -> None:
-        command = [python, __file__, "--serve", name, "--official", official_folder]
-        pipe = subprocess.PIPE
-        self.name = name
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-
-    def seconds(self, task: str) -> float:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(f"{task}\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.name} ended before it answered {task!r}; its error is above")
-        return float(answer)
+    return seconds
 
 
 def report(times: dict[str, dict[str, list[float]]]) -> str:
@@ -247,7 +228,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.official)
+        return serve(timer(options.serve, options.official))
     if options.official and not (Path(options.official) / "segment_anything").is_dir():
         parser.error(f"--official: expected a folder that holds segment_anything/, got {options.official}")
 
@@ -258,18 +239,21 @@ def main() -> None:
         pythons["huggingface"] = sys.executable
     if options.keras_python:
         pythons["kerashub"] = options.keras_python
-    workers = [Worker(name, python, options.official) for name, python in pythons.items()]
+    workers = [
+        Worker(name, [python, __file__, "--serve", name, "--official", options.official])
+        for name, python in pythons.items()
+    ]
     times: dict[str, dict[str, list[float]]] = {}
     for task in ["encode", *(f"decode {count}" for count in options.prompts)]:
         times[task] = {worker.name: [] for worker in workers}
         for worker in workers:
-            worker.seconds(task)  # warm-up
+            worker.ask(task)  # warm-up
         for i in range(options.rounds):
             for worker in workers:
-                times[task][worker.name].append(worker.seconds(task))
+                times[task][worker.name].append(worker.ask(task))
             print(f"{task}: round {i + 1} of {options.rounds}", file=sys.stderr)
     for worker in workers:
-        worker.process.communicate()  # closes stdin, at which the worker ends
+        worker.end()
     print(f"ViT-B at {IMAGE_SIZE}, float32, {os.cpu_count()} cores, {options.rounds} rounds\n")
     print(report(times))
     if options.out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +185,31 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1  # matrices only: biases, norms and embeddings are exempt
     layer_decay: float = 0.8
+    epsilon: float = 1e-8  # of Adam
     clip_norm: float | None = None  # global gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Which params learn. Names are like image_encoder/blocks_0/attn/qkv/kernel."""
+
+    trainable: str = r""  # regular expression, searched in names; what it does not find stays as it is
+    lora_rank: int = 0  # of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
+    lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
+    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # learn through adapters alone
+    cache_embeddings: bool = False  # encode each picture once, before training; for a frozen encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How a step spreads over devices. The update is the same, but for the draws of dropout and drop path."""
+
+    mode: Literal["mesh", "pmap"] = "mesh"  # one program over a mesh with sharded state, or pmap with a copy on each
+    data: int = 0  # devices along which only pictures are cut; 0: as many as there are
+    fsdp: int = 1  # devices along which pictures, params and optimizer state are cut; mesh only
+    coordinator: str | None = None  # host:port of process 0; TPU pods and SLURM jobs are detected without it
+    processes: int | None = None  # how many there are, with `coordinator`
+    process: int | None = None  # number of this one, from 0, with `coordinator`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +222,17 @@ class TrainConfig:
     prompts: PromptConfig = PromptConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    parallel: ParallelConfig = ParallelConfig()
     steps: int = 90_000
     seed: int = 0
     drop_path: float = 0.4
     decoder_dropout: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; params, norms and losses are float32
     remat: bool = True  # recompute encoder blocks and decoder rounds in the backward pass
+    accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
+    ema_decay: float | None = None  # also keep an exponential moving average of the params; it is what is exported
+    max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
     init_from: Path | None = None  # checkpoint whose params start the run (any known format)
     log_every: int = 20
     validate_every: int = 1000

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -13,12 +14,13 @@ from PIL import Image
 from test_training import SMALL, make_config
 
 from sam_jax.checkpoint import load_checkpoint
-from sam_jax.config import DataConfig, PromptConfig
+from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
 from sam_jax.data import training_sets
 from sam_jax.data.examples import Example, read_coco
 from sam_jax.data.pipeline import make_batch, prepare_example
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training.loop import train
+from sam_jax.training.watch import read_metrics
 
 
 def write_examples(folder, count: int = 6) -> list[Example]:
@@ -54,18 +56,25 @@ def run_config(tmp_path, monkeypatch):
         validation_batches=1,
         save_every=2,
         log_every=1,
+        parallel=ParallelConfig("mesh", 1, 1),
     )
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config, tmp_path):
-    whole, config = load_checkpoint(train(dataclasses.replace(run_config, out=tmp_path / "whole")))
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
+    whole, config = load_checkpoint(train(run_config))
     assert config == SMALL
-    train(dataclasses.replace(run_config, steps=2))
+    # As a kill after step 3 leaves it: the checkpoint of step 2 was written while steps 3 and 4 ran.
+    shutil.rmtree(run_config.out / "checkpoints" / "4")
     resumed, _ = load_checkpoint(train(run_config, resume=True))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run_config.out)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4]
-    assert any("validation_iou_last" in r for r in records)
+    assert {len(r["iou"]) for r in records if "loss" in r} == {3}
+    assert [r["step"] for r in records if "validation_iou" in r] == [4]
+    for name in ("curves.png", "predictions/0000004.png"):
+        with Image.open(run_config.out / name) as picture:
+            assert min(picture.size) >= 64
+    assert list((run_config.out / "tensorboard").glob("events*"))
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config):

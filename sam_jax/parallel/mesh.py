@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sam_jax.types import Params
-
 Tree = TypeVar("Tree")
+
+LONGEST = "longest"
+# Name of a param -> where it is cut; the first rule that matches holds. Small ones are not worth a message each.
+RULES: tuple[tuple[str, PartitionSpec | str], ...] = (
+    (r"(bias|scale|token|tokens|not_a_point_embed|no_mask_embed)$", PartitionSpec()),
+    (r"", LONGEST),  # along the longest axis that `fsdp` divides; those without one lie whole on every device
+)
 
 
 def make_mesh(data: int, fsdp: int = 1) -> Mesh:
-    """A mesh with axes `data` (pictures) and `fsdp` (params), over the first `data * fsdp` devices.
+    """A mesh with axes `data` (pictures) and `fsdp` (pictures and params), over the first `data * fsdp` devices.
 
     Raises:
         ValueError: there are fewer devices.
@@ -26,19 +33,43 @@ def make_mesh(data: int, fsdp: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices[: data * fsdp])
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Pictures over all devices of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
 def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Cuts every array of a pytree along its first axis over all devices of the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    """Cuts every array of a pytree along its first axis over all devices of the mesh.
+
+    Args:
+        batch: this process's part, the whole if there is one process.
+    """
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(x)), batch)
 
 
-def shard_params(params: Params, mesh: Mesh) -> Params:
-    """Cuts each param along its longest axis that `fsdp` divides; those without one lie whole on every device."""
+def param_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec | str]] = RULES) -> Any:
+    """A pytree of shardings for params, or for anything that holds arrays under their names, as an optimizer's state.
 
-    def place(param: jax.Array) -> jax.Array:
-        axes = [axis for axis in np.argsort(param.shape) if param.shape[axis] % mesh.shape["fsdp"] == 0]
-        spec: list[str | None] = [None] * param.ndim
-        if axes:
-            spec[axes[-1]] = "fsdp"
-        return jax.device_put(param, NamedSharding(mesh, PartitionSpec(*spec)))
+    Args:
+        tree: of arrays or `jax.ShapeDtypeStruct`.
+        rules: regular expressions, searched in names like image_encoder/blocks_0/attn/qkv/kernel.
+    """
 
-    return jax.tree.map(place, params)
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        name = "/".join(str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path)
+        spec = next(spec for pattern, spec in rules if re.search(pattern, name))
+        if spec == LONGEST:
+            axes = [axis for axis in np.argsort(leaf.shape) if leaf.shape[axis] % mesh.shape["fsdp"] == 0]
+            entries: list[str | None] = [None] * len(leaf.shape)
+            if axes:
+                entries[axes[-1]] = "fsdp"
+            spec = PartitionSpec(*entries)
+        assert isinstance(spec, PartitionSpec)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shard_params(params: Tree, mesh: Mesh) -> Tree:
+    """Params onto the mesh, cut by `RULES`."""
+    return jax.device_put(params, param_shardings(params, mesh))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.checkpoint import load_checkpoint, save_checkpoint
@@ -24,35 +25,46 @@ from sam_jax.data.pipeline import BatchLoader, make_batch
 from sam_jax.data.training_sets import read_training_sets, split_validation
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
+from sam_jax.parallel.start import start_processes
+from sam_jax.parallel.wrap import Wrapped, wrap
+from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.step import TrainState, train_step, validation_step
+from sam_jax.training.step import init_state, model_params, preview_step, train_step, validation_step
+from sam_jax.training.trainable import encoder_is_frozen
+from sam_jax.training.watch import Clock, MetricsLog, draw_predictions, peak_memory_gib, plot_curves
 from sam_jax.types import Batch, Params
+
+PREVIEW_PICTURES = 4
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Trains until `config.steps`, or until SIGTERM or Ctrl-C, after which `resume` goes on from the last step.
 
     Args:
-        resume: continue the run in `config.out`; without it that folder must hold no run.
+        resume: continue the run in `config.out`; without it that folder must hold no run. Devices, processes and
+            `parallel` may be others than before.
 
     Returns:
         path of the exported model, `model.safetensors` in `config.out`.
 
     Raises:
         FileExistsError: `config.out` holds a run and `resume` is False.
-        ValueError: the run in `config.out` was started with another model.
+        ValueError: the run in `config.out` was started with another model; devices that do not fit the batch.
+        FloatingPointError: `max_skipped` updates in a row had no finite gradients.
     """
-    out = config.out.resolve()
+    start_processes(config.parallel)
+    out, main = config.out.resolve(), jax.process_index() == 0
     _claim_folder(out, config, resume)
     train_set, validation_set = split_validation(read_training_sets(config.data.path, config.data.datasets))
-    tqdm.write(f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, on {jax.devices()[0]}")
 
     params = _initial_params(config)
-    optimizer = make_optimizer(config.optimizer, config.model, params)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    program, encoder = compile_program(config, params)
     run_key = jax.random.key(config.seed)
-    step_fn = jax.jit(functools.partial(train_step, config=config, optimizer=optimizer), donate_argnums=0)
-    validate_fn = jax.jit(functools.partial(validation_step, config=config))
+    flops, peak = step_flops(config, encoder=encoder), peak_flops(jax.devices()[0])
+    tqdm.write(
+        f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
+        f"on {program.devices} x {jax.devices()[0].device_kind}; {flops / 1e12:.3g} TFLOP a step"
+    )
 
     batch_args: dict[str, Any] = {
         "model": config.model,
@@ -66,84 +78,148 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
     with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
         if resume and manager.latest_step() is not None:
-            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
-        first_step = int(state.step)
-        log = MetricsLog(out / "metrics.jsonl")
+            restored = manager.restore(manager.latest_step(), args=_restore_args(program))
+            state, first_step = program.place(restored.state), restored.data["batches"]
+            run_key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
+        else:
+            state, first_step = program.init(params), 0
+        del params
+        log, clock = MetricsLog(out, first_step, enabled=main), Clock()
         with (
             BatchLoader(train_set, first_step, workers=config.data.workers, **batch_args) as loader,
-            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True) as bar,
+            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
         ):
-            started = time.perf_counter()
-            for step, batch in zip(range(first_step + 1, config.steps + 1), loader, strict=False):
-                state, metrics = step_fn(state, batch, run_key)
+            for step in range(first_step + 1, config.steps + 1):
+                with clock.waiting():
+                    batch = next(loader)
+                state, metrics = program.step(state, batch, run_key)
                 bar.update()
                 if step % config.log_every == 0:
                     values = summarize(jax.device_get(metrics))
-                    seconds = (time.perf_counter() - started) / (step - first_step)
-                    log.write({"step": step, "seconds_per_step": round(seconds, 4)} | values)
-                    bar.set_postfix({name: f"{values[name]:.3f}" for name in ("loss", "iou_first", "iou_last")})
-                stopping = stop.requested or step == config.steps
+                    if metrics["skipped"] >= config.max_skipped:
+                        raise FloatingPointError(
+                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
+                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
+                        )
+                    seconds, waited = clock.look()
+                    speed = {
+                        "seconds_per_step": seconds,
+                        "pictures_per_second": config.data.batch_size / seconds,
+                        "masks_per_second": float(metrics["masks"]) / seconds,
+                        "data_wait_share": waited,
+                        "tflops_per_second": flops / seconds / 1e12,
+                        "peak_memory_gib": peak_memory_gib(),
+                    }
+                    if peak is not None:
+                        speed["model_flop_utilisation"] = flops / seconds / (peak * program.devices)
+                    log.write(step, values | speed)
+                    bar.set_postfix(loss=f"{values['loss']:.3f}", iou=f"{values['iou'][0]:.3f}-{values['iou'][-1]:.3f}")
+                stopping = step == config.steps or stop.requested(step)
                 if step % config.validate_every == 0 or step == config.steps:
-                    values = validate(validate_fn, state.params, validation_batches, run_key)
-                    log.write({"step": step} | {f"validation_{name}": value for name, value in values.items()})
-                    tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                    values = validate(program.evaluate, state, validation_batches, run_key)
+                    log.write(step, {f"validation_{name}": value for name, value in values.items()})
+                    rounds = " ".join(f"{value:.3f}" for value in values["iou"])
+                    tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
+                    pictures = _preview(program, state, validation_batches[0], run_key)
+                    if main:
+                        _save_picture(pictures, out / "predictions" / f"{step:07d}.png")
+                        plot_curves(out)
                 if step % config.save_every == 0 or stopping:
-                    manager.save(step, args=ocp.args.StandardSave(state), force=stopping)
+                    place = {"batches": step, "key": np.asarray(jax.random.key_data(run_key)).tolist()}
+                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": ocp.args.JsonSave(place)}
+                    manager.save(step, args=ocp.args.Composite(**saved), force=stopping)
                 if stopping:
                     break
-        manager.wait_until_finished()
+        log.close()
     path = out / "model.safetensors"
-    save_checkpoint(path, jax.device_get(state.params), config.model)
-    tqdm.write(f"step {int(state.step)} of {config.steps}; model in {path}")
+    state = program.whole(state)
+    exported = jax.jit(functools.partial(model_params, config=config))(state)
+    if main:
+        save_checkpoint(path, jax.device_get(exported), config.model)
+        tqdm.write(f"step {int(state.step)} of {config.steps}; model in {path}")
     return path
 
 
-def summarize(metrics: dict[str, np.ndarray]) -> dict[str, float]:
-    """Per-round metrics -> numbers: sums of losses' means, the first and last round's IoU."""
+def compile_program(config: TrainConfig, params: Params) -> tuple[Wrapped, str]:
+    """The run's functions on its devices, and whether the encoder is "trained", "frozen" or "cached"."""
+    model, key = config.model, jax.random.key(config.seed)
+    make = functools.partial(make_optimizer, config.optimizer, model)
+    init = functools.partial(init_state, key=key, config=config, make_optimizer=make)
+    trained = jax.eval_shape(init, params).params
+    if config.data.batch_size % config.accumulate:
+        raise ValueError(
+            f"expected a batch that divides into {config.accumulate} parts (accumulate), "
+            f"got {config.data.batch_size} pictures"
+        )
+    program = wrap(
+        init,
+        functools.partial(train_step, config=config, optimizer=make(trained)),
+        functools.partial(validation_step, config=config),
+        functools.partial(preview_step, config=config),
+        params,
+        config.parallel,
+        config.data.batch_size // config.accumulate,
+    )
+    if not encoder_is_frozen(trained):
+        return program, "trained"
+    return program, "cached" if config.finetune.cache_embeddings else "frozen"
+
+
+def summarize(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Metrics per round -> losses, means over the rounds, and the IoU after each round."""
     return {
-        "loss": float(metrics["loss"].mean()),
-        "focal": float(metrics["focal"].mean()),
-        "dice": float(metrics["dice"].mean()),
-        "iou_error": float(metrics["iou_error"].mean()),
-        "oracle_iou_first": float(metrics["oracle_iou"][0]),
-        "iou_first": float(metrics["iou"][0]),
-        "iou_last": float(metrics["iou"][-1]),
-    } | ({"grad_norm": float(metrics["grad_norm"])} if "grad_norm" in metrics else {})
+        **{name: float(metrics[name].mean()) for name in ("loss", "focal", "dice", "iou_error")},
+        "iou": [float(value) for value in metrics["iou"]],
+        "oracle_iou": float(metrics["oracle_iou"][0]),
+        **{name: float(metrics[name]) for name in ("grad_norm", "skipped") if name in metrics},
+    }
 
 
-def validate(validate_fn: Callable, params: Params, batches: list[Batch], key: jax.Array) -> dict[str, float]:
+def validate(evaluate: Callable, state: Any, batches: list[Batch], key: jax.Array) -> dict[str, Any]:
     """Means over all masks of the validation batches; the same prompts every time."""
-    totals: dict[str, float] = {}
-    masks = 0
-    for i, batch in enumerate(batches):
-        metrics, count = jax.device_get(validate_fn(params, batch, jax.random.fold_in(key, i)))
-        masks += int(count)
-        for name, value in summarize(metrics).items():
-            totals[name] = totals.get(name, 0.0) + value * int(count)
-    return {name: total / max(masks, 1) for name, total in totals.items()}
+    sums = [jax.device_get(evaluate(state, batch, jax.random.fold_in(key, i))) for i, batch in enumerate(batches)]
+    total = jax.tree.map(lambda *values: np.sum(values, 0), *sums)
+    return summarize({name: value / max(total["masks"], 1) for name, value in total.items()})
 
 
-class MetricsLog:
-    """Appends one JSON object per line."""
+def _preview(program: Wrapped, state: Any, batch: Batch, key: jax.Array) -> np.ndarray:
+    """What the model makes of a few validation pictures, beside the truth."""
+    few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], batch)
+    return draw_predictions(few, *jax.device_get(program.preview(state, few, key)))
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def write(self, record: dict[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def _save_picture(image: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    Image.fromarray(image).save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def _restore_args(program: Wrapped) -> Any:
+    return ocp.args.Composite(state=ocp.args.StandardRestore(program.template), data=ocp.args.JsonRestore())
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; a second one acts at once."""
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; a second one acts at once.
+
+    Of several processes all stop after the same step: JAX tells the others of a SIGTERM to one.
+    """
 
     def __enter__(self) -> StopSignal:
-        self.requested = False
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._several = jax.process_count() > 1
+        self._requested = False
+        signals = () if self._several else (signal.SIGTERM, signal.SIGINT)
+        self._previous = {s: signal.signal(s, self._request) for s in signals}
         return self
 
+    def requested(self, step: int) -> bool:
+        """To be asked by all processes after every step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
     def _request(self, number: int, frame: object) -> None:
-        self.requested = True
+        self._requested = True
         tqdm.write("stopping after this step; the run can be resumed")
         signal.signal(number, self._previous[signal.Signals(number)])
 

@@ -11,8 +11,6 @@ import optax
 from sam_jax.config import OptimizerConfig, SamConfig
 from sam_jax.types import Params
 
-FIXED = "positional_encoding_gaussian_matrix"  # a buffer in the official code: neither gradient nor decay may reach it
-
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Linear warm-up from 0 to the peak, then divided by 10 at every step of `decay_steps`."""
@@ -32,8 +30,6 @@ def layer_scales(params: Params, model: SamConfig, decay: float) -> Params:
 
     def scale(path: tuple, _: jax.Array) -> float:
         name = "/".join(entry.key for entry in path)
-        if FIXED in name:
-            return 0.0
         if block := re.match(r"image_encoder/blocks_(\d+)/", name):
             layer = int(block[1]) + 1
         else:
@@ -44,10 +40,10 @@ def layer_scales(params: Params, model: SamConfig, decay: float) -> Params:
 
 
 def make_optimizer(config: OptimizerConfig, model: SamConfig, params: Params) -> optax.GradientTransformation:
-    """AdamW over `params`, which are looked at for their names and shapes only.
+    """AdamW over the params that learn, which are looked at for their names and shapes only.
 
-    Weight decay applies to kernels; biases, norms, tokens, position tables and the Fourier matrix are exempt
-    (the paper does not say; SAM 2 does this).
+    Weight decay applies to kernels; biases, norms, tokens, position tables and adapters are exempt (the paper does not
+    say; SAM 2 does this).
     """
     scales = layer_scales(params, model, config.layer_decay)
 
@@ -60,7 +56,7 @@ def make_optimizer(config: OptimizerConfig, model: SamConfig, params: Params) ->
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(
         *clip,
-        optax.scale_by_adam(*config.betas),
+        optax.scale_by_adam(*config.betas, eps=config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=jax.tree_util.tree_map_with_path(decays, params)),
         optax.GradientTransformation(lambda _: optax.EmptyState(), scale_by_layer),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.config import TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.prompting.simulate import first_prompts, next_points, picture_pixels, round_schedule
 from sam_jax.training.losses import segmentation_loss
-from sam_jax.types import PAD, Batch, Params, Prediction, Prompts
+from sam_jax.training.trainable import join_params, split_params
+from sam_jax.types import PAD, Batch, Params, Prompts
 
 
 class TrainState(NamedTuple):
-    """All that a run must save to go on."""
+    """All that a run must save to go on, but for the place in the data."""
 
-    params: Params
+    params: Params  # those that learn
+    frozen: Params  # the rest
     opt_state: optax.OptState
+    ema: Params | None  # moving average of `params`
     step: Int[Array, ""]
+    skipped: Int[Array, ""]  # updates left out in a row, for want of finite gradients
+
+
+def init_state(
+    params: Params, key: Key[Array, ""], config: TrainConfig, make_optimizer: Callable[[Params], Any]
+) -> TrainState:
+    """A run's state at step 0, from the params of a whole model."""
+    trained, frozen = split_params(params, config.finetune, key)
+    opt_state = make_optimizer(trained).init(trained)
+    ema = None if config.ema_decay is None else jax.tree.map(jnp.copy, trained)
+    return TrainState(trained, frozen, opt_state, ema, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def model_params(state: TrainState, config: TrainConfig) -> Params:
+    """The params of the whole model, for use: averaged where the run keeps an average."""
+    return join_params(state.params if state.ema is None else state.ema, state.frozen, config.finetune)
+
+
+class Rounds(NamedTuple):
+    """What happened in the rounds on a batch. R rounds, N slots for points."""
+
+    terms: dict[str, Float[Array, "R B Q"]]  # loss, focal, dice, iou_error, iou, oracle_iou
+    points: Float[Array, "B Q N 2"]  # all clicks in the end, input frame
+    labels: Int[Array, "B Q N"]
+    first_logits: Float[Array, "B Q l l"]  # the mask with the highest predicted IoU after the first prompt
+    last_logits: Float[Array, "B Q l l"]  # the mask after the last round
 
 
 def resize_logits(logits: Float[Array, "... l l"], side: int) -> Float[Array, "... L L"]:
@@ -31,76 +61,132 @@ def resize_logits(logits: Float[Array, "... l l"], side: int) -> Float[Array, ".
     return jax.image.resize(logits, (*logits.shape[:-2], side, side), "bilinear", antialias=False)
 
 
+def draw_per_picture(function: Callable, key: Key[Array, ""], numbers: Int[Array, " B"], *batched: Any) -> Any:
+    """`function(key, *batched)`, each picture with a key of its own, folded from its number.
+
+    So its draws do not depend on which pictures share its device.
+    """
+
+    def one(number: jax.Array, *row: Any) -> Any:
+        result = function(jax.random.fold_in(key, number), *jax.tree.map(lambda x: x[None], row))
+        return jax.tree.map(lambda x: x[0], result)
+
+    return jax.vmap(one)(numbers, *batched)
+
+
 def run_rounds(
-    params: Params, batch: Batch, key: Key[Array, ""], config: TrainConfig, *, training: bool
-) -> dict[str, Float[Array, "R B Q"]]:
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: TrainConfig,
+    *,
+    training: bool,
+    numbers: Int[Array, " B"] | None = None,
+) -> Rounds:
     """Encodes each picture once and plays all rounds of prompts on it.
 
     Round 0 has one prompt and asks for three masks; of these the one with the highest predicted IoU is fed back. Every
     later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask.
 
-    Returns:
-        per round, picture and mask: loss, focal, dice, iou_error, iou, oracle_iou.
+    Args:
+        params: of the whole model.
+        numbers: of the pictures in the global batch, of which `batch` is a part; None: it is the whole.
     """
-    model: SamConfig = config.model
+    model, dtype = config.model, jnp.dtype(config.dtype)
     side, low_res = config.loss.size, model.low_res_size
     prompt_key, schedule_key, drop_key, rounds_key = jax.random.split(key, 4)
+    numbers = jnp.arange(len(batch.sizes)) if numbers is None else numbers
     truth = batch.masks.astype(jnp.float32)
     inside = picture_pixels(batch.sizes, side, model)
     pixels = inside.astype(jnp.float32)
 
-    images = normalize_images(batch.images, batch.sizes, model)
-    encoder_key = drop_key if training else None
-    embeddings = encode_image(
-        params, images, model, drop_path=config.drop_path, remat=config.remat and training, key=encoder_key
-    )
+    if batch.embeddings is not None:
+        embeddings = batch.embeddings
+    else:
+        assert batch.images is not None
+        images = normalize_images(batch.images, batch.sizes, model)
+        encoder_key = jax.random.fold_in(drop_key, numbers[0]) if training else None
+        embeddings = encode_image(
+            params,
+            images,
+            model,
+            dtype=dtype,
+            drop_path=config.drop_path,
+            remat=config.remat and training,
+            key=encoder_key,
+        )
 
-    def decode(prompts: Prompts, multimask_output: bool, round_key: jax.Array) -> tuple[Prediction, dict, jax.Array]:
-        encoded = encode_prompts(params, prompts, model)
+    def decode(prompts: Prompts, multimask_output: bool, round_key: jax.Array) -> tuple[dict, jax.Array]:
+        encoded = encode_prompts(params, prompts, model, dtype=dtype)
         prediction = decode_masks(
             params,
             embeddings,
             encoded,
             model,
             multimask_output=multimask_output,
+            dtype=dtype,
             dropout=config.decoder_dropout,
-            key=jax.random.fold_in(round_key, 1) if training else None,
+            key=jax.random.fold_in(round_key, 1 + numbers[0]) if training else None,
         )
         trusted = jnp.argmax(prediction.iou_predictions, -1)[..., None, None, None]
         logits = resize_logits(prediction.low_res_logits, side)
         loss, terms = segmentation_loss(logits, prediction.iou_predictions, truth, pixels, config.loss)
         chosen = jnp.take_along_axis(prediction.low_res_logits, trusted, 2)[:, :, 0]
-        return prediction, terms | {"loss": loss}, chosen
+        return terms | {"loss": loss}, chosen
 
-    points, labels = first_prompts(prompt_key, batch, model, config.prompts)
+    points, labels = draw_per_picture(
+        lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
+    )
     first_key, later_key = jax.random.split(rounds_key)
-    _, first_terms, logits = decode(Prompts(points, labels), True, first_key)
+    first_terms, first_logits = decode(Prompts(points, labels), True, first_key)
     adds_point = round_schedule(schedule_key, config.prompts)
-    rounds = len(adds_point)
-    if not rounds:
-        return jax.tree.map(lambda x: x[None], first_terms)
+    if not len(adds_point):
+        return Rounds(jax.tree.map(lambda x: x[None], first_terms), points, labels, first_logits, first_logits)
 
     def play_round(carry: tuple, inputs: tuple) -> tuple[tuple, dict]:
         points, labels, logits, slot = carry
         round_key, adds = inputs
         predicted = resize_logits(logits, side) > 0
-        click, label = next_points(round_key, predicted, batch.masks, inside, model)
+        click, label = draw_per_picture(
+            lambda key, predicted, truth, inside: next_points(key, predicted, truth, inside, model),
+            round_key,
+            numbers,
+            predicted,
+            batch.masks,
+            inside,
+        )
         points = jax.lax.dynamic_update_index_in_dim(points, click, slot, 2)
         labels = jax.lax.dynamic_update_index_in_dim(labels, jnp.where(adds, label, PAD), slot, 2)
         prompts = Prompts(points, labels, jnp.asarray(logits).reshape(*labels.shape[:2], low_res, low_res))
-        _, terms, logits = decode(prompts, False, round_key)
+        terms, logits = decode(prompts, False, round_key)
         return (points, labels, logits, slot + adds), terms
 
     body = jax.checkpoint(play_round) if config.remat and training else play_round
-    keys = jax.random.split(later_key, rounds)
-    _, later_terms = jax.lax.scan(body, (points, labels, logits, jnp.int32(2)), (keys, adds_point))
-    return jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), first_terms, later_terms)
+    start = (points, labels, first_logits, jnp.int32(2))
+    inputs = (jax.random.split(later_key, len(adds_point)), adds_point)
+    (points, labels, last_logits, _), later_terms = jax.lax.scan(body, start, inputs)
+    terms = jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), first_terms, later_terms)
+    return Rounds(terms, points, labels, first_logits, last_logits)
 
 
-def mean_over_masks(terms: dict[str, jax.Array], batch: Batch) -> dict[str, Float[Array, " R"]]:
-    """Per round, the mean over the masks that exist in the global batch."""
-    weight = batch.valid / jnp.maximum(batch.valid.sum(), 1)
-    return {name: (values * weight).sum((1, 2)) for name, values in terms.items()}
+def sums_over_masks(terms: dict[str, jax.Array], valid: jax.Array) -> dict[str, Float[Array, " R"]]:
+    """Per round, the sum over the masks that exist."""
+    return {name: (values * valid).sum((1, 2)) for name, values in terms.items()}
+
+
+def cut_batch(batch: Any, parts: int) -> Any:
+    """Arrays (B, ...) -> (parts, B / parts, ...). Each device of a mesh keeps the pictures that it has."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _total(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
+    """Of the pictures in the global batch."""
+    B = len(batch.sizes)
+    return jnp.arange(B) + (0 if axis_name is None else B * jax.lax.axis_index(axis_name))
 
 
 def train_step(
@@ -110,31 +196,75 @@ def train_step(
     *,
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from all rounds on one batch; the loss is the sum over rounds of the mean over masks.
 
+    An update whose gradients are not finite is left out: the step counts, and nothing else changes.
+
     Args:
         key: the run's key; the step's own is folded from it, so that a resumed run draws what it would have drawn.
+        axis_name: of `jax.pmap`, if it runs under that.
 
     Returns:
-        the new state, and metrics: arrays per round, and `grad_norm`.
+        the new state, and metrics: arrays per round, `masks`, `grad_norm` and `skipped`.
     """
     step_key = jax.random.fold_in(key, state.step)
+    masks = _total(batch.valid.sum(), axis_name)
 
-    def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        metrics = mean_over_masks(run_rounds(params, batch, step_key, config, training=True), batch)
+    def loss_fn(trained: Params, part: Batch, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params = join_params(trained, state.frozen, config.finetune)
+        rounds = run_rounds(params, part, step_key, config, training=True, numbers=numbers)
+        sums = sums_over_masks(rounds.terms, part.valid)
+        metrics = {name: values / jnp.maximum(masks, 1) for name, values in sums.items()}
         return metrics["loss"].sum(), metrics
 
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    gradient = jax.grad(loss_fn, has_aux=True)
+    numbers = _numbers(batch, axis_name)
+    if config.accumulate == 1:
+        grads, metrics = gradient(state.params, batch, numbers)
+    else:
+        parts = cut_batch(batch, config.accumulate), cut_batch(numbers, config.accumulate)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], parts)),
+        )
+
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(state.params, *part)), None
+
+        (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
+    grads, metrics = _total((grads, metrics), axis_name)
+
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(params, opt_state, state.step + 1), metrics
+    ema = None
+    if state.ema is not None:
+        assert config.ema_decay is not None
+        ema = optax.incremental_update(params, state.ema, 1.0 - config.ema_decay)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    before = (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before
+    )
+    state = TrainState(params, state.frozen, opt_state, ema, state.step + 1, skipped)
+    return state, metrics | {"masks": masks, "grad_norm": grad_norm, "skipped": skipped}
 
 
 def validation_step(
-    params: Params, batch: Batch, key: Key[Array, ""], *, config: TrainConfig
-) -> tuple[dict[str, Float[Array, " R"]], Int[Array, ""]]:
-    """The rounds without learning: means over the batch's masks, and how many masks there were."""
-    terms = run_rounds(params, batch, key, config, training=False)
-    return mean_over_masks(terms, batch), batch.valid.sum()
+    state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig, axis_name: str | None = None
+) -> dict[str, jax.Array]:
+    """The rounds without learning: per round the sums over the global batch's masks, and the number of `masks`."""
+    numbers = _numbers(batch, axis_name)
+    rounds = run_rounds(model_params(state, config), batch, key, config, training=False, numbers=numbers)
+    return _total(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
+
+
+def preview_step(
+    state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig
+) -> tuple[Float[Array, "B Q N 2"], Int[Array, "B Q N"], Bool[Array, "B Q l l"], Bool[Array, "B Q l l"]]:
+    """The clicks of all rounds, their labels, and the masks after the first prompt and after the last round."""
+    rounds = run_rounds(model_params(state, config), batch, key, config, training=False)
+    return rounds.points, rounds.labels, rounds.first_logits > 0, rounds.last_logits > 0

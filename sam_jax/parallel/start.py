@@ -1,0 +1,56 @@
+"""How the processes of a run find each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+
+from sam_jax.config import ParallelConfig
+
+# What names the other hosts or the tasks of a job, per launcher; JAX reads addresses and numbers from the same.
+_LAUNCHERS = {
+    "TPU pod": "TPU_WORKER_HOSTNAMES",
+    "multislice": "MEGASCALE_COORDINATOR_ADDRESS",
+    "SLURM": "SLURM_STEP_NUM_TASKS",
+    "Open MPI": "OMPI_COMM_WORLD_SIZE",
+}
+
+
+def detect_launcher() -> str | None:
+    """The launcher that started more than one process of this run, by its environment variables."""
+    for name, variable in _LAUNCHERS.items():
+        value = os.environ.get(variable, "")
+        count = int(value) if value.isdigit() else len([part for part in value.split(",") if part])
+        if count > 1 or (name == "multislice" and value):
+            return name
+    return None
+
+
+def start_processes(config: ParallelConfig) -> None:
+    """Connects this process with the others; to be called before JAX is used. Does nothing where there is but one.
+
+    Args:
+        config: explicit addresses; without them TPU pods, SLURM and Open MPI are detected.
+
+    Raises:
+        ValueError: addresses that are not complete.
+    """
+    explicit = (config.coordinator, config.processes, config.process)
+    if any(value is not None for value in explicit):
+        if any(value is None for value in explicit):
+            raise ValueError(
+                "expected parallel.coordinator (host:port of process 0), parallel.processes and parallel.process "
+                f"together, got {explicit}"
+            )
+        if not 0 <= (config.process or 0) < (config.processes or 0):
+            raise ValueError(f"expected parallel.process in 0..{(config.processes or 0) - 1}, got {config.process}")
+        jax.distributed.initialize(*explicit)
+    elif detect_launcher():
+        jax.distributed.initialize()
+    elif any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*")):
+        # Perhaps a host of a TPU pod, whose metadata JAX asks; it raises ValueError where there are none.
+        with contextlib.suppress(ValueError):
+            jax.distributed.initialize()

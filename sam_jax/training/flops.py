@@ -1,0 +1,70 @@
+"""How much arithmetic a step is: the matrix products that the model needs, whatever the program does beside them."""
+
+from __future__ import annotations
+
+import jax
+
+from sam_jax.config import SamConfig, TrainConfig
+
+# Dense bfloat16 products, FLOP/s of a device as JAX counts them, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def encoder_flops(config: SamConfig) -> float:
+    """Of one picture, forward; a product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
+    D, side, hidden = config.encoder_dim, config.grid_size, int(config.encoder_dim * config.encoder_mlp_ratio)
+    tokens = side**2
+    windows = -((-side // config.window_size) ** 2) if config.window_size else 1
+    flops = 2.0 * tokens * config.patch_size**2 * 3 * D
+    for block in range(config.encoder_depth):
+        if block in config.global_attention_blocks or not config.window_size:
+            attended, context = tokens, side
+        else:
+            attended, context = windows * config.window_size**2, config.window_size
+        products = 4 * D * D + 2 * context**2 * D + 2 * context * D  # qkv and proj, q k and weights v, positions
+        flops += 2.0 * attended * products + 2.0 * tokens * 2 * D * hidden
+    return flops + 2.0 * tokens * (D * config.prompt_dim + 9 * config.prompt_dim**2)
+
+
+def decoder_flops(config: SamConfig, sparse_tokens: int) -> float:
+    """Of one prompt, forward, without what the prompts of a picture share."""
+    D, pixels = config.prompt_dim, config.grid_size**2
+    inner = D // config.decoder_attention_downsample
+    tokens = 1 + config.num_mask_tokens + sparse_tokens
+    self_attention = tokens * 4 * D * D + 2 * tokens**2 * D
+    cross_attention = 2 * (tokens + pixels) * D * inner + 2 * tokens * pixels * inner
+    layer = self_attention + 2 * cross_attention + 2 * tokens * D * config.decoder_mlp_dim
+    upscaling = pixels * D * D + 4 * pixels * (D // 4) * (D // 2)
+    masks = 16 * pixels * (D // 8) * config.num_mask_tokens
+    return 2.0 * (config.decoder_depth * layer + cross_attention + upscaling + masks)
+
+
+def step_flops(config: TrainConfig, *, encoder: str) -> float:
+    """Of one update on the global batch. A backward pass is twice the forward one; nothing is counted twice for
+    rematerialisation.
+
+    Args:
+        encoder: "trained", "frozen" (forward only) or "cached" (not at all).
+    """
+    rounds = 1 + config.prompts.point_rounds + config.prompts.refine_rounds
+    tokens = 2 + config.prompts.point_rounds
+    passes = {"trained": 3, "frozen": 1, "cached": 0}[encoder]
+    picture = passes * encoder_flops(config.model)
+    picture += 3 * rounds * config.data.masks_per_image * decoder_flops(config.model, tokens)
+    return config.data.batch_size * picture
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s of a device, or None if it is not known (as of a CPU)."""
+    kind = device.device_kind
+    best = max((name for name in PEAK_FLOPS if kind.startswith(name)), key=len, default=None)
+    return None if best is None else PEAK_FLOPS[best]

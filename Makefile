@@ -18,7 +18,7 @@ types: $(VENV)/test-installed
 	$(BIN)/mypy
 
 unit: $(VENV)/test-installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(VENV)/test-installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow

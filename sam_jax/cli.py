@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment a picture or everything in many, convert a checkpoint, run the demonstration."""
+"""The `sam-jax` command: segment a picture or everything in many, convert or export a checkpoint, demonstrate."""
 
 from __future__ import annotations
 
@@ -98,6 +98,24 @@ class Convert:
     """Checkpoint to read."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
+    overwrite: bool = False
+    """Replace the target if it exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the model of a training run's checkpoint in any format.
+
+    The name of the target tells the format: .pth official, .safetensors ours, a folder Hugging Face.
+    Example: sam-jax export runs/finetune sam.pth --step 2000
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    target: tyro.conf.Positional[Path]
+    """Checkpoint to write."""
+    step: int | None = None
+    """Of the checkpoint; without it the last."""
     overwrite: bool = False
     """Replace the target if it exists."""
 
@@ -219,6 +237,15 @@ def convert(options: Convert) -> None:
     print(f"wrote {options.target}")
 
 
+def export(options: Export) -> None:
+    from sam_jax.convert import check_destination, save_any
+    from sam_jax.training.export import load_run
+
+    check_destination(options.target, overwrite=options.overwrite)
+    save_any(options.target, *load_run(options.run, options.step), overwrite=options.overwrite)
+    print(f"wrote {options.target}")
+
+
 def _numbers(text: str, count: int, option: str) -> Any:
     try:
         values = tuple(float(part) for part in text.split(","))
@@ -259,10 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be segmented; 130: interrupted.
     """
-    options: Segment | Everything | Convert | Demo = tyro.cli(
+    options: Segment | Everything | Convert | Export | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
         args=arguments,
@@ -276,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return everything(options)
             case Convert():
                 convert(options)
+            case Export():
+                export(options)
             case Demo():
                 demo(options)
     except (ValueError, TypeError, OSError, ImportError) as error:

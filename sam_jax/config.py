@@ -233,7 +233,8 @@ class TrainConfig:
     accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
     ema_decay: float | None = None  # also keep an exponential moving average of the params; it is what is exported
     max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
-    init_from: Path | None = None  # checkpoint whose params start the run (any known format)
+    init_from: str | None = None  # name or path of a model whose params start the run
+    init_encoder_from: Path | None = None  # masked-autoencoder ViT (He et al. 2021) that starts the image encoder
     log_every: int = 20
     validate_every: int = 1000
     validation_batches: int = 8

@@ -20,7 +20,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "data": BASE | {"ops"},
     "parallel": BASE,
     "checkpoint.py": BASE | {"modeling"},
-    "training": BASE | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint"},
+    "training": BASE | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint", "convert", "hub"},
     "model.py": BASE | {"modeling"},
     "predictor.py": BASE | {"modeling", "ops", "model"},
     "automatic_mask_generator.py": BASE | {"modeling", "ops", "model", "parallel"},

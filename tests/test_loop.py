@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 from test_training import SMALL, make_config
 
+from sam_jax import cli
 from sam_jax.checkpoint import load_checkpoint
 from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
+from sam_jax.convert import load_any
 from sam_jax.data import training_sets
 from sam_jax.data.examples import Example, read_coco
 from sam_jax.data.pipeline import make_batch, prepare_example
 from sam_jax.ops.rle import decode_rle, encode_rle
+from sam_jax.training.export import load_run
 from sam_jax.training.loop import train
 from sam_jax.training.watch import read_metrics
 
@@ -75,6 +78,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
         with Image.open(run_config.out / name) as picture:
             assert min(picture.size) >= 64
     assert list((run_config.out / "tensorboard").glob("events*"))
+    exported, model = load_run(run_config.out)
+    assert model == SMALL
+    jax.tree.map(np.testing.assert_array_equal, exported, whole)
+    target = run_config.out / "official.pth"
+    assert cli.main(["export", str(run_config.out), str(target), "--step", "2"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, load_any(target)[0], load_run(run_config.out, 2)[0])
+    with pytest.raises(FileNotFoundError, match=r"step 3 .*\[2, 4\]"):
+        load_run(run_config.out, 3)
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config):

@@ -3,7 +3,16 @@
 Only reading and writing `.pth` files needs PyTorch.
 """
 
-from sam_jax.convert.files import convert_file, load_any
+from sam_jax.convert.files import check_destination, convert_file, load_any, save_any
 from sam_jax.convert.layout import params_from_state, state_from_params
+from sam_jax.convert.mae import load_mae_encoder
 
-__all__ = ["convert_file", "load_any", "params_from_state", "state_from_params"]
+__all__ = [
+    "check_destination",
+    "convert_file",
+    "load_any",
+    "load_mae_encoder",
+    "params_from_state",
+    "save_any",
+    "state_from_params",
+]

@@ -87,13 +87,27 @@ def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None =
         ValueError: a `dst` of unknown format; and what `load_any` raises.
     """
     dst = Path(dst)
+    check_destination(dst, overwrite=overwrite)
+    save_any(dst, *load_any(src, config), overwrite=overwrite)
+
+
+def check_destination(dst: Path, *, overwrite: bool = False) -> None:
+    """Whether a checkpoint can be written there; to be asked before long work.
+
+    Raises:
+        FileExistsError, ValueError: as `convert_file`.
+    """
     if dst.suffix in OTHER_SUFFIXES or (dst.is_file() and dst.suffix not in (*PYTORCH_SUFFIXES, ".safetensors")):
         raise ValueError(
             f"expected a destination *.pth (official), *.safetensors (sam_jax) or a folder (Hugging Face), got {dst}"
         )
     if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
         raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
-    params, config = load_any(src, config)
+
+
+def save_any(dst: Path, params: Params, config: SamConfig, *, overwrite: bool = False) -> None:
+    """Writes a checkpoint in the format that its name says; see `convert_file`."""
+    check_destination(dst, overwrite=overwrite)
     dst.parent.mkdir(parents=True, exist_ok=True)
     if dst.suffix == ".safetensors":
         save_checkpoint(dst, params, config)
@@ -101,6 +115,17 @@ def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None =
         _write_pytorch(dst, state_from_params(params, config, "official"), config)
     else:
         _write_huggingface_folder(dst, params, config)
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a PyTorch or safetensors file under the names that they have there.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `load_any`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+    return _read_pytorch(path) if _is_pytorch(path) else _read_safetensors(path)
 
 
 def _import_torch(path: Path) -> Any:
@@ -236,7 +261,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
     torch = _import_torch(path)
     with _replacing(path) as temporary:
-        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, temporary)
+        torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
         if config in SIZES.values():  # its shapes tell
             _config_beside(path).unlink(missing_ok=True)
         else:

@@ -19,10 +19,12 @@ from jax.experimental import multihost_utils
 from PIL import Image
 from tqdm import tqdm
 
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.checkpoint import save_checkpoint
 from sam_jax.config import TrainConfig
+from sam_jax.convert import load_mae_encoder
 from sam_jax.data.pipeline import BatchLoader, make_batch
 from sam_jax.data.training_sets import read_training_sets, split_validation
+from sam_jax.hub import load_model
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.parallel.start import start_processes
@@ -259,6 +261,10 @@ def align_cross_attention(params: Params) -> Params:
 
 def _initial_params(config: TrainConfig) -> Params:
     if config.init_from is None:
-        return align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
-    params, model = load_checkpoint(config.init_from)
-    return jax.tree.map(jnp.asarray, resize_positions(params, model, config.model))
+        params = align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
+    else:
+        sam = load_model(config.init_from)
+        params = resize_positions(sam.params, sam.config, config.model)
+    if config.init_encoder_from is not None:
+        params = load_mae_encoder(config.init_encoder_from, params, config.model)
+    return jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,50 @@
+"""The model in a run's checkpoint, whatever devices wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from sam_jax.config import FinetuneConfig, SamConfig
+from sam_jax.training.trainable import join_params
+from sam_jax.types import Params
+
+
+def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
+    """Params and config of a run's model: averaged where the run keeps an average, adapters merged.
+
+    Args:
+        run: `out` of the run.
+        step: of the checkpoint; None: the last.
+
+    Raises:
+        FileNotFoundError: no run there, or no checkpoint of that step.
+        ValueError: a `config.json` that is none of a run.
+    """
+    record = run / "config.json"
+    if not record.is_file() or not (run / "checkpoints").is_dir():
+        raise FileNotFoundError(f"expected a training run (config.json, checkpoints) in {run}, found none")
+    try:
+        content = json.loads(record.read_text())
+        model = SamConfig.from_json(json.dumps(content["model"]))
+        finetune = FinetuneConfig(**content["finetune"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected the config of a training run in {record}: {error}") from error
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers.add("state", ocp.args.StandardRestore)
+    with ocp.CheckpointManager(run.resolve() / "checkpoints", handler_registry=handlers) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise FileNotFoundError(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            manager.item_metadata(step).state,
+        )
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
+    trained = state["params"] if state["ema"] is None else state["ema"]
+    return jax.device_get(join_params(trained, state["frozen"], finetune)), model

@@ -234,6 +234,7 @@ class TrainConfig:
     ema_decay: float | None = None  # also keep an exponential moving average of the params; it is what is exported
     max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
     init_from: str | None = None  # name or path of a model whose params start the run
+    model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`
     init_encoder_from: Path | None = None  # masked-autoencoder ViT (He et al. 2021) that starts the image encoder
     log_every: int = 20
     validate_every: int = 1000

@@ -55,11 +55,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         FloatingPointError: `max_skipped` updates in a row had no finite gradients.
     """
     start_processes(config.parallel)
+    config, params = _initial_params(config)
     out, main = config.out.resolve(), jax.process_index() == 0
     _claim_folder(out, config, resume)
     train_set, validation_set = split_validation(read_training_sets(config.data.path, config.data.datasets))
 
-    params = _initial_params(config)
     program, encoder = compile_program(config, params)
     run_key = jax.random.key(config.seed)
     flops, peak = step_flops(config, encoder=encoder), peak_flops(jax.devices()[0])
@@ -259,12 +259,17 @@ def align_cross_attention(params: Params) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def _initial_params(config: TrainConfig) -> Params:
-    if config.init_from is None:
-        params = align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
+def _initial_params(config: TrainConfig) -> tuple[TrainConfig, Params]:
+    """The params that a run starts from, and its config with the model that it trains."""
+    if config.init_from is not None:
+        start = load_model(config.init_from)
+        if config.model_from_init:
+            config = dataclasses.replace(config, model=start.config)
+        params = resize_positions(start.params, start.config, config.model)
+    elif config.model_from_init:
+        raise ValueError("expected init-from, the name or path of the model to train, with model-from-init; got none")
     else:
-        sam = load_model(config.init_from)
-        params = resize_positions(sam.params, sam.config, config.model)
+        params = align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
     if config.init_encoder_from is not None:
         params = load_mae_encoder(config.init_encoder_from, params, config.model)
-    return jax.tree.map(jnp.asarray, params)
+    return config, jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,36 @@
+"""Fine-tunes the decoder on pictures of one's own, in COCO format; each picture is encoded once.
+
+    python train.py configs/finetune_coco.py --data.path FOLDER [--init-from vit_b]
+
+FOLDER holds annotations and pictures as COCO tools write them. The quickest of three ways and the one for few pictures;
+configs/finetune_lora.py adapts the encoder too, configs/finetune_full.py trains everything.
+"""
+
+from pathlib import Path
+
+from sam_jax.config import DataConfig, FinetuneConfig, LossConfig, OptimizerConfig, PromptConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        out=Path("runs/finetune_coco"),
+        model_from_init=True,
+        init_from="vit_b",
+        data=DataConfig(path=Path("my_pictures"), batch_size=1, masks_per_image=16),
+        prompts=PromptConfig(point_rounds=4, refine_rounds=1),
+        loss=LossConfig(size=256),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4,
+            warmup_steps=50,
+            decay_steps=(1500,),
+            weight_decay=0.01,
+            layer_decay=1.0,
+            clip_norm=1.0,
+        ),
+        finetune=FinetuneConfig(trainable=r"^(mask_decoder|prompt_encoder)/", cache_embeddings=True),
+        steps=2000,
+        drop_path=0.0,
+        decoder_dropout=0.0,
+        validate_every=250,
+        save_every=250,
+    )

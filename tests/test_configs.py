@@ -1,0 +1,71 @@
+"""Every shipped training config says what the paper says, and its model shrunk trains a step."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_training import SMALL, make_batch
+
+from sam_jax.config import FinetuneConfig, LossConfig, ParallelConfig, PromptConfig, TrainConfig
+from sam_jax.modeling import init_params
+from sam_jax.training.loop import compile_program
+
+CONFIGS = sorted(path.stem for path in Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
+TRAINING = [name for name in CONFIGS if not name.startswith("eval")]
+
+
+def load(name: str) -> TrainConfig:
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "rate", "layer_decay", "drop_path"),
+    [
+        ("vit_h", 256, 90_000, 8e-4, 0.8, 0.4),
+        ("vit_l", 128, 180_000, 4e-4, 0.8, 0.4),
+        ("vit_b", 128, 180_000, 8e-4, 0.6, 0.6),
+    ],
+)
+def test_the_recipes_are_the_papers(name, batch, steps, rate, layer_decay, drop_path):
+    config = load(name)
+    assert config.model.name == name
+    assert (config.data.batch_size, config.steps, config.drop_path) == (batch, steps, drop_path)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.layer_decay) == (rate, layer_decay)
+    assert (optimizer.warmup_steps, optimizer.betas, optimizer.weight_decay) == (250, (0.9, 0.999), 0.1)
+    assert optimizer.decay_steps == {90_000: (60_000, 86_666), 180_000: (120_000, 173_333)}[steps]
+    assert config.prompts == PromptConfig(point_rounds=8, refine_rounds=2)
+    assert (config.data.masks_per_image, config.data.scale_range, config.decoder_dropout) == (64, (1.0, 1.0), 0.1)
+    assert batch * steps == 23_040_000  # two epochs of SA-1B
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINING if name.startswith("finetune")])
+def test_fine_tuning_learns_and_keeps_what_it_should(name):
+    """The config with a small model, one round and one device."""
+    config = dataclasses.replace(
+        load(name),
+        model=SMALL,
+        loss=LossConfig(size=32),
+        prompts=PromptConfig(point_rounds=0, refine_rounds=0),
+        parallel=ParallelConfig("mesh", 1, 1),
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
+    params = init_params(SMALL, jax.random.key(0))
+    program, encoder = compile_program(config, params)
+    assert encoder == {"finetune_coco": "cached", "finetune_lora": "trained", "finetune_full": "trained"}[name]
+    batch = make_batch()
+    if encoder == "cached":
+        batch = batch._replace(images=None, embeddings=np.ones((2, 8, 8, 32), np.float32))
+    start = program.init(params)
+    before = jax.device_get(start)
+    state, metrics = program.step(start, batch, jax.random.key(1))
+    assert np.isfinite(metrics["grad_norm"])
+    frozen = jax.tree.leaves(before.frozen)
+    jax.tree.map(np.testing.assert_array_equal, frozen, jax.device_get(jax.tree.leaves(state.frozen)))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, jax.device_get(state.params))
+    assert np.mean(jax.tree.leaves(moved)) > 0.6
+    assert ("image_encoder" in before.params) == (encoder == "trained")
+    assert (config.finetune == FinetuneConfig()) == (name == "finetune_full")

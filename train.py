@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config([argument for argument in arguments if argument != "--resume"])
         train(config, resume=resume)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -139,8 +139,11 @@ SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, 
 class DataConfig:
     """Where the pictures are and how a batch is drawn from them."""
 
-    path: Path = Path("../shared/data")  # folder with bsds500, ccp, coco_small
-    datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # see sam_jax.data.training_sets
+    path: Path = Path("../shared/data")  # what `format` says; sam_jax.data.sources lists what is looked for
+    format: Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"] = "auto"  # named: see `datasets`
+    images: Path | None = None  # folder of the pictures, where they are not near their annotations
+    label_values: Literal["auto", "instances", "classes"] = "auto"  # what the values of label maps are
+    datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # of the named sets in `path` (data.training_sets)
     batch_size: int = 8  # pictures per step, over all devices
     masks_per_image: int = 64  # masks drawn per picture; pictures with fewer are padded
     min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping
@@ -148,7 +151,9 @@ class DataConfig:
     scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted picture; above 1 crops (large-scale jitter)
     flip_probability: float = 0.0  # horizontal
     colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
-    workers: int = 1  # threads that prepare batches
+    workers: int = 1  # threads that prepare batches, in each process
+    worker_processes: int = 0  # that prepare batches; 0: the training process does
+    max_bad_fraction: float = 0.01  # of the records may be unusable; they train nothing (a few always may)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from sam_jax.checkpoint import load_checkpoint
 from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
 from sam_jax.convert import load_any
 from sam_jax.data import training_sets
-from sam_jax.data.examples import Example, read_coco
+from sam_jax.data.coco import read_coco
+from sam_jax.data.examples import Example
 from sam_jax.data.pipeline import make_batch, prepare_example
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training.export import load_run

@@ -3,84 +3,140 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pycocotools.mask
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
-from sam_jax.ops.rle import Rle, encode_rle, rle_area
+from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
+
+
+class BadRecord(ValueError):
+    """A picture that cannot be used with its masks.
+
+    Args:
+        reason: in a few words, the same for all of a kind; they are counted by it.
+        where: file or record.
+        detail: what was found.
+    """
+
+    def __init__(self, reason: str, where: object, detail: object = "") -> None:
+        super().__init__(reason, str(where), str(detail))  # as args, so that it can be pickled
+        self.reason, self.where, self.detail = reason, str(where), str(detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture and its masks, in the original frame."""
+    """One picture and its masks, in the original frame. The picture is a file, or a part of one, or bytes at hand."""
 
     path: Path
     size: tuple[int, int]  # (h, w)
     masks: tuple[Rle, ...]
     dataset: str
     ignore: Rle | None = None  # pixels that no metric counts
+    span: tuple[int, int] | None = None  # (offset, length) of the picture's bytes in the file; None: all of it
+    encoded: bytes | None = None  # the picture's bytes, if they are at hand
+    member: str | None = None  # the picture's name in a file that holds many
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}/{self.path.stem}"
+        return f"{self.dataset}/{Path(self.member or self.path).stem}"
 
-    def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture as RGB.
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    def read(self) -> bytes:
+        """The picture's file as it is.
 
         Raises:
-            ValueError: the file cannot be read, or its size is not the one that the masks have.
+            BadRecord: it cannot be read to its end.
+        """
+        if self.encoded is not None:
+            return self.encoded
+        offset, length = self.span or (0, -1)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            raise BadRecord("picture cannot be read", self.where, error) from error
+        if length > len(data):
+            raise BadRecord("cut off", self.where, f"{len(data)} of {length} bytes are there")
+        return data
+
+    def picture(self) -> Image.Image:
+        """The picture as RGB: upright as its EXIF orientation says, or as it lies if only that has the masks' size.
+
+        Raises:
+            BadRecord: it cannot be decoded, or its size is not the one that the masks have.
         """
         try:
-            with Image.open(self.path) as file:
-                image = np.asarray(file.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"expected a picture at {self.path}: {error}") from error
-        if image.shape[:2] != self.size:
-            raise ValueError(f"{self.path} is {image.shape[:2]} (h, w), but its masks are {self.size}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(self.read())) as file:
+                    file.load()
+                    upright = ImageOps.exif_transpose(file)
+                    image = (upright if upright.size[::-1] == self.size else file).convert("RGB")
+        except BadRecord:
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise BadRecord("picture cannot be decoded", self.where, error) from error
+        if image.size[::-1] != self.size:
+            raise BadRecord(
+                "masks of another size", self.where, f"picture {image.size[::-1]}, masks {self.size} (h, w)"
+            )
         return image
 
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """`picture` as an array."""
+        return np.asarray(self.picture())
 
-def read_coco(
-    annotation_file: Path,
-    image_folder: Path,
-    dataset: str,
-    *,
-    keep_image: Callable[[dict], bool] = lambda image: True,
-    min_area: int = 1,
-) -> list[Example]:
-    """Instances of a COCO-format file whose segmentations are RLE or polygons; `iscrowd` ones are left out.
 
-    Args:
-        keep_image: says which entries of `images` to take.
-        min_area: pixels; smaller masks are left out, and pictures left without a mask too.
+class Source(Protocol):
+    """Examples by position, read when asked for: a list of them, or something that knows where they lie.
+
+    `source[i]` raises `BadRecord` for one that can't be used. Sources can be pickled.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
+    """Pixels of a mask.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not COCO-format JSON.
+        BadRecord: not run lengths, or of another size than the picture.
     """
-    content = _read_json(annotation_file)
-    for field in ("images", "annotations"):
-        if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise ValueError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
-    masks: dict[int, list[Rle]] = {image["id"]: [] for image in content["images"] if keep_image(image)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for annotation in content["annotations"]:
-        image_id = annotation["image_id"]
-        if image_id not in masks or annotation.get("iscrowd"):
-            continue
-        rle = _to_rle(annotation["segmentation"], sizes[image_id])
-        if rle_area(rle) >= min_area:
-            masks[image_id].append(rle)
-    return [
-        Example(image_folder / image["file_name"], sizes[image["id"]], tuple(masks[image["id"]]), dataset)
-        for image in content["images"]
-        if masks.get(image["id"])
-    ]
+    try:
+        counts = counts_from_rle(rle)
+    except ValueError as error:
+        raise BadRecord("run lengths cannot be read", where, error) from error
+    if tuple(rle["size"]) != tuple(size):
+        raise BadRecord("masks of another size", where, f"picture {tuple(size)}, mask {tuple(rle['size'])} (h, w)")
+    return int(counts[1::2].sum())
+
+
+def read_json(data: bytes | str, where: object) -> Any:
+    """JSON from a file's content.
+
+    Raises:
+        BadRecord: it isn't.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("JSON cannot be read", where, error) from error
 
 
 def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example]:
@@ -107,7 +163,7 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
 def read_grabcut(root: Path, bsds500_root: Path) -> list[Example]:
     """The GrabCut objects whose photographs are in BSDS500; value 128 of a mask is to be ignored."""
-    splits = _read_json(root / "bsds_split_of_each_image.json")
+    splits = json.loads((root / "bsds_split_of_each_image.json").read_text())
     examples = []
     for stem, split in sorted(splits.items()):
         with Image.open(root / "masks" / f"{stem}.png") as file:
@@ -123,18 +179,3 @@ def _regions(labels: np.ndarray, min_area: int) -> Iterator[np.ndarray]:
     for value, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count >= min_area:
             yield labels == value
-
-
-def _to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
-    if isinstance(segmentation, list):  # polygons
-        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):  # uncompressed
-        return pycocotools.mask.frPyObjects(segmentation, *size)
-    return segmentation
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {path}: {error}") from error

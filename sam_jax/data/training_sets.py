@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from sam_jax.data.examples import Example, read_bsds500, read_coco
+from sam_jax.data.coco import read_coco
+from sam_jax.data.examples import Example, read_bsds500
 
 
 def _bsds500_train(root: Path) -> list[Example]:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.examples import Example, read_bsds500, read_coco, read_grabcut
+from sam_jax.data.coco import read_coco
+from sam_jax.data.examples import Example, read_bsds500, read_grabcut
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
 from sam_jax.evals.segmenters import Clicks, SamSegmenter, Segmenter

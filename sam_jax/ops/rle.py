@@ -78,3 +78,34 @@ def rle_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Rle
     """COCO's compressed form of run lengths."""
     rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
     return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+
+
+def counts_from_rle(rle: Rle) -> Int[np.ndarray, " R"]:
+    """Run lengths of a mask in COCO's compressed form, or in its form as a list of numbers, checked.
+
+    Five bits a byte, lowest first, the sixth says that more follow; from the fourth number on, differences to the one
+    two before.
+
+    Raises:
+        ValueError: not run lengths, or they do not add up to the size.
+    """
+    try:
+        (H, W), text = rle["size"], rle["counts"]
+        if isinstance(text, list):
+            counts = np.array(text, np.int64)
+        else:
+            data = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+            last = data & 0x20 == 0
+            starts = np.flatnonzero(np.append(True, last[:-1]))
+            place = np.arange(len(data)) - np.repeat(starts, np.diff(starts, append=len(data)))
+            if not len(data) or not last[-1] or data.min() < 0 or data.max() > 63 or place.max() > 8:
+                raise ValueError("cut off or not of the alphabet")
+            counts = np.add.reduceat((data & 0x1F) << (5 * place), starts)
+            counts -= np.where(data[last] & 0x10, 1 << (5 * (place[last] + 1)), 0)
+            counts[1::2] = counts[1::2].cumsum()
+            counts[2::2] = counts[2::2].cumsum()
+    except (TypeError, KeyError, ValueError, OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(f"expected COCO run lengths, got {str(rle)[:80]} ({error})") from error
+    if counts.ndim != 1 or (len(counts) and counts.min() < 0) or counts.sum() != H * W:
+        raise ValueError(f"expected runs of {H} x {W} = {H * W} pixels, they add up to {int(counts.sum())}")
+    return counts

@@ -1,0 +1,180 @@
+"""Folders of pictures with label maps, or with a folder of binary masks for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from sam_jax.data.examples import BadRecord, Example
+from sam_jax.data.sa1b import PICTURES, find_picture
+from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
+
+LabelValues = Literal["auto", "instances", "classes"]
+CHECKED_MAPS = 16  # looked at when a folder is opened
+IMAGE_FOLDERS = ("images", "imgs", "JPEGImages")
+LABEL_FOLDERS = ("labels", "masks", "SegmentationObject")
+
+
+class LabelSource:
+    """Pictures, each with a map of the same name (PNG or TIFF, 8 or 16 bit) whose values are objects; 0 is background.
+
+    Args:
+        values: instances: every value is a mask. classes: every connected part of a value is one, and 255 is left out
+            where there are other values. auto: as instances, but maps that look like classes are refused.
+
+    Raises:
+        ValueError: values are auto, and some of the first maps say what they cannot say of objects.
+    """
+
+    def __init__(self, images: Path, labels: Path, values: LabelValues = "auto") -> None:
+        self.values = values
+        maps = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*")) if _is_map(path)}
+        found = ((find_picture(images / stem), path) for stem, path in maps.items())
+        self._files = [(picture, path) for picture, path in found if picture is not None]
+        if values == "auto":
+            _refuse_classes([path for _, path in self._files[:: max(1, len(self._files) // CHECKED_MAPS)]])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        picture, path = self._files[index]
+        labels = read_labels(path)
+        regions = _connected(labels) if self.values == "classes" else _values(labels)
+        masks = tuple(regions)
+        if not masks:
+            raise BadRecord("no masks", path)
+        return Example(picture, labels.shape, masks, "labels")
+
+
+class MaskSource:
+    """Pictures, each with a folder of masks (0 outside) under its name, or its name and `.masks`, which is what
+    `sam-jax everything --format png` writes.
+    """
+
+    def __init__(self, images: Path, masks: Path) -> None:
+        folders = sorted({path.parent for path in masks.rglob("*.png") if path.parent != masks})
+        found = ((find_picture(images / _without_ending(path.relative_to(masks))), path) for path in folders)
+        self._files = [(picture, path) for picture, path in found if picture is not None]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        picture, folder = self._files[index]
+        masks: list[dict] = []
+        for path in sorted(folder.glob("*.png")):
+            mask = read_labels(path) > 0
+            if masks and tuple(masks[0]["size"]) != mask.shape:
+                raise BadRecord("masks of another size", path, f"{mask.shape} beside {tuple(masks[0]['size'])} (h, w)")
+            if mask.any():
+                masks.append(encode_rle(mask))
+        if not masks:
+            raise BadRecord("no masks", folder)
+        return Example(picture, tuple(masks[0]["size"]), tuple(masks), "masks")
+
+
+def read_labels(path: Path) -> Int[np.ndarray, "H W"]:
+    """The values of a map with one channel; of a palette map the positions in the palette.
+
+    Raises:
+        BadRecord: it cannot be read, or has colours.
+    """
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadRecord("map cannot be decoded", path, error) from error
+    if values.ndim == 3 and values.shape[2] in (2, 3, 4):  # grey stored as colours
+        rest = values[..., 1:3] if values.shape[2] > 2 else values[..., :1]
+        if (rest == values[..., :1]).all():
+            values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "iub":
+        raise BadRecord(
+            "map with colours", path, "expected whole numbers in one channel; turn every colour into a number first"
+        )
+    return values.astype(np.int32)
+
+
+def _values(labels: np.ndarray) -> Iterator[dict]:
+    for value in np.unique(labels):
+        if value:
+            yield rle_from_counts(counts_from_mask(labels == value), labels.shape)
+
+
+def _connected(labels: np.ndarray) -> Iterator[dict]:
+    values = np.unique(labels[labels != 0])
+    for value in values:
+        if value != 255 or len(values) == 1:
+            number, parts = cv2.connectedComponents((labels == value).astype(np.uint8), connectivity=8)
+            for part in range(1, number):
+                yield rle_from_counts(counts_from_mask(parts == part), labels.shape)
+
+
+def _refuse_classes(paths: list[Path]) -> None:
+    """Objects are mostly in one piece, classes are not; and 255 far above all others is the void of class maps."""
+    advice = (
+        "; if the values are classes, say --data.label-values classes (sam-jax prepare: --label-values classes): every "
+        "connected part of a value becomes a mask and 255 is left out; if they are objects, say instances"
+    )
+    whole = scattered = 0
+    for path in paths:
+        try:
+            labels = read_labels(path)
+        except BadRecord as error:
+            if error.reason == "map with colours":
+                raise ValueError(str(error)) from error
+            continue  # counted when it is read
+        values = np.unique(labels[labels != 0])
+        if len(values) > 1 and values[-1] == 255 and values[-2] < 254:
+            raise ValueError(f"{path} has the value 255 and then none above {values[-2]}, like a map of classes{advice}")
+        for value in values:
+            areas = np.sort(cv2.connectedComponentsWithStats((labels == value).astype(np.uint8))[2][1:, 4])
+            if len(areas) > 1 and areas[-2] >= 0.1 * areas[-1]:
+                scattered += 1
+            else:
+                whole += 1
+    if scattered > whole:
+        raise ValueError(
+            f"{scattered} of {scattered + whole} values of the maps in {paths[0].parent} are scattered over several "
+            f"regions, like classes{advice}"
+        )
+
+
+def _is_map(path: Path) -> bool:
+    return path.suffix.lower() in (".png", ".tif", ".tiff") and path.is_file()
+
+
+def _without_ending(folder: Path) -> Path:
+    return folder.with_suffix("") if folder.suffix == ".masks" else folder
+
+
+def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "masks"], Path, Path] | None:
+    """("labels" or "masks", folder of pictures, folder of maps or of folders of masks), or None.
+
+    Looked for: images/ (or imgs/, JPEGImages/, or the given folder) beside labels/ or masks/ (or SegmentationObject/)
+    with a map of each picture's name or a folder of masks of that name; or folders of masks named picture.masks, beside
+    the pictures or in the folder itself.
+    """
+    for name in LABEL_FOLDERS:
+        below = root / name
+        pictures = images or next((root / n for n in IMAGE_FOLDERS if (root / n).is_dir()), root)
+        if below.is_dir():
+            for stem in (p.relative_to(pictures).with_suffix("") for p in _pictures(pictures) if below not in p.parents):
+                if (below / stem).is_dir() or (below / f"{stem}.masks").is_dir():
+                    return "masks", pictures, below
+                if any((below / f"{stem}{ending}").is_file() for ending in (".png", ".PNG", ".tif", ".tiff")):
+                    return "labels", pictures, below
+    if any(path.is_dir() for path in root.rglob("*.masks")):
+        return "masks", images or root, root
+    return None
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES)

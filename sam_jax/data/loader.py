@@ -1,0 +1,205 @@
+"""Examples -> batches, by Grain. Which pictures a batch holds, and how they are drawn, follows from seed and position."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sam_jax.config import DataConfig, SamConfig
+from sam_jax.data.augment import Row, empty_row, prepare_example
+from sam_jax.data.examples import BadRecord, Example, Source
+from sam_jax.types import Batch
+
+if TYPE_CHECKING:
+    import grain
+
+logger = logging.getLogger(__name__)
+
+BAD_ALWAYS_ALLOWED = 10  # records, whatever their share
+BAD_IN_A_ROW = 100
+
+
+class BadRecords:
+    """Counts records that could not be used, and stops a run that meets too many.
+
+    Args:
+        max_fraction: of all records; `BAD_ALWAYS_ALLOWED` may be bad in any case.
+    """
+
+    def __init__(self, max_fraction: float) -> None:
+        self.max_fraction = max_fraction
+        self.records = self.bad = self.in_a_row = 0
+        self.reasons: dict[str, int] = {}
+
+    def count(self, problem: BadRecord | None) -> None:
+        """Takes note of one record.
+
+        Raises:
+            ValueError: too many were bad.
+        """
+        self.records += 1
+        if problem is None:
+            self.in_a_row = 0
+            return
+        self.bad += 1
+        self.in_a_row += 1
+        self.reasons[problem.reason] = self.reasons.get(problem.reason, 0) + 1
+        if self.bad <= BAD_ALWAYS_ALLOWED or self.bad & (self.bad - 1) == 0:
+            logger.warning("left out, %d so far: %s", self.bad, problem)
+        too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * self.records)
+        if too_many or self.in_a_row >= BAD_IN_A_ROW:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
+            raise ValueError(
+                f"{self.bad} of {self.records} records cannot be used ({reasons}), the last {self.in_a_row} of them in a "
+                f"row; the last one: {problem}. Mend the data, or allow more with --data.max-bad-fraction"
+            )
+
+
+def make_loader(
+    source: Source,
+    *,
+    model: SamConfig,
+    config: DataConfig,
+    loss_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    augment: bool = True,
+    bad_records: BadRecords | None = None,
+) -> grain.DatasetIterator[Batch]:
+    """Endless batches of this process: its contiguous block of every global batch of `config.batch_size` pictures.
+
+    Every epoch goes through all pictures in a new order. A picture that can't be used leaves its slot black and
+    without valid masks, so that nothing else moves. `get_state` after k batches, given to `set_state`, goes on with
+    batch k + 1; state and batches are the same for any number of `config.workers`, the state is not for another number
+    of `config.worker_processes`. With those, call `close` at the end.
+
+    Args:
+        source: examples by position; with worker processes it is pickled.
+        loss_size: side of the masks, pixels; the input frame scaled.
+        augment: False gives the same fitted, unflipped pictures every time.
+        bad_records: counts what could not be used; None: a new one with `config.max_bad_fraction`.
+
+    Raises:
+        ValueError: no pictures; the batch cannot be divided among the processes. While iterating: too many bad records.
+        ImportError: Grain is not installed.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError("training reads its pictures with grain; pip install 'sam_jax[train]'") from error
+
+    if not len(source):
+        raise ValueError("expected at least one picture with masks to train on, got none")
+    if config.batch_size % process_count:
+        raise ValueError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
+    dataset = (
+        grain.MapDataset.source(_Guarded(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(_Prepare(model, config, loss_size, augment))
+        .batch(config.batch_size // process_count, batch_fn=_stack)[process_index::process_count]
+        .to_iter_dataset(grain.ReadOptions(num_threads=max(1, config.workers), prefetch_buffer_size=2 * config.workers))
+    )
+    if config.worker_processes:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
+    if bad_records is None:
+        bad_records = BadRecords(config.max_bad_fraction)
+    return iter(dataset.map(_Report(bad_records)))
+
+
+def fixed_batches(
+    source: Source, count: int, *, model: SamConfig, config: DataConfig, loss_size: int, seed: int
+) -> list[Batch]:
+    """Up to `count` global batches without augmentation, always the same, for validation.
+
+    Pictures are drawn without repetition; the last batch is filled up with empty slots. Bad records are left out.
+
+    Raises:
+        ValueError: no picture can be used.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    problem: BadRecord | None = None
+    for index in rng.permutation(len(source)).tolist():
+        if len(rows) == count * config.batch_size:
+            break
+        try:
+            rows.append(prepare_example(source[index], rng, model, config, loss_size, augment=False))
+        except BadRecord as error:
+            logger.warning("not used for validation: %s", error)
+            problem = error
+    if not rows:
+        raise ValueError(f"no picture to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
+    while len(rows) % config.batch_size:
+        rows.append(empty_row(model, config, loss_size))
+    starts = range(0, len(rows), config.batch_size)
+    return [_to_batch(rows[start : start + config.batch_size]) for start in starts]
+
+
+def _to_batch(rows: Sequence[Row]) -> Batch:
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+# The steps of the pipeline are objects and not closures: worker processes get them pickled.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guarded:
+    """A source that returns what is wrong in place of raising it."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example | BadRecord:
+        try:
+            return self.source[index]
+        except BadRecord as error:
+            return error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    model: SamConfig
+    config: DataConfig
+    loss_size: int
+    augment: bool
+
+    def __call__(self, record: Example | BadRecord, rng: np.random.Generator) -> tuple[Row, BadRecord | None]:
+        try:
+            if isinstance(record, BadRecord):
+                raise record
+            return prepare_example(record, rng, self.model, self.config, self.loss_size, self.augment), None
+        except BadRecord as error:
+            return empty_row(self.model, self.config, self.loss_size), error.with_traceback(None)
+
+
+class _Slots:
+    """What was wrong with each picture of a batch; opaque to Grain."""
+
+    def __init__(self, problems: Sequence[BadRecord | None]) -> None:
+        self.problems = tuple(problems)
+
+
+def _stack(elements: Sequence[tuple[Row, BadRecord | None]]) -> tuple[Batch, Any]:
+    return _to_batch([row for row, _ in elements]), _Slots([problem for _, problem in elements])
+
+
+class _Report:
+    """Counts in the training process, whichever process has read."""
+
+    def __init__(self, bad_records: BadRecords) -> None:
+        self.bad_records = bad_records
+
+    def __call__(self, element: tuple[Batch, _Slots]) -> Batch:
+        batch, slots = element
+        for problem in slots.problems:
+            self.bad_records.count(problem)
+        return batch

@@ -1,0 +1,165 @@
+"""SA-1B as it is released, and what `sam-jax everything` writes like it: a JSON of masks beside each picture."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from sam_jax.data.examples import BadRecord, Example, check_rle, read_json
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
+
+
+class Sa1bSource:
+    """Pictures with a JSON of the same name: in tar files, read in place, or in folders.
+
+    Only names and positions are kept; a record's JSON is read when it is asked for.
+
+    Args:
+        tars: tar files, not compressed. Pictures and JSON may lie in folders in them.
+        folder: searched with all below it.
+        images: where the pictures of `folder`'s JSON files are, if not beside them: under the same relative names.
+        progress: show a bar while tar files are listed.
+
+    Attributes:
+        problems: what is missing or cut off; those records are left out.
+    """
+
+    def __init__(
+        self,
+        tars: Sequence[Path] = (),
+        folder: Path | None = None,
+        images: Path | None = None,
+        *,
+        progress: bool = False,
+        dataset: str = "sa1b",
+    ) -> None:
+        self.dataset = dataset
+        self.tars = list(tars)
+        self.problems: list[BadRecord] = []
+        self._names: list[str] = []  # of the pictures, in their tar or folder
+        spans: list[tuple[int, int, int, int, int]] = []  # tar, then offset and length of picture and JSON
+        for number, tar in enumerate(tqdm(self.tars, "listing", unit="tar", disable=not progress)):
+            for name, picture, annotation in pairs_of_tar(tar, self.problems):
+                self._names.append(name)
+                spans.append((number, *picture, *annotation))
+        self._spans = np.array(spans, np.int64).reshape(-1, 5)
+        self._files = [] if folder is None else list(_pairs_of_folder(folder, images))
+
+    def __len__(self) -> int:
+        return len(self._names) + len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        if index >= len(self._names):
+            picture, annotation = self._files[index - len(self._names)]
+            try:
+                text = annotation.read_bytes()
+            except OSError as error:
+                raise BadRecord("JSON cannot be read", annotation, error) from error
+            return parse_record(text, Example(picture, (0, 0), (), self.dataset))
+        number, offset, length, json_offset, json_length = self._spans[index].tolist()
+        found = Example(self.tars[number], (0, 0), (), self.dataset, span=(offset, length), member=self._names[index])
+        text = Example(found.path, (0, 0), (), "", span=(json_offset, json_length), member=found.member).read()
+        return parse_record(text, found)
+
+
+def parse_record(text: bytes, picture: Example) -> Example:
+    """The example of a picture and its JSON: {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
+
+    Args:
+        picture: whose size and masks are still open.
+
+    Raises:
+        BadRecord: not such JSON, no mask that is not empty, or masks of another size.
+    """
+    content = read_json(text, picture.where)
+    try:
+        size = (content["image"]["height"], content["image"]["width"])
+        masks = [annotation["segmentation"] for annotation in content["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise BadRecord(
+            "JSON of another kind", picture.where, f"expected image and annotations; {type(error).__name__} {error}"
+        ) from error
+    kept = tuple(rle for rle in masks if check_rle(rle, size, picture.where))
+    if not kept:
+        raise BadRecord("no masks", picture.where)
+    return Example(
+        picture.path, size, kept, picture.dataset, span=picture.span, member=picture.member, encoded=picture.encoded
+    )
+
+
+class Pair(NamedTuple):
+    """A picture and its JSON in a tar file: (offset, length) each."""
+
+    name: str
+    picture: tuple[int, int]
+    annotation: tuple[int, int]
+
+
+def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
+    """The pictures of a tar file that are there with their JSON, in the order of their positions.
+
+    Args:
+        problems: what is missing or cut off is appended.
+    """
+    pictures: dict[str, tuple[str, tuple[int, int]]] = {}
+    annotations: dict[str, tuple[int, int]] = {}
+    try:
+        end = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                hidden = name.name.startswith("._")  # what macOS puts beside each file
+                if not member.isfile() or hidden:
+                    continue
+                span = (member.offset_data, member.size)
+                if sum(span) > end:
+                    problems.append(BadRecord("tar cut off", path, f"in {member.name}"))
+                elif name.suffix.lower() in PICTURES:
+                    pictures[str(name.with_suffix(""))] = (member.name, span)
+                elif name.suffix.lower() == ".json":
+                    annotations[str(name.with_suffix(""))] = span
+                tar.members = []  # tarfile would keep them all
+    except (tarfile.TarError, OSError, EOFError) as error:
+        problems.append(BadRecord("tar cannot be read to its end", path, error))
+    for stem, (name, span) in sorted(pictures.items(), key=lambda item: item[1][1]):
+        if stem in annotations:
+            yield Pair(name, span, annotations.pop(stem))
+        else:
+            problems.append(BadRecord("picture without JSON", f"{path}:{name}"))
+    problems.extend(BadRecord("JSON without a picture", f"{path}:{stem}.json") for stem in annotations)
+
+
+def _pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, Path]]:
+    """(picture, JSON) of the JSON files below a folder that have one; pictures without JSON are not annotated yet."""
+    for annotation in sorted(folder.rglob("*.json")):
+        stem = (images or folder) / annotation.relative_to(folder).with_suffix("")
+        picture = find_picture(stem)
+        if picture is not None:
+            yield picture, annotation
+
+
+def find_picture(stem: Path) -> Path | None:
+    """The picture of that name with any of the known endings."""
+    for suffix in PICTURES:
+        for ending in (suffix, suffix.upper()):
+            path = stem.with_name(stem.name + ending)
+            if path.is_file():
+                return path
+    return None
+
+
+def has_pairs(folder: Path, images: Path | None = None) -> bool:
+    """Whether there is a picture with a JSON of masks of the same name below."""
+    for _, annotation in _pairs_of_folder(folder, images):
+        try:
+            content: Any = read_json(annotation.read_bytes(), annotation)
+        except (BadRecord, OSError):
+            continue
+        return isinstance(content, dict) and "annotations" in content
+    return False

@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import encode_rle, rle_box
@@ -286,9 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be segmented; 130: interrupted.
     """
-    options: Segment | Everything | Convert | Export | Demo = tyro.cli(
+    options: Segment | Everything | Prepare | Convert | Export | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
+        | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
@@ -302,6 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 segment(options)
             case Everything():
                 return everything(options)
+            case Prepare():
+                prepared = prepare(options)
+                left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())
+                print(f"{prepared.pictures} pictures with {prepared.masks} masks{left_out}, in {prepared.path}")
             case Convert():
                 convert(options)
             case Export():

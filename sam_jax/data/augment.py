@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from sam_jax.config import DataConfig, SamConfig
-from sam_jax.data.examples import BadRecord, Example
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example
 from sam_jax.ops.resample import resample_runs
 from sam_jax.ops.rle import counts_from_rle
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
-from sam_jax.data.examples import BadRecord, Example, check_rle, read_json
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example, check_rle, read_json
 from sam_jax.ops.rle import Rle
 
 # Files of the COCO release that hold no instances.

@@ -14,24 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from sam_jax.data.bad_records import BadRecord
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
-
-
-class BadRecord(ValueError):
-    """A picture that cannot be used with its masks.
-
-    Args:
-        reason: in a few words, the same for all of a kind; they are counted by it.
-        where: file or record.
-        detail: what was found.
-    """
-
-    def __init__(self, reason: str, where: object, detail: object = "") -> None:
-        super().__init__(reason, str(where), str(detail))  # as args, so that it can be pickled
-        self.reason, self.where, self.detail = reason, str(where), str(detail)
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from sam_jax.data.examples import BadRecord, Example
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example
 from sam_jax.data.sa1b import PICTURES, find_picture
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
@@ -133,7 +134,7 @@ def _refuse_classes(paths: list[Path]) -> None:
             continue  # counted when it is read
         values = np.unique(labels[labels != 0])
         if len(values) > 1 and values[-1] == 255 and values[-2] < 254:
-            raise ValueError(f"{path} has the value 255 and then none above {values[-2]}, like a map of classes{advice}")
+            raise ValueError(f"{path} has the value 255 and below it {values[-2]}, like a map of classes{advice}")
         for value in values:
             areas = np.sort(cv2.connectedComponentsWithStats((labels == value).astype(np.uint8))[2][1:, 4])
             if len(areas) > 1 and areas[-2] >= 0.1 * areas[-1]:
@@ -166,7 +167,9 @@ def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "ma
         below = root / name
         pictures = images or next((root / n for n in IMAGE_FOLDERS if (root / n).is_dir()), root)
         if below.is_dir():
-            for stem in (p.relative_to(pictures).with_suffix("") for p in _pictures(pictures) if below not in p.parents):
+            for stem in (
+                p.relative_to(pictures).with_suffix("") for p in _pictures(pictures) if below not in p.parents
+            ):
                 if (below / stem).is_dir() or (below / f"{stem}.masks").is_dir():
                     return "masks", pictures, below
                 if any((below / f"{stem}{ending}").is_file() for ending in (".png", ".PNG", ".tif", ".tiff")):

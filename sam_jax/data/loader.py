@@ -1,4 +1,4 @@
-"""Examples -> batches, by Grain. Which pictures a batch holds, and how they are drawn, follows from seed and position."""
+"""Examples -> batches, by Grain. What a batch holds, and how it is drawn, follows from the seed and its position."""
 
 from __future__ import annotations
 
@@ -11,52 +11,14 @@ import numpy as np
 
 from sam_jax.config import DataConfig, SamConfig
 from sam_jax.data.augment import Row, empty_row, prepare_example
-from sam_jax.data.examples import BadRecord, Example, Source
+from sam_jax.data.bad_records import BadRecord, BadRecords
+from sam_jax.data.examples import Example, Source
 from sam_jax.types import Batch
 
 if TYPE_CHECKING:
     import grain
 
 logger = logging.getLogger(__name__)
-
-BAD_ALWAYS_ALLOWED = 10  # records, whatever their share
-BAD_IN_A_ROW = 100
-
-
-class BadRecords:
-    """Counts records that could not be used, and stops a run that meets too many.
-
-    Args:
-        max_fraction: of all records; `BAD_ALWAYS_ALLOWED` may be bad in any case.
-    """
-
-    def __init__(self, max_fraction: float) -> None:
-        self.max_fraction = max_fraction
-        self.records = self.bad = self.in_a_row = 0
-        self.reasons: dict[str, int] = {}
-
-    def count(self, problem: BadRecord | None) -> None:
-        """Takes note of one record.
-
-        Raises:
-            ValueError: too many were bad.
-        """
-        self.records += 1
-        if problem is None:
-            self.in_a_row = 0
-            return
-        self.bad += 1
-        self.in_a_row += 1
-        self.reasons[problem.reason] = self.reasons.get(problem.reason, 0) + 1
-        if self.bad <= BAD_ALWAYS_ALLOWED or self.bad & (self.bad - 1) == 0:
-            logger.warning("left out, %d so far: %s", self.bad, problem)
-        too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * self.records)
-        if too_many or self.in_a_row >= BAD_IN_A_ROW:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
-            raise ValueError(
-                f"{self.bad} of {self.records} records cannot be used ({reasons}), the last {self.in_a_row} of them in a "
-                f"row; the last one: {problem}. Mend the data, or allow more with --data.max-bad-fraction"
-            )
 
 
 def make_loader(
@@ -97,6 +59,7 @@ def make_loader(
         raise ValueError("expected at least one picture with masks to train on, got none")
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
+    threads = max(1, config.workers)
     dataset = (
         grain.MapDataset.source(_Guarded(source))
         .seed(seed)
@@ -104,9 +67,13 @@ def make_loader(
         .repeat()
         .random_map(_Prepare(model, config, loss_size, augment))
         .batch(config.batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-        .to_iter_dataset(grain.ReadOptions(num_threads=max(1, config.workers), prefetch_buffer_size=2 * config.workers))
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
     if config.worker_processes:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, and outside an absl program nobody parses
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if bad_records is None:
         bad_records = BadRecords(config.max_bad_fraction)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.examples import BadRecord, Example, check_rle, read_json
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example, check_rle, read_json
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
+
+
+DATASET = "sa1b"
 
 
 class Sa1bSource:
@@ -22,8 +26,7 @@ class Sa1bSource:
 
     Args:
         tars: tar files, not compressed. Pictures and JSON may lie in folders in them.
-        folder: searched with all below it.
-        images: where the pictures of `folder`'s JSON files are, if not beside them: under the same relative names.
+        pairs: a picture's path and its JSON's, of `pairs_of_folder`.
         progress: show a bar while tar files are listed.
 
     Attributes:
@@ -33,14 +36,11 @@ class Sa1bSource:
     def __init__(
         self,
         tars: Sequence[Path] = (),
-        folder: Path | None = None,
-        images: Path | None = None,
+        pairs: Sequence[tuple[Path, Path]] = (),
         *,
         progress: bool = False,
-        dataset: str = "sa1b",
     ) -> None:
-        self.dataset = dataset
-        self.tars = list(tars)
+        self.tars, self.pairs = tuple(tars), tuple(pairs)
         self.problems: list[BadRecord] = []
         self._names: list[str] = []  # of the pictures, in their tar or folder
         spans: list[tuple[int, int, int, int, int]] = []  # tar, then offset and length of picture and JSON
@@ -49,21 +49,20 @@ class Sa1bSource:
                 self._names.append(name)
                 spans.append((number, *picture, *annotation))
         self._spans = np.array(spans, np.int64).reshape(-1, 5)
-        self._files = [] if folder is None else list(_pairs_of_folder(folder, images))
 
     def __len__(self) -> int:
-        return len(self._names) + len(self._files)
+        return len(self._names) + len(self.pairs)
 
     def __getitem__(self, index: int) -> Example:
         if index >= len(self._names):
-            picture, annotation = self._files[index - len(self._names)]
+            picture, annotation = self.pairs[index - len(self._names)]
             try:
                 text = annotation.read_bytes()
             except OSError as error:
                 raise BadRecord("JSON cannot be read", annotation, error) from error
-            return parse_record(text, Example(picture, (0, 0), (), self.dataset))
+            return parse_record(text, Example(picture, (0, 0), (), DATASET))
         number, offset, length, json_offset, json_length = self._spans[index].tolist()
-        found = Example(self.tars[number], (0, 0), (), self.dataset, span=(offset, length), member=self._names[index])
+        found = Example(self.tars[number], (0, 0), (), DATASET, span=(offset, length), member=self._names[index])
         text = Example(found.path, (0, 0), (), "", span=(json_offset, json_length), member=found.member).read()
         return parse_record(text, found)
 
@@ -124,19 +123,23 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
                     pictures[str(name.with_suffix(""))] = (member.name, span)
                 elif name.suffix.lower() == ".json":
                     annotations[str(name.with_suffix(""))] = span
-                tar.members = []  # tarfile would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(BadRecord("tar cannot be read to its end", path, error))
-    for stem, (name, span) in sorted(pictures.items(), key=lambda item: item[1][1]):
+    for stem, (picture, span) in sorted(pictures.items(), key=lambda item: item[1][1]):
         if stem in annotations:
-            yield Pair(name, span, annotations.pop(stem))
+            yield Pair(picture, span, annotations.pop(stem))
         else:
-            problems.append(BadRecord("picture without JSON", f"{path}:{name}"))
+            problems.append(BadRecord("picture without JSON", f"{path}:{picture}"))
     problems.extend(BadRecord("JSON without a picture", f"{path}:{stem}.json") for stem in annotations)
 
 
-def _pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(picture, JSON) of the JSON files below a folder that have one; pictures without JSON are not annotated yet."""
+def pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, Path]]:
+    """(picture, JSON) of the JSON files below a folder that have a picture; pictures without JSON aren't annotated yet.
+
+    Args:
+        images: where the pictures are, if not beside their JSON files: under the same relative names.
+    """
     for annotation in sorted(folder.rglob("*.json")):
         stem = (images or folder) / annotation.relative_to(folder).with_suffix("")
         picture = find_picture(stem)
@@ -154,12 +157,9 @@ def find_picture(stem: Path) -> Path | None:
     return None
 
 
-def has_pairs(folder: Path, images: Path | None = None) -> bool:
-    """Whether there is a picture with a JSON of masks of the same name below."""
-    for _, annotation in _pairs_of_folder(folder, images):
-        try:
-            content: Any = read_json(annotation.read_bytes(), annotation)
-        except (BadRecord, OSError):
-            continue
-        return isinstance(content, dict) and "annotations" in content
-    return False
+def find_sa1b(path: Path, images: Path | None = None) -> tuple[list[Path], list[tuple[Path, Path]]]:
+    """(tar files, pairs of a picture and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
+    if path.is_file():
+        return [path], []
+    tars = sorted(tar for tar in path.rglob("*.tar") if not tar.name.startswith("."))
+    return tars, [] if tars else list(pairs_of_folder(path, images))

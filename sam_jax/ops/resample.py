@@ -104,8 +104,8 @@ def _cover(
             return None
     top, leftmost = int(upper.min()), int(left.min())
     rows, columns = int(np.ceil(lower.max())) - top + 1, int(np.ceil(right.max())) - leftmost + 1
-    # A column of the original lies in one or two of the result. Along it coverage begins at `upper` and ends at `lower`:
-    # in the pixel of such a border it changes by the part beyond it, and by the rest in the next; cumsum adds up.
+    # A column of the original lies in one or two of the result. Along it coverage begins at `upper`, ends at `lower`:
+    # in the pixel of such a border it changes by the part beyond the border, in the next by the rest; cumsum adds up.
     j = left.astype(np.int64)
     share = np.minimum(right, j + 1) - left
     border = np.concatenate([upper, lower]) - top

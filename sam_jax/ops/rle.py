@@ -94,7 +94,9 @@ def counts_from_rle(rle: Rle) -> Int[np.ndarray, " R"]:
         if isinstance(text, list):
             counts = np.array(text, np.int64)
         else:
-            data = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+            data = (
+                np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+            )
             last = data & 0x20 == 0
             starts = np.flatnonzero(np.append(True, last[:-1]))
             place = np.arange(len(data)) - np.repeat(starts, np.diff(starts, append=len(data)))

@@ -1,0 +1,76 @@
+"""Records that cannot be used: what is wrong with one, and how many are too many."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+logger = logging.getLogger(__name__)
+
+BAD_ALWAYS_ALLOWED = 10  # records, whatever their share
+BAD_IN_A_ROW = 100
+
+
+class BadRecord(ValueError):
+    """A picture that cannot be used with its masks.
+
+    Args:
+        reason: in a few words, the same for all of a kind; they are counted by it.
+        where: file or record.
+        detail: what was found.
+    """
+
+    def __init__(self, reason: str, where: object, detail: object = "") -> None:
+        super().__init__(reason, str(where), str(detail))  # as args, so that it can be pickled
+        self.reason, self.where, self.detail = reason, str(where), str(detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclasses.dataclass
+class Report:
+    """What was prepared."""
+
+    pictures: int = 0
+    masks: int = 0
+    problems: list[BadRecord] = dataclasses.field(default_factory=list)
+
+
+class BadRecords:
+    """Counts records that could not be used, and stops a run that meets too many.
+
+    Args:
+        max_fraction: of all records; `BAD_ALWAYS_ALLOWED` may be bad in any case.
+        total: records that there will be, if that is known: the share is then of these.
+        in_a_row: as many bad ones without a good one between are too many.
+    """
+
+    def __init__(self, max_fraction: float, total: int = 0, in_a_row: int = BAD_IN_A_ROW) -> None:
+        self.max_fraction, self.total, self.max_in_a_row = max_fraction, total, in_a_row
+        self.records = self.bad = self.in_a_row = 0
+        self.reasons: dict[str, int] = {}
+
+    def count(self, problem: BadRecord | None) -> None:
+        """Takes note of one record.
+
+        Raises:
+            ValueError: too many were bad.
+        """
+        self.records += 1
+        if problem is None:
+            self.in_a_row = 0
+            return
+        self.bad += 1
+        self.in_a_row += 1
+        self.reasons[problem.reason] = self.reasons.get(problem.reason, 0) + 1
+        if self.bad <= BAD_ALWAYS_ALLOWED or self.bad & (self.bad - 1) == 0:
+            logger.warning("left out, %d so far: %s", self.bad, problem)
+        too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * max(self.records, self.total))
+        if too_many or self.in_a_row >= self.max_in_a_row:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
+            raise ValueError(
+                f"{self.bad} of {self.records} records cannot be used ({reasons}), the last {self.in_a_row} of them "
+                f"in a row; the last one: {problem}. Mend the data, or allow more with --data.max-bad-fraction "
+                "(sam-jax prepare: --max-bad-fraction)"
+            )

@@ -1,0 +1,162 @@
+"""TFDS builders, one per kind of source, that write the same records to ArrayRecord files without TensorFlow.
+
+Imports tensorflow_datasets, so only what prepares data imports this.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from sam_jax.data.bad_records import BadRecord, BadRecords, Report
+from sam_jax.data.examples import Example, Source
+from sam_jax.ops.rle import counts_from_rle, rle_box
+
+
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds. Pictures are JPEG or PNG as they were, masks COCO run lengths."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "id": tfds.features.Text(),
+            "dataset": tfds.features.Text(),
+            "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),  # (h, w)
+            "masks": tfds.features.Sequence(
+                {
+                    "counts": tfds.features.Text(),
+                    "area": tfds.features.Scalar(dtype=np.int64),  # pixels
+                    "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),  # x, y, width, height; one pixel has 1
+                }
+            ),
+        }
+    )
+
+
+def to_record(example: Example) -> dict[str, Any]:
+    """An example as `features` wants it, once it is known to be sound.
+
+    Raises:
+        BadRecord: the picture cannot be decoded or has another size than its masks.
+    """
+    areas = [int(counts_from_rle(rle)[1::2].sum()) for rle in example.masks]
+    return {
+        "image": io.BytesIO(encoded_picture(example)),
+        "id": example.name,
+        "dataset": example.dataset,
+        "size": np.array(example.size, np.int32),
+        "masks": [
+            {"counts": rle["counts"], "area": area, "box": np.array(rle_box(rle), np.float32)}
+            for rle, area in zip(example.masks, areas, strict=True)
+        ],
+    }
+
+
+def encoded_picture(example: Example) -> bytes:
+    """The picture's own bytes if they are JPEG or PNG, and else a PNG of it; decoded once, to know that they are whole.
+
+    Raises:
+        BadRecord: see `Example.picture`.
+    """
+    data, picture = example.read(), example.picture()
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return data
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes the records of sources, one split each, with a progress bar.
+
+    Args:
+        splits: name of a split -> its source.
+        max_bad_fraction: more bad records stop the run.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # TFDS looks there for checksums of downloads, with a package that it does not require
+
+    def __init__(self, *, splits: Mapping[str, Source], max_bad_fraction: float, data_dir: Path) -> None:
+        self.report = Report()
+        self._splits = splits
+        self._bad_records = BadRecords(max_bad_fraction, sum(len(source) for source in splits.values()))
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=features(), description=type(self).__doc__)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {name: self._generate_examples(name, source) for name, source in self._splits.items()}
+
+    def _generate_examples(self, split: str, source: Source) -> Iterator[tuple[str, dict]]:
+        for index in tqdm(range(len(source)), split, unit="picture", smoothing=0.1):
+            try:
+                record = to_record(source[index])
+            except BadRecord as error:
+                self.report.problems.append(error)
+                self._bad_records.count(error)
+                continue
+            self._bad_records.count(None)
+            self.report.pictures += 1
+            self.report.masks += len(record["masks"])
+            yield f"{index:012d}", record
+
+
+class SamCoco(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Pictures and the instances of COCO-format files."""
+
+
+class SamLabels(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Pictures and the regions of their label maps."""
+
+
+class SamMasks(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Pictures and their binary masks."""
+
+
+class SamNamed(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """The named training sets of this project."""
+
+
+class SamSa1b(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """SA-1B, or pictures with JSON files like it."""
+
+    def __init__(self, *, shards: Sequence[Path], data_dir: Path) -> None:
+        self._shards = shards
+        super().__init__(splits={}, max_bad_fraction=1.0, data_dir=data_dir)
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        """Takes over shards that `sam_jax.data.shards` has written: TFDS's own Beam writer would send every picture
+        through a global sort, which Grain's shuffle makes needless and which does not fit one machine.
+        """
+        import array_record.python.array_record_module as array_record
+
+        template = self._get_filename_template(split_name="train")
+        lengths, size = [], 0
+        for number, shard in enumerate(self._shards):
+            reader = array_record.ArrayRecordReader(str(shard))
+            lengths.append(reader.num_records())
+            reader.close()
+            size += shard.stat().st_size
+            target = Path(template.sharded_filepath(shard_index=number, num_shards=len(self._shards)))
+            shard.rename(target)
+        self.info.set_splits(
+            tfds.core.splits.SplitDict(
+                [tfds.core.SplitInfo(name="train", shard_lengths=lengths, num_bytes=size, filename_template=template)]
+            )
+        )
+
+
+BUILDERS: Mapping[str, type[SourceBuilder]] = {
+    "coco": SamCoco,
+    "labels": SamLabels,
+    "masks": SamMasks,
+    "named": SamNamed,
+    "sa1b": SamSa1b,
+}

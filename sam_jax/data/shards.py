@@ -1,0 +1,147 @@
+"""SA-1B -> ArrayRecord shards, by Apache Beam: a shard per tar file, each read and written by one worker.
+
+A worker gets the name of a tar and writes one file; no picture goes through Beam itself. So any runner will do, memory
+does not grow with the data, and shards that are there need not be written again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sam_jax.data.bad_records import BadRecord, Report
+from sam_jax.data.sa1b import Sa1bSource
+
+PAIRS_PER_SHARD = 1000  # of a folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What one worker does: the part of the source, and the file to write. Its report goes beside it, and is last."""
+
+    tars: tuple[Path, ...]
+    pairs: tuple[tuple[Path, Path], ...]
+    target: Path
+
+    @property
+    def report(self) -> Path:
+        return self.target.with_suffix(".json")
+
+    def fingerprint(self) -> str:
+        """Another one means that the source is another one than when the shard was written."""
+        tars = [(str(tar.resolve()), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
+        return json.dumps([tars, [[str(path.resolve()) for path in pair] for pair in self.pairs]])
+
+    def is_written(self) -> bool:
+        if not (self.report.exists() and self.target.exists()):
+            return False
+        return json.loads(self.report.read_text())["fingerprint"] == self.fingerprint()
+
+    def read_report(self) -> Report:
+        content = json.loads(self.report.read_text())
+        return Report(content["pictures"], content["masks"], [BadRecord(*parts) for parts in content["problems"]])
+
+
+def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Shard]:
+    """One for each tar, and for each `PAIRS_PER_SHARD` pairs."""
+    parts: list[tuple[tuple[Path, ...], tuple]] = [((tar,), ()) for tar in tars]
+    parts += [((), tuple(pairs[i : i + PAIRS_PER_SHARD])) for i in range(0, len(pairs), PAIRS_PER_SHARD)]
+    return [Shard(*part, folder / f"{number:06d}.array_record") for number, part in enumerate(parts)]
+
+
+def write_shard(shard: Shard) -> None:
+    """Writes the sound records of a shard, and then its report: pictures, masks and what was wrong."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    from sam_jax.data.builders import features, to_record
+
+    spec = features()
+    source = Sa1bSource(shard.tars, shard.pairs)
+    problems = list(source.problems)
+    pictures = masks = 0
+    temporary = shard.target.with_suffix(".tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one picture is read at a time
+    for index in range(len(source)):
+        try:
+            record = to_record(source[index])
+        except BadRecord as error:
+            problems.append(error)
+            continue
+        writer.write(spec.serialize_example(record))
+        pictures += 1
+        masks += len(record["masks"])
+    writer.close()
+    temporary.replace(shard.target)
+    content = {
+        "fingerprint": shard.fingerprint(),
+        "pictures": pictures,
+        "masks": masks,
+        "problems": [[problem.reason, problem.where, problem.detail] for problem in problems],
+    }
+    temporary.write_text(json.dumps(content))
+    temporary.replace(shard.report)
+
+
+def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:
+    """Writes the shards that are not written yet, with a progress bar.
+
+    Args:
+        options: of Beam's pipeline, such as --runner=FlinkRunner; all its workers must see the files under these names.
+            Without a runner: Beam's own on this machine.
+        workers: processes on this machine.
+
+    Raises:
+        ImportError: Beam is not installed.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    except ImportError as error:
+        raise ImportError("SA-1B is prepared with Apache Beam; pip install 'sam_jax[beam]'") from error
+
+    todo = [shard for shard in shards if not shard.is_written()]
+    for shard in todo:
+        shard.report.unlink(missing_ok=True)
+    if not todo:
+        return
+    local = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"] if workers > 1 else []
+    pipeline_options = PipelineOptions([*local, *options])
+    if pipeline_options.view_as(StandardOptions).runner in (None, "DirectRunner"):
+        runner: Any = _local_runner(pipeline_options)
+    else:
+        runner = None
+    done = threading.Event()
+    watcher = threading.Thread(target=_show_progress, args=(shards, done), daemon=True)
+    watcher.start()
+    try:
+        with beam.Pipeline(runner=runner, options=pipeline_options) as pipeline:
+            pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(write_shard)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _local_runner(options: Any) -> Any:
+    """What DirectRunner comes down to. By that name Beam would first look for a runner to download."""
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    info = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
+    return fn_runner.FnApiRunner(provision_info=info)
+
+
+def _show_progress(shards: Sequence[Shard], done: threading.Event) -> None:
+    with tqdm(total=len(shards), unit="shard") as bar:
+        while True:
+            finished = done.wait(1.0)
+            bar.update(sum(shard.report.exists() for shard in shards) - bar.n)
+            if finished:
+                return

@@ -1,0 +1,182 @@
+"""Where the pictures are: from a path and a format to sources of examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from sam_jax.config import DataConfig
+from sam_jax.data.coco import CocoSource, find_coco_files
+from sam_jax.data.examples import Example, Source
+from sam_jax.data.folders import LabelSource, LabelValues, MaskSource, find_folders
+from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
+from sam_jax.data.sa1b import Sa1bSource, find_sa1b
+from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
+
+Format = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]
+VALIDATION_EVERY = 20  # pictures, of a source that has no validation part
+VALIDATION_MOST = 1000
+LOOKED_FOR = """
+  named      folders of this project's own sets: {named}
+  prepared   dataset_info.json here or below, as `sam-jax prepare` writes it
+  sa1b       tar files, or pictures with a JSON of masks of the same name beside each
+  coco       a JSON file, or a folder with annotations.json, instances*.json, annotations/*.json or
+             _annotations.coco.json (here or in train/, valid/), and the pictures beside it, in images/ or train2017/
+  labels     images/ and labels/ (or masks/), with a map of object numbers for each picture
+  masks      images/ and masks/, with a folder of black and white masks for each picture; or PICTURE.masks folders"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some positions of a source."""
+
+    source: Source
+    positions: range | Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.positions[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Sources one after the other."""
+
+    sources: tuple[Source, ...]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Example:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+
+def open_source(config: DataConfig) -> tuple[Source, Source]:
+    """(training, validation) of a config. Where the source has no validation part, some pictures are held out.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing at the path that a format fits; says what was looked for.
+        ImportError: a package is missing that the format needs.
+    """
+    format = detect_format(config.path, config.format, config.images, config.datasets)
+    if format == "named":
+        return split_validation(read_training_sets(config.path, config.datasets))
+    splits = open_splits(config.path, format, config.images, config.label_values)
+    train = splits["train"]
+    if "validation" in splits:
+        return train, splits["validation"]
+    every = max(VALIDATION_EVERY, len(train) // VALIDATION_MOST)
+    if len(train) < 2:
+        raise ValueError(
+            f"expected at least 2 pictures in {config.path}, to train on and to validate; got {len(train)}"
+        )
+    held_out = range(0, len(train), every)
+    return Subset(train, _AllBut(len(train), every)), Subset(train, held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AllBut(Sequence[int]):
+    """0..length-1 without the multiples of `every`."""
+
+    length: int
+    every: int
+
+    def __len__(self) -> int:
+        return self.length - len(range(0, self.length, self.every))
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        block, rest = divmod(index, self.every - 1)
+        return block * self.every + rest + 1
+
+
+def detect_format(path: Path, format: Format, images: Path | None, datasets: Sequence[str] = ()) -> Format:
+    """What lies at a path: the format that is given, or with `auto` the first that fits.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or nothing that is known.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"expected data at {path.resolve()}; say where it is with --data.path")
+    if format != "auto":
+        return format
+    if path.is_file():
+        if path.suffix.lower() == ".tar":
+            return "sa1b"
+        if path.suffix.lower() == ".json":
+            return "coco"
+        raise ValueError(f"expected a folder, a tar or a COCO-format JSON, got {path}")
+    for known in _fitting(path, images, datasets):
+        return known
+    raise ValueError(f"found no pictures with masks in {path.resolve()}; looked for{_looked_for()}")
+
+
+def _looked_for() -> str:
+    return LOOKED_FOR.format(named=", ".join(sorted(TRAINING_SETS)))
+
+
+def _fitting(path: Path, images: Path | None, datasets: Sequence[str]) -> Iterator[Format]:
+    if any((path / name).is_dir() for name in datasets):
+        yield "named"
+    if find_prepared(path):
+        yield "prepared"
+    if any(path.rglob("*.tar")):
+        yield "sa1b"
+    if any(find_coco_files(path).values()):
+        yield "coco"
+    folders = find_folders(path, images)
+    if folders is not None:
+        yield folders[0]
+    if find_sa1b(path, images)[1]:
+        yield "sa1b"
+
+
+def open_splits(path: Path, format: Format, images: Path | None, label_values: LabelValues) -> dict[str, Source]:
+    """{"train": source} and, where the source says which, "validation".
+
+    Args:
+        format: neither auto nor named.
+
+    Raises:
+        FileNotFoundError, ValueError: not of that format, or no record in it.
+    """
+    splits: dict[str, Source]
+    if format == "prepared":
+        folders = find_prepared(path)
+        if len(folders) != 1:
+            raise ValueError(
+                f"expected one prepared data set (a dataset_info.json) in {path}, found {len(folders)}: "
+                f"{', '.join(map(str, folders))}; give the path of one"
+            )
+        splits = {split: PreparedSource(folders[0], split) for split in splits_of(folders[0])}
+    elif format == "sa1b":
+        tars, pairs = find_sa1b(path, images)
+        splits = {"train": Sa1bSource(tars, pairs, progress=True)}
+    elif format == "coco":
+        files = {"train": [path]} if path.is_file() else find_coco_files(path)
+        if not files["train"] and files.get("validation"):
+            files = {"train": files["validation"]}
+        splits = {
+            name: Chain(tuple(CocoSource(file, images, path.stem) for file in part))
+            for name, part in files.items()
+            if part
+        }
+    else:
+        found = find_folders(path, images)
+        if found is None or found[0] != format:
+            raise ValueError(f"found no {format} in {path}; looked for{_looked_for()}")
+        _, pictures, below = found
+        source = LabelSource(pictures, below, label_values) if format == "labels" else MaskSource(pictures, below)
+        splits = {"train": source}
+    if "train" not in splits or not len(splits["train"]):
+        raise ValueError(f"found no picture with masks in {path} ({format}); looked for{_looked_for()}")
+    return splits

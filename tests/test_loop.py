@@ -1,5 +1,6 @@
 """A run from files to an exported model: it resumes exactly, and never overwrites another run."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,9 +19,10 @@ from sam_jax.checkpoint import load_checkpoint
 from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
 from sam_jax.convert import load_any
 from sam_jax.data import training_sets
+from sam_jax.data.augment import prepare_example
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example
-from sam_jax.data.pipeline import make_batch, prepare_example
+from sam_jax.data.loader import make_loader
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training.export import load_run
 from sam_jax.training.loop import train
@@ -50,7 +52,14 @@ def run_config(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     examples = write_examples(tmp_path / "data")
     monkeypatch.setitem(training_sets.TRAINING_SETS, "synthetic", lambda root: examples)
-    data = DataConfig(tmp_path / "data", ("synthetic",), batch_size=2, masks_per_image=2, scale_range=(0.8, 1.5))
+    data = DataConfig(
+        tmp_path / "data",
+        format="named",
+        datasets=("synthetic",),
+        batch_size=2,
+        masks_per_image=2,
+        scale_range=(0.8, 1.5),
+    )
     return make_config(
         out=tmp_path / "run",
         data=data,
@@ -118,19 +127,24 @@ def test_sigterm_saves_and_the_run_can_go_on(run_config):
     assert str(done + 1) in os.listdir(config.out / "checkpoints")
 
 
-def test_batches_are_a_function_of_seed_and_step(tmp_path):
+def test_batches_are_a_function_of_seed_and_number(tmp_path):
     examples = write_examples(tmp_path)
     config = DataConfig(
         batch_size=3, masks_per_image=3, scale_range=(0.5, 2.0), flip_probability=0.5, colour_jitter=0.2
     )
-    make = lambda step, seed: make_batch(examples, step, model=SMALL, config=config, loss_size=32, seed=seed)  # noqa: E731
-    jax.tree.map(np.testing.assert_array_equal, make(5, 0), make(5, 0))
-    assert (make(5, 0).images != make(6, 0).images).any()
-    assert (make(5, 0).images != make(5, 1).images).any()
-    # Two steps of three are one epoch of six: every picture once.
+
+    def batches(first: int, count: int, seed: int = 0, config: DataConfig = config):
+        loader = make_loader(examples, model=SMALL, config=config, loss_size=32, seed=seed, first_batch=first)
+        with contextlib.closing(loader):
+            return [next(loader) for _ in range(count)]
+
+    whole = batches(0, 4)
+    jax.tree.map(np.testing.assert_array_equal, batches(2, 2), whole[2:])
+    assert (whole[0].images != whole[1].images).any()
+    assert (whole[0].images != batches(0, 1, seed=1)[0].images).any()
+    # Two batches of three are one epoch of six: every picture once.
     plain = DataConfig(batch_size=3, masks_per_image=3)
-    pictures = [make_batch(examples, s, model=SMALL, config=plain, loss_size=32, seed=0).images for s in (0, 1)]
-    assert len({image.tobytes() for batch in pictures for image in batch}) == 6
+    assert len({image.tobytes() for batch in batches(0, 2, config=plain) for image in batch.images}) == 6
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -175,6 +189,7 @@ def test_coco_files_give_polygons_and_run_lengths_and_leave_crowds_out(tmp_path)
     ]
     content = {"images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}], "annotations": annotations}
     (tmp_path / "a.json").write_text(json.dumps(content))
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg")
     (example,) = read_coco(tmp_path / "a.json", tmp_path, "test")
     assert len(example.masks) == 2
     for decoded in map(decode_rle, example.masks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,20 +31,24 @@ def make_loader(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    first_batch: int = 0,
     augment: bool = True,
+    embeddings: Path | None = None,
     bad_records: BadRecords | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches of this process: its contiguous block of every global batch of `config.batch_size` pictures.
 
     Every epoch goes through all pictures in a new order. A picture that can't be used leaves its slot black and
-    without valid masks, so that nothing else moves. `get_state` after k batches, given to `set_state`, goes on with
-    batch k + 1; state and batches are the same for any number of `config.workers`, the state is not for another number
-    of `config.worker_processes`. With those, call `close` at the end.
+    without valid masks, so that nothing else moves. A batch is a function of the seed and its number alone: a loader
+    with `first_batch` k goes on where k batches were drawn, on any number of processes, threads and workers. Call
+    `close` at the end.
 
     Args:
         source: examples by position; with worker processes it is pickled.
         loss_size: side of the masks, pixels; the input frame scaled.
+        first_batch: number of the first batch, from 0.
         augment: False gives the same fitted, unflipped pictures every time.
+        embeddings: folder of `embedding_file`s, which batches then hold in place of pictures.
         bad_records: counts what could not be used; None: a new one with `config.max_bad_fraction`.
 
     Raises:
@@ -65,8 +70,9 @@ def make_loader(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_Prepare(model, config, loss_size, augment))
-        .batch(config.batch_size // process_count, batch_fn=_stack)[process_index::process_count]
+        .random_map(_Prepare(model, config, loss_size, augment, embeddings))
+        .batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+        .slice(slice(process_index + first_batch * process_count, None, process_count))
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
     if config.worker_processes:
@@ -109,8 +115,22 @@ def fixed_batches(
     return [_to_batch(rows[start : start + config.batch_size]) for start in starts]
 
 
-def _to_batch(rows: Sequence[Row]) -> Batch:
-    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
+    """A process's block of a global batch."""
+
+    def block(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.split(array, process_count)[process_index]
+
+    return Batch(*map(block, batch))
+
+
+def embedding_file(folder: Path, index: int) -> Path:
+    """Where the embedding (h, w, D) of a source's picture lies, once it is computed."""
+    return folder / f"{index:07d}.npy"
+
+
+def _to_batch(rows: Sequence[tuple]) -> Batch:
+    return Batch(*(None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)))
 
 
 # The steps of the pipeline are objects and not closures: worker processes get them pickled.
@@ -118,18 +138,18 @@ def _to_batch(rows: Sequence[Row]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class _Guarded:
-    """A source that returns what is wrong in place of raising it."""
+    """A source that returns positions with its examples, and what is wrong in place of raising it."""
 
     source: Source
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Example | BadRecord:
+    def __getitem__(self, index: int) -> tuple[int, Example | BadRecord]:
         try:
-            return self.source[index]
+            return index, self.source[index]
         except BadRecord as error:
-            return error
+            return index, error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +158,26 @@ class _Prepare:
     config: DataConfig
     loss_size: int
     augment: bool
+    embeddings: Path | None
 
-    def __call__(self, record: Example | BadRecord, rng: np.random.Generator) -> tuple[Row, BadRecord | None]:
+    def __call__(
+        self, element: tuple[int, Example | BadRecord], rng: np.random.Generator
+    ) -> tuple[tuple, BadRecord | None]:
+        index, record = element
+        row: tuple
         try:
             if isinstance(record, BadRecord):
                 raise record
-            return prepare_example(record, rng, self.model, self.config, self.loss_size, self.augment), None
+            row = prepare_example(record, rng, self.model, self.config, self.loss_size, self.augment)
+            problem = None
         except BadRecord as error:
-            return empty_row(self.model, self.config, self.loss_size), error.with_traceback(None)
+            row = empty_row(self.model, self.config, self.loss_size)
+            problem = error.with_traceback(None)
+        if self.embeddings is not None:
+            grid, D = self.model.grid_size, self.model.prompt_dim
+            nothing = np.zeros((grid, grid, D), np.float16)
+            row = (None, *row[1:], nothing if problem else np.load(embedding_file(self.embeddings, index)))
+        return row, problem
 
 
 class _Slots:
@@ -155,7 +187,7 @@ class _Slots:
         self.problems = tuple(problems)
 
 
-def _stack(elements: Sequence[tuple[Row, BadRecord | None]]) -> tuple[Batch, Any]:
+def _stack(elements: Sequence[tuple[tuple, BadRecord | None]]) -> tuple[Batch, Any]:
     return _to_batch([row for row, _ in elements]), _Slots([problem for _, problem in elements])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,13 +23,14 @@ from tqdm import tqdm
 from sam_jax.checkpoint import save_checkpoint
 from sam_jax.config import TrainConfig
 from sam_jax.convert import load_mae_encoder
-from sam_jax.data.pipeline import BatchLoader, make_batch
-from sam_jax.data.training_sets import read_training_sets, split_validation
+from sam_jax.data.loader import fixed_batches, local_part, make_loader
+from sam_jax.data.sources import open_source
 from sam_jax.hub import load_model
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
+from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import init_state, model_params, preview_step, train_step, validation_step
@@ -57,10 +59,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     start_processes(config.parallel)
     config, params = _initial_params(config)
     out, main = config.out.resolve(), jax.process_index() == 0
-    _claim_folder(out, config, resume)
-    train_set, validation_set = split_validation(read_training_sets(config.data.path, config.data.datasets))
-
+    train_set, validation_set = open_source(config.data)
     program, encoder = compile_program(config, params)
+    if config.finetune.cache_embeddings and encoder != "cached":
+        raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
+    if main:
+        _claim_folder(out, config, resume)
     run_key = jax.random.key(config.seed)
     flops, peak = step_flops(config, encoder=encoder), peak_flops(jax.devices()[0])
     tqdm.write(
@@ -74,9 +78,14 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         "loss_size": config.loss.size,
         "seed": config.seed,
     }
-    validation_batches = [
-        make_batch(validation_set, i, augment=False, **batch_args) for i in range(config.validation_batches)
-    ]
+    part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    whole_batches = fixed_batches(validation_set, config.validation_batches, **batch_args)
+    validation_batches = [local_part(batch, **part) for batch in whole_batches]
+    embeddings = None
+    if config.finetune.cache_embeddings:
+        embeddings = out / "embeddings"
+        cache_embeddings(train_set, params, config, embeddings)
+    place = {"embeddings": embeddings, **part}
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
     with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
         if resume and manager.latest_step() is not None:
@@ -88,7 +97,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         del params
         log, clock = MetricsLog(out, first_step, enabled=main), Clock()
         with (
-            BatchLoader(train_set, first_step, workers=config.data.workers, **batch_args) as loader,
+            contextlib.closing(make_loader(train_set, first_batch=first_step, **batch_args, **place)) as loader,
             tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
         ):
             for step in range(first_step + 1, config.steps + 1):
@@ -122,13 +131,13 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
                     log.write(step, {f"validation_{name}": value for name, value in values.items()})
                     rounds = " ".join(f"{value:.3f}" for value in values["iou"])
                     tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
-                    pictures = _preview(program, state, validation_batches[0], run_key)
+                    pictures = _preview(program, state, whole_batches[0], run_key)
                     if main:
                         _save_picture(pictures, out / "predictions" / f"{step:07d}.png")
                         plot_curves(out)
                 if step % config.save_every == 0 or stopping:
-                    place = {"batches": step, "key": np.asarray(jax.random.key_data(run_key)).tolist()}
-                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": ocp.args.JsonSave(place)}
+                    position = {"batches": step, "key": np.asarray(jax.random.key_data(run_key)).tolist()}
+                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": ocp.args.JsonSave(position)}
                     manager.save(step, args=ocp.args.Composite(**saved), force=stopping)
                 if stopping:
                     break

@@ -1,0 +1,63 @@
+"""Embeddings of a frozen image encoder, computed once for all steps of a run and kept in files."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from sam_jax.config import TrainConfig
+from sam_jax.data.examples import BadRecord, Source
+from sam_jax.data.loader import embedding_file
+from sam_jax.modeling import encode_image, normalize_images
+from sam_jax.ops.transforms import fit_image
+from sam_jax.types import Params
+
+
+def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder: Path) -> None:
+    """Writes the embedding of each picture, float16, to a file of its own in `folder`; those that are there stay.
+
+    The processes of a run share the work, and the folder. A picture that cannot be read gets no file: the loader finds
+    the same and counts it.
+
+    Args:
+        params: of the whole model.
+
+    Raises:
+        ValueError: the config changes pictures from step to step.
+    """
+    data, model = config.data, config.model
+    if data.scale_range != (1.0, 1.0) or data.flip_probability or data.colour_jitter:
+        raise ValueError(
+            "expected pictures as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
+            "or data.colour-jitter; leave them out, or the cache"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [
+        i
+        for i in range(jax.process_index(), len(source), jax.process_count())
+        if not embedding_file(folder, i).exists()
+    ]
+    encode = jax.jit(functools.partial(_encode, config=config))
+    for index in tqdm(todo, desc="encoding pictures once", unit="picture", disable=not todo):
+        try:
+            image, size = fit_image(source[index].image(), model.image_size)
+        except BadRecord:
+            continue
+        embedding = encode(params, image[None], np.array([size], np.int32))[0]
+        path = embedding_file(folder, index)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.asarray(embedding, np.float16))
+        temporary.replace(path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("embeddings")
+
+
+def _encode(params: Params, images: jax.Array, sizes: jax.Array, *, config: TrainConfig) -> jax.Array:
+    images = normalize_images(images, sizes, config.model)
+    return encode_image(params, images, config.model, dtype=jnp.dtype(config.dtype))

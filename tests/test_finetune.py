@@ -1,0 +1,98 @@
+"""Fine-tuning as a new user does it: a COCO-format folder, a checkpoint, one command; killed, it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_loop import write_examples
+from test_training import SMALL
+
+import train
+from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.modeling import init_params
+from sam_jax.training.watch import read_metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    """Arguments of train.py: small rounds and a small model, on 24 pictures in COCO format."""
+    folder = tmp_path / "my_pictures"
+    (folder / "images").mkdir(parents=True)
+    examples = write_examples(folder / "images", 24)
+    images = [
+        {"id": i, "file_name": example.path.name, "height": example.size[0], "width": example.size[1]}
+        for i, example in enumerate(examples)
+    ]
+    annotations = [
+        {"id": 100 * i + j, "image_id": i, "category_id": 1, "segmentation": rle, "iscrowd": 0}
+        for i, example in enumerate(examples)
+        for j, rle in enumerate(example.masks)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    save_checkpoint(tmp_path / "start.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
+    options = {
+        "out": tmp_path / "run",
+        "data.path": folder,
+        "init-from": tmp_path / "start.safetensors",
+        "loss.size": 32,
+        "prompts.point-rounds": 1,
+        "prompts.refine-rounds": 0,
+        "validation-batches": 1,
+        "parallel.data": 1,
+        "log-every": 1,
+        "save-every": 1,
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, capsys):
+    arguments = [str(ROOT / "configs/finetune_coco.py"), *command, "--steps", "3"]
+    assert train.main(arguments) == 0
+    tuned, model = load_checkpoint(tmp_path / "run" / "model.safetensors")
+    start, _ = load_checkpoint(tmp_path / "start.safetensors")
+    assert model == SMALL
+    jax.tree.map(np.testing.assert_array_equal, tuned["image_encoder"], start["image_encoder"])
+    assert (tuned["mask_decoder"]["iou_token"] != start["mask_decoder"]["iou_token"]).any()
+    embeddings = list((tmp_path / "run" / "embeddings").glob("*.npy"))
+    assert len(embeddings) == 22  # two of 24 are for validation
+    assert np.load(embeddings[0]).shape == (8, 8, 32)
+
+    assert train.main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert train.main([*arguments, "--data.flip-probability", "0.5", "--resume", "--steps", "4"]) == 2
+    assert "cache-embeddings" in capsys.readouterr().err
+    assert train.main([*arguments, "--init-from", "tiny", "--resume", "--steps", "4"]) == 2
+    assert "another model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--optimizer.lerning-rate", "1"])
+    assert "learning-rate" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tmp_path):
+    arguments = [str(ROOT / "configs/finetune_coco.py"), *command]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], env=environment)
+
+    def saved() -> list[int]:
+        return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+
+    while process.poll() is None and (not saved() or saved()[-1] < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)  # saves follow one another: most likely in the middle of one
+    process.wait()
+    last = saved()[-1]
+    assert train.main([*arguments, "--resume", "--steps", str(last + 2)]) == 0
+    steps = [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record]
+    assert steps == list(range(1, last + 3))
+    assert saved()[-1] == last + 2

@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment a picture or everything in many, convert or export a checkpoint, demonstrate."""
+"""The `sam-jax` command: segment a picture or everything in many, prepare data, convert or export checkpoints."""
 
 from __future__ import annotations
 

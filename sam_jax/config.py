@@ -135,15 +135,19 @@ TINY = SamConfig(
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
 
 
+DataFormat = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]
+LabelValues = Literal["auto", "instances", "classes"]
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where the pictures are and how a batch is drawn from them."""
 
     path: Path = Path("../shared/data")  # what `format` says; sam_jax.data.sources lists what is looked for
-    format: Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"] = "auto"  # named: see `datasets`
-    images: Path | None = None  # folder of the pictures, where they are not near their annotations
-    label_values: Literal["auto", "instances", "classes"] = "auto"  # what the values of label maps are
     datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # of the named sets in `path` (data.training_sets)
+    format: DataFormat = "auto"  # named: see `datasets`
+    images: Path | None = None  # folder of the pictures, where they are not near their annotations
+    label_values: LabelValues = "auto"  # what the values of label maps are
     batch_size: int = 8  # pictures per step, over all devices
     masks_per_image: int = 64  # masks drawn per picture; pictures with fewer are padded
     min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping

@@ -19,7 +19,7 @@ from sam_jax.checkpoint import load_checkpoint
 from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
 from sam_jax.convert import load_any
 from sam_jax.data import training_sets
-from sam_jax.data.augment import prepare_example
+from sam_jax.data.augment import prepare_example, stack_rows
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example
 from sam_jax.data.loader import make_loader
@@ -155,9 +155,8 @@ def test_masks_boxes_and_pixels_stay_together_under_scaling_cropping_and_flippin
         masks_per_image=3, scale_range=(0.6, 1.6), flip_probability=float(flip), colour_jitter=0.0, min_area=30
     )
     for seed in range(8):
-        image, (h, w), masks, boxes, valid = prepare_example(
-            example, np.random.default_rng(seed), model, config, 128, augment=True
-        )
+        row = prepare_example(example, np.random.default_rng(seed), model, config, 128, augment=True)
+        (image,), ((h, w),), (masks,), (boxes,), (valid,) = stack_rows([row], 3, 128)
         assert not image[h:].any()
         assert not image[:, w:].any()
         for mask, box in zip(masks[valid], boxes[valid], strict=True):
@@ -172,10 +171,8 @@ def test_large_masks_are_dropped(tmp_path):
     everything, half = np.ones((40, 60), bool), np.ones((40, 60), bool)
     half[:, 30:] = False
     example = Example(tmp_path / "x.png", (40, 60), (encode_rle(everything), encode_rle(half)), "synthetic")
-    *_, valid = prepare_example(
-        example, np.random.default_rng(0), SMALL, DataConfig(masks_per_image=4), 32, augment=False
-    )
-    assert valid.tolist() == [True, False, False, False]
+    row = prepare_example(example, np.random.default_rng(0), SMALL, DataConfig(masks_per_image=4), 32, augment=False)
+    assert stack_rows([row], 4, 32).valid.tolist() == [[True, False, False, False]]
 
 
 def test_coco_files_give_polygons_and_run_lengths_and_leave_crowds_out(tmp_path):

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sam_jax.config import DataConfig, SamConfig
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
-from sam_jax.ops.resample import resample_runs
+from sam_jax.ops.resample import Patch, resample_runs
 from sam_jax.ops.rle import counts_from_rle
+from sam_jax.types import Batch
 
-Row = tuple[
-    UInt8[np.ndarray, "S S 3"],
-    Int[np.ndarray, "2"],
-    Bool[np.ndarray, "Q L L"],
-    Float[np.ndarray, "Q 4"],
-    Bool[np.ndarray, " Q"],
-]
-"""The fields of `sam_jax.types.Batch` without the axis B."""
+
+class Row(NamedTuple):
+    """One picture of a batch. Its masks are still patches: drawn into the batch's own array, only they are touched."""
+
+    image: UInt8[np.ndarray, "S S 3"]
+    size: tuple[int, int]
+    patches: tuple[Patch, ...]  # at most Q
+    boxes: Float[np.ndarray, "q 4"]
 
 
 def prepare_example(
@@ -52,7 +56,7 @@ def prepare_example(
     flip = augment and rng.random() < config.flip_probability
 
     box = (x0, y0, x0 + window_w, y0 + window_h)
-    resized = np.asarray(example.picture().resize((w, h), Image.Resampling.BILINEAR, box=box))
+    resized: np.ndarray = np.asarray(example.picture().resize((w, h), Image.Resampling.BILINEAR, box=box))
     if augment and config.colour_jitter:
         contrast, brightness = 1 + rng.uniform(-1, 1, 2) * config.colour_jitter
         mean = resized.mean()
@@ -60,14 +64,12 @@ def prepare_example(
     canvas = np.zeros((side, side, 3), np.uint8)
     canvas[:h, :w] = resized[:, ::-1] if flip else resized
 
-    masks = np.zeros((Q, loss_size, loss_size), bool)
-    boxes = np.zeros((Q, 4), np.float32)
-    valid = np.zeros(Q, bool)
     to_loss = loss_size / side
     loss_h, loss_w = (max(1, int(length * to_loss + 0.5)) for length in (h, w))
-    slot = 0
+    patches: list[Patch] = []
+    boxes: list[np.ndarray] = []
     for index in rng.permutation(len(example.masks)):
-        if slot == Q:
+        if len(patches) == Q:
             break
         rle = example.masks[index]
         if tuple(rle["size"]) != example.size:
@@ -88,21 +90,30 @@ def prepare_example(
         rows, columns = mask.shape
         if flip:
             mask, left = mask[:, ::-1], loss_w - left - columns
-        masks[slot, top : top + rows, left : left + columns] = mask
+        patches.append(Patch(mask, top, left))
         edges = np.array([left, top, left + columns, top + rows]) / to_loss
-        boxes[slot] = edges - np.array([0.0, 0.0, 1.0, 1.0])  # inclusive pixel indices of the input frame
-        valid[slot] = True
-        slot += 1
-    return canvas, np.array([h, w], np.int32), masks, boxes, valid
+        boxes.append(edges - np.array([0.0, 0.0, 1.0, 1.0]))  # inclusive pixel indices of the input frame
+    return Row(canvas, (h, w), tuple(patches), np.array(boxes, np.float32).reshape(-1, 4))
 
 
-def empty_row(model: SamConfig, config: DataConfig, loss_size: int) -> Row:
+def empty_row(model: SamConfig) -> Row:
     """In place of an example that can't be used: a black picture without masks."""
-    side, Q = model.image_size, config.masks_per_image
-    return (
-        np.zeros((side, side, 3), np.uint8),
-        np.array([side, side], np.int32),
-        np.zeros((Q, loss_size, loss_size), bool),
-        np.zeros((Q, 4), np.float32),
-        np.zeros(Q, bool),
+    side = model.image_size
+    return Row(np.zeros((side, side, 3), np.uint8), (side, side), (), np.zeros((0, 4), np.float32))
+
+
+def stack_rows(rows: Sequence[Row], masks_per_image: int, loss_size: int) -> Batch:
+    """Rows -> batch; slots without a mask are zeros and not valid."""
+    B, Q = len(rows), masks_per_image
+    masks = np.zeros((B, Q, loss_size, loss_size), bool)
+    boxes = np.zeros((B, Q, 4), np.float32)
+    valid = np.zeros((B, Q), bool)
+    for b, row in enumerate(rows):
+        for q, (mask, top, left) in enumerate(row.patches):
+            h, w = mask.shape
+            masks[b, q, top : top + h, left : left + w] = mask
+        boxes[b, : len(row.boxes)] = row.boxes
+        valid[b, : len(row.patches)] = True
+    return Batch(
+        np.stack([row.image for row in rows]), np.array([row.size for row in rows], np.int32), masks, boxes, valid
     )

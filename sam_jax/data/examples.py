@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
+from sam_jax.ops.transforms import pillow_to_rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,15 @@ class Example:
             BadRecord: it cannot be decoded, or its size is not the one that the masks have.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(self.read())) as file:
-                    file.load()
-                    upright = ImageOps.exif_transpose(file)
-                    image = (upright if upright.size[::-1] == self.size else file).convert("RGB")
+            with Image.open(io.BytesIO(self.read())) as file:
+                file.load()
+                turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                upright = ImageOps.exif_transpose(file) if turned else file
+                image = upright if upright.size[::-1] == self.size else file
+                image = image if image.mode == "RGB" else Image.fromarray(pillow_to_rgb(image))
         except BadRecord:
             raise
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, TypeError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise BadRecord("picture cannot be decoded", self.where, error) from error
         if image.size[::-1] != self.size:
             raise BadRecord(

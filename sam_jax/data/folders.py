@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from sam_jax.config import LabelValues
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
 from sam_jax.data.sa1b import PICTURES, find_picture
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
-LabelValues = Literal["auto", "instances", "classes"]
 CHECKED_MAPS = 16  # looked at when a folder is opened
 IMAGE_FOLDERS = ("images", "imgs", "JPEGImages")
 LABEL_FOLDERS = ("labels", "masks", "SegmentationObject")

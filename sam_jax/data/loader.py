@@ -6,12 +6,12 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sam_jax.config import DataConfig, SamConfig
-from sam_jax.data.augment import Row, empty_row, prepare_example
+from sam_jax.data.augment import Row, empty_row, prepare_example, stack_rows
 from sam_jax.data.bad_records import BadRecord, BadRecords
 from sam_jax.data.examples import Example, Source
 from sam_jax.types import Batch
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import grain
 
 logger = logging.getLogger(__name__)
+
+Element = tuple[Row, BadRecord | None, np.ndarray | None]
+"""One picture's row, what is wrong with it, its embedding."""
 
 
 def make_loader(
@@ -65,16 +68,21 @@ def make_loader(
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
     threads = max(1, config.workers)
-    dataset = (
+    batches = (
         grain.MapDataset.source(_Guarded(source))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_Prepare(model, config, loss_size, augment, embeddings))
-        .batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
-        .slice(slice(process_index + first_batch * process_count, None, process_count))
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+        .batch(
+            config.batch_size // process_count,
+            drop_remainder=True,
+            batch_fn=_Stack(config.masks_per_image, loss_size),
+        )
     )
+    first = process_index + first_batch * process_count
+    ours = batches[first::process_count]  # those of other processes are never computed
+    dataset = ours.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if config.worker_processes:
         from absl import flags
 
@@ -110,9 +118,9 @@ def fixed_batches(
     if not rows:
         raise ValueError(f"no picture to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
     while len(rows) % config.batch_size:
-        rows.append(empty_row(model, config, loss_size))
+        rows.append(empty_row(model))
     starts = range(0, len(rows), config.batch_size)
-    return [_to_batch(rows[start : start + config.batch_size]) for start in starts]
+    return [stack_rows(rows[i : i + config.batch_size], config.masks_per_image, loss_size) for i in starts]
 
 
 def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
@@ -127,10 +135,6 @@ def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
 def embedding_file(folder: Path, index: int) -> Path:
     """Where the embedding (h, w, D) of a source's picture lies, once it is computed."""
     return folder / f"{index:07d}.npy"
-
-
-def _to_batch(rows: Sequence[tuple]) -> Batch:
-    return Batch(*(None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)))
 
 
 # The steps of the pipeline are objects and not closures: worker processes get them pickled.
@@ -160,24 +164,21 @@ class _Prepare:
     augment: bool
     embeddings: Path | None
 
-    def __call__(
-        self, element: tuple[int, Example | BadRecord], rng: np.random.Generator
-    ) -> tuple[tuple, BadRecord | None]:
+    def __call__(self, element: tuple[int, Example | BadRecord], rng: np.random.Generator) -> Element:
         index, record = element
-        row: tuple
         try:
             if isinstance(record, BadRecord):
                 raise record
             row = prepare_example(record, rng, self.model, self.config, self.loss_size, self.augment)
-            problem = None
+            problem: BadRecord | None = None
         except BadRecord as error:
-            row = empty_row(self.model, self.config, self.loss_size)
+            row = empty_row(self.model)
             problem = error.with_traceback(None)
-        if self.embeddings is not None:
-            grid, D = self.model.grid_size, self.model.prompt_dim
-            nothing = np.zeros((grid, grid, D), np.float16)
-            row = (None, *row[1:], nothing if problem else np.load(embedding_file(self.embeddings, index)))
-        return row, problem
+        if self.embeddings is None:
+            return row, problem, None
+        grid, D = self.model.grid_size, self.model.prompt_dim
+        nothing = np.zeros((grid, grid, D), np.float16)
+        return row, problem, nothing if problem else np.load(embedding_file(self.embeddings, index))
 
 
 class _Slots:
@@ -187,8 +188,17 @@ class _Slots:
         self.problems = tuple(problems)
 
 
-def _stack(elements: Sequence[tuple[tuple, BadRecord | None]]) -> tuple[Batch, Any]:
-    return _to_batch([row for row, _ in elements]), _Slots([problem for _, problem in elements])
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    masks_per_image: int
+    loss_size: int
+
+    def __call__(self, elements: Sequence[Element]) -> tuple[Batch, _Slots]:
+        rows, problems, embeddings = zip(*elements, strict=True)
+        batch = stack_rows(rows, self.masks_per_image, self.loss_size)
+        if embeddings[0] is not None:
+            batch = batch._replace(images=None, embeddings=np.stack(embeddings))
+        return batch, _Slots(problems)
 
 
 class _Report:

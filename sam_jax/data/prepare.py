@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from sam_jax.config import DataFormat, LabelValues
 from sam_jax.data.bad_records import BadRecord, BadRecords, Report
 from sam_jax.data.examples import Source
-from sam_jax.data.folders import LabelValues
 from sam_jax.data.sa1b import find_sa1b
 from sam_jax.data.shards import make_shards, run_beam
-from sam_jax.data.sources import Format, detect_format, open_splits
+from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
 
 BAD_RECORDS = "bad_records.jsonl"
@@ -39,7 +39,7 @@ class Prepare:
     """Folder or file: SA-1B tars, a COCO JSON, label maps, masks."""
     out: Path
     """Folder for the result; train with --data.path of it."""
-    format: Format = "auto"
+    format: DataFormat = "auto"
     """What the source is; auto looks."""
     images: Path | None = None
     """Folder of the pictures, where they are not near their annotations."""
@@ -98,7 +98,7 @@ def prepare(options: Prepare) -> Prepared:
     return Prepared(target, report.pictures, report.masks, bad)
 
 
-def _prepare_splits(options: Prepare, format: Format, partial: Path) -> Report:
+def _prepare_splits(options: Prepare, format: DataFormat, partial: Path) -> Report:
     """By the builder of the format, in this process."""
     from sam_jax.data import builders
 

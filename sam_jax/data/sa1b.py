@@ -108,6 +108,7 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
     """
     pictures: dict[str, tuple[str, tuple[int, int]]] = {}
     annotations: dict[str, tuple[int, int]] = {}
+    whole = True
     try:
         end = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
@@ -118,6 +119,7 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
                     continue
                 span = (member.offset_data, member.size)
                 if sum(span) > end:
+                    whole = False
                     problems.append(BadRecord("tar cut off", path, f"in {member.name}"))
                 elif name.suffix.lower() in PICTURES:
                     pictures[str(name.with_suffix(""))] = (member.name, span)
@@ -125,7 +127,8 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
                     annotations[str(name.with_suffix(""))] = span
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
     except (tarfile.TarError, OSError, EOFError) as error:
-        problems.append(BadRecord("tar cannot be read to its end", path, error))
+        if whole:
+            problems.append(BadRecord("tar cannot be read to its end", path, error))
     for stem, (picture, span) in sorted(pictures.items(), key=lambda item: item[1][1]):
         if stem in annotations:
             yield Pair(picture, span, annotations.pop(stem))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def write_shard(shard: Shard) -> None:
     source = Sa1bSource(shard.tars, shard.pairs)
     problems = list(source.problems)
     pictures = masks = 0
-    temporary = shard.target.with_suffix(".tmp")
+    temporary = shard.target.with_suffix(f".{uuid.uuid4().hex}.tmp")  # runners may do the same work twice at once
     writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one picture is read at a time
     for index in range(len(source)):
         try:
@@ -110,7 +111,9 @@ def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> N
         shard.report.unlink(missing_ok=True)
     if not todo:
         return
-    local = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"] if workers > 1 else []
+    local = ["--default_sdk_harness_log_level=WARNING"]
+    if workers > 1:
+        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
     pipeline_options = PipelineOptions([*local, *options])
     if pipeline_options.view_as(StandardOptions).runner in (None, "DirectRunner"):
         runner: Any = _local_runner(pipeline_options)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-from sam_jax.config import DataConfig
+from sam_jax.config import DataConfig, DataFormat, LabelValues
 from sam_jax.data.coco import CocoSource, find_coco_files
 from sam_jax.data.examples import Example, Source
-from sam_jax.data.folders import LabelSource, LabelValues, MaskSource, find_folders
+from sam_jax.data.folders import LabelSource, MaskSource, find_folders
 from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
 
-Format = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]
+logger = logging.getLogger(__name__)
+
 VALIDATION_EVERY = 20  # pictures, of a source that has no validation part
 VALIDATION_MOST = 1000
 LOOKED_FOR = """
@@ -99,7 +100,7 @@ class _AllBut(Sequence[int]):
         return block * self.every + rest + 1
 
 
-def detect_format(path: Path, format: Format, images: Path | None, datasets: Sequence[str] = ()) -> Format:
+def detect_format(path: Path, format: DataFormat, images: Path | None, datasets: Sequence[str] = ()) -> DataFormat:
     """What lies at a path: the format that is given, or with `auto` the first that fits.
 
     Raises:
@@ -124,7 +125,7 @@ def _looked_for() -> str:
     return LOOKED_FOR.format(named=", ".join(sorted(TRAINING_SETS)))
 
 
-def _fitting(path: Path, images: Path | None, datasets: Sequence[str]) -> Iterator[Format]:
+def _fitting(path: Path, images: Path | None, datasets: Sequence[str]) -> Iterator[DataFormat]:
     if any((path / name).is_dir() for name in datasets):
         yield "named"
     if find_prepared(path):
@@ -140,7 +141,7 @@ def _fitting(path: Path, images: Path | None, datasets: Sequence[str]) -> Iterat
         yield "sa1b"
 
 
-def open_splits(path: Path, format: Format, images: Path | None, label_values: LabelValues) -> dict[str, Source]:
+def open_splits(path: Path, format: DataFormat, images: Path | None, label_values: LabelValues) -> dict[str, Source]:
     """{"train": source} and, where the source says which, "validation".
 
     Args:
@@ -160,7 +161,10 @@ def open_splits(path: Path, format: Format, images: Path | None, label_values: L
         splits = {split: PreparedSource(folders[0], split) for split in splits_of(folders[0])}
     elif format == "sa1b":
         tars, pairs = find_sa1b(path, images)
-        splits = {"train": Sa1bSource(tars, pairs, progress=True)}
+        released = Sa1bSource(tars, pairs, progress=True)
+        for problem in released.problems:
+            logger.warning("left out: %s", problem)
+        splits = {"train": released}
     elif format == "coco":
         files = {"train": [path]} if path.is_file() else find_coco_files(path)
         if not files["train"] and files.get("validation"):

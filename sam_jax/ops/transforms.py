@@ -53,12 +53,17 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise ValueError(f"{path} is damaged or cut off: {error}") from error
     try:
-        return _pillow_to_rgb(upright)
+        return pillow_to_rgb(upright)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot show {path} as RGB: {error}") from error
 
 
-def _pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """A loaded picture of any mode, as `as_rgb` says.
+
+    Raises:
+        OSError, TypeError, ValueError: a mode without an RGB form.
+    """
     if image.mode.startswith(("I", "F")):
         array = np.asarray(image)
         if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:

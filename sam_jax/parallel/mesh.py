@@ -15,18 +15,23 @@ Tree = TypeVar("Tree")
 LONGEST = "longest"
 # Name of a param -> where it is cut; the first rule that matches holds. Small ones are not worth a message each.
 RULES: tuple[tuple[str, PartitionSpec | str], ...] = (
-    (r"(bias|scale|token|tokens|not_a_point_embed|no_mask_embed)$", PartitionSpec()),
+    # Every round of prompts uses the decoder: cut, its 4 million params would be sent again for each.
+    (r"\b(prompt_encoder|mask_decoder)/", PartitionSpec()),
+    (r"(bias|scale)$", PartitionSpec()),
     (r"", LONGEST),  # along the longest axis that `fsdp` divides; those without one lie whole on every device
 )
 
 
-def make_mesh(data: int, fsdp: int = 1) -> Mesh:
+def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes `data` (pictures) and `fsdp` (pictures and params), over the first `data * fsdp` devices.
+
+    Args:
+        devices: of which to take them; None: all that there are. Those of a topology serve to compile for it.
 
     Raises:
         ValueError: there are fewer devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     if data * fsdp > len(devices):
         raise ValueError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices, there are {len(devices)}")
     # Auto: the compiler places what is not annotated. The default, Explicit, would put it into the types.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sam_jax.config import ParallelConfig
 from sam_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, shard_batch
@@ -66,20 +66,30 @@ def wrap(
     return _over_mesh(init, step, evaluate, preview, params, data, config.fsdp)
 
 
+def jit_step(step: Callable, state: Any, mesh: Mesh) -> Any:
+    """`step`, as `wrap` takes it, as one program over a mesh; it frees the state that it is given.
+
+    Args:
+        state: an example or its shapes.
+    """
+    of_state = param_shardings(state, mesh)
+    return jax.jit(
+        functools.partial(step, axis_name=None),
+        in_shardings=(of_state, batch_sharding(mesh), None),
+        out_shardings=(of_state, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
 def _over_mesh(
     init: Callable, step: Callable, evaluate: Callable, preview: Callable, params: Any, data: int, fsdp: int
 ) -> Wrapped:
     mesh = make_mesh(data, fsdp)
     shapes = jax.eval_shape(init, params)
     of_params, of_state = param_shardings(params, mesh), param_shardings(shapes, mesh)
-    pictures, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
     run_init = jax.jit(init, in_shardings=(of_params,), out_shardings=of_state)
-    run_step = jax.jit(
-        functools.partial(step, axis_name=None),
-        in_shardings=(of_state, pictures, None),
-        out_shardings=(of_state, everywhere),
-        donate_argnums=0,
-    )
+    run_step = jit_step(step, shapes, mesh)
     run_evaluate = jax.jit(functools.partial(evaluate, axis_name=None), out_shardings=everywhere)
     return Wrapped(
         devices=data * fsdp,

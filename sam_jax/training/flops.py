@@ -23,7 +23,7 @@ def encoder_flops(config: SamConfig) -> float:
     """Of one picture, forward; a product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
     D, side, hidden = config.encoder_dim, config.grid_size, int(config.encoder_dim * config.encoder_mlp_ratio)
     tokens = side**2
-    windows = -((-side // config.window_size) ** 2) if config.window_size else 1
+    windows = (-(-side // config.window_size)) ** 2 if config.window_size else 1
     flops = 2.0 * tokens * config.patch_size**2 * 3 * D
     for block in range(config.encoder_depth):
         if block in config.global_attention_blocks or not config.window_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ def run_rounds(
         params: of the whole model.
         numbers: of the pictures in the global batch, of which `batch` is a part; None: it is the whole.
     """
-    model, dtype = config.model, jnp.dtype(config.dtype)
+    model, dtype, remat = config.model, jnp.dtype(config.dtype), config.remat and training
     side, low_res = config.loss.size, model.low_res_size
     prompt_key, schedule_key, drop_key, rounds_key = jax.random.split(key, 4)
     numbers = jnp.arange(len(batch.sizes)) if numbers is None else numbers
@@ -112,7 +113,7 @@ def run_rounds(
             model,
             dtype=dtype,
             drop_path=config.drop_path,
-            remat=config.remat and training,
+            remat=remat,
             key=encoder_key,
         )
 
@@ -138,7 +139,10 @@ def run_rounds(
         lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
     )
     first_key, later_key = jax.random.split(rounds_key)
-    first_terms, first_logits = decode(Prompts(points, labels), True, first_key)
+    # Without remat what this round needs for its backward pass would wait until all later rounds have had theirs.
+    play_first: Callable = functools.partial(decode, multimask_output=True)
+    play_first = jax.checkpoint(play_first) if remat else play_first
+    first_terms, first_logits = play_first(Prompts(points, labels), round_key=first_key)
     adds_point = round_schedule(schedule_key, config.prompts)
     if not len(adds_point):
         return Rounds(jax.tree.map(lambda x: x[None], first_terms), points, labels, first_logits, first_logits)
@@ -161,7 +165,7 @@ def run_rounds(
         terms, logits = decode(prompts, False, round_key)
         return (points, labels, logits, slot + adds), terms
 
-    body = jax.checkpoint(play_round) if config.remat and training else play_round
+    body = jax.checkpoint(play_round) if remat else play_round
     start = (points, labels, first_logits, jnp.int32(2))
     inputs = (jax.random.split(later_key, len(adds_point)), adds_point)
     (points, labels, last_logits, _), later_terms = jax.lax.scan(body, start, inputs)

@@ -1,0 +1,306 @@
+"""Compiles the training step of the shipped recipes for TPU pods, on a machine without one, and says what it takes.
+
+    python benchmarks/tpu_aot.py --out FOLDER [--recipes vit_h] [--topologies v5e:16x16 v4:4x4x8 v5p:4x8x8]
+
+The TPU compiler (`libtpu`, part of `jax[tpu]`) compiles for topologies that are not there. Compiled is what training
+runs: `train_step` of configs/vit_*.py, all rounds of prompts, over the mesh of `sam_jax.parallel.wrap`, one picture per
+chip unless said otherwise. Per chip, from the compiler: bytes of arguments and of peak memory; collectives, with loops
+counted as often as they turn; traffic with the main memory, an upper bound (`hlo.main_memory_bytes`). FLOPs are those
+of the matrix products in the traced step, what is computed a second time to save memory included: the compiler's own
+count takes the body of a loop once.
+
+The time of a step is bounded from below by the slowest of arithmetic, memory and network at their peak rates, and lies
+at their sum if nothing overlaps. It is a prediction: no TPU has run this.
+
+A ViT-H compiles for a quarter of an hour on two cores and 8 GB. With --out, each configuration is a JSON file there,
+and what is there is not compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
+os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are computed with
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU machine to ask
+
+import hlo
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.extend import core
+from tqdm import tqdm
+
+from sam_jax.config import TrainConfig
+from sam_jax.modeling import init_params
+from sam_jax.parallel.mesh import make_mesh
+from sam_jax.parallel.wrap import jit_step
+from sam_jax.training.flops import PEAK_FLOPS, step_flops
+from sam_jax.training.optimizer import make_optimizer
+from sam_jax.training.step import init_state, train_step
+from sam_jax.types import Batch
+
+# The partitioner can cut products with gathered params into one piece per chip, to send and multiply by turns. Over
+# dozens of chips that is dozens of small products and a program too large to compile; gathering whole is as good.
+COMPILER_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak rates from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p}; the links of v4 from Jouppi et al. 2023."""
+
+    kind: str  # as JAX names it
+    memory: float  # bytes
+    memory_rate: float  # bytes/s
+    link_rate: float  # bytes/s of one link, one way: half the chip's published both-way rate over its number of links
+    megacore: bool = False  # two cores of a chip are one device, as Cloud TPU sets it up
+
+    @property
+    def ring_rate(self) -> float:
+        """Bytes/s that a chip sends in a ring along one axis of the torus, both ways at once."""
+        return 2 * self.link_rate
+
+
+CHIPS = {
+    "v4": Chip("TPU v4", 32 * GiB, 1200e9, 50e9, megacore=True),
+    "v5e": Chip("TPU v5 lite", 16 * GiB, 819e9, 400e9 / 2 / 4),
+    "v5p": Chip("TPU v5p", 95 * GiB, 2765e9, 1200e9 / 2 / 6, megacore=True),
+}
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """The devices of a topology like v5e:16x16.
+
+    Raises:
+        ValueError: a chip that is not in CHIPS.
+        RuntimeError: there is no TPU compiler.
+    """
+    chip = topology.partition(":")[0]
+    if chip not in CHIPS:
+        raise ValueError(f"expected a topology of {', '.join(CHIPS)}, like v5e:16x16, got {topology!r}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise RuntimeError("the TPU compiler is missing; install it with: pip install 'jax[tpu]'")
+    options = {"chip_config_name": "megacore"} if CHIPS[chip].megacore else {}
+    return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+
+
+def batch_shapes(config: TrainConfig) -> Batch:
+    B, S, Q, L = config.data.batch_size, config.model.image_size, config.data.masks_per_image, config.loss.size
+    shape = jax.ShapeDtypeStruct
+    return Batch(
+        images=shape((B, S, S, 3), jnp.uint8),
+        sizes=shape((B, 2), jnp.int32),
+        masks=shape((B, Q, L, L), jnp.bool_),
+        boxes=shape((B, Q, 4), jnp.float32),
+        valid=shape((B, Q), jnp.bool_),
+    )
+
+
+def product_flops(jaxpr: Any) -> float:
+    """FLOPs of all matrix products and convolutions of a traced function, loops as often as they turn."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            output = math.prod(equation.outvars[0].aval.shape)
+            total += 2.0 * output * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, axis = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+            output = math.prod(equation.outvars[0].aval.shape)
+            total += 2.0 * output * math.prod(kernel) / kernel[axis]
+        elif name == "cond":  # by platform: the last branch is that of an accelerator
+            total += product_flops(params["branches"][-1].jaxpr)
+        else:
+            turns = params["length"] if name == "scan" else 1
+            for inner in params.values():
+                if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
+                    total += turns * product_flops(getattr(inner, "jaxpr", inner))
+    return total
+
+
+def measure(config: TrainConfig, topology: str, hlo_file: Path | None = None) -> dict[str, Any]:
+    """Compiles a recipe's step for a topology: numbers per chip."""
+    devices = topology_devices(topology)
+    chip, count = CHIPS[topology.partition(":")[0]], len(devices)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    make = functools.partial(make_optimizer, config.optimizer, config.model)
+    params = jax.eval_shape(functools.partial(init_params, config.model), key)
+    state = jax.eval_shape(functools.partial(init_state, config=config, make_optimizer=make), params, key)
+    mesh = make_mesh(count // config.parallel.fsdp, config.parallel.fsdp, devices)
+    step = functools.partial(train_step, config=config, optimizer=make(state.params))
+    batch = batch_shapes(config)
+    traced = jit_step(step, state, mesh).trace(state, batch, key)
+    flops = product_flops(traced.jaxpr.jaxpr) / count
+    start = time.perf_counter()
+    compiled = traced.lower().compile(compiler_options=COMPILER_OPTIONS)
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    if hlo_file:
+        hlo_file.write_text(text)
+    program = hlo.parse(text)
+    found = hlo.collectives(program)
+    memory = compiled.memory_analysis()
+    moved = hlo.main_memory_bytes(program)
+    arguments = memory.argument_size_in_bytes
+    times = {
+        "compute": flops / PEAK_FLOPS[chip.kind],
+        "memory": moved / chip.memory_rate,
+        "network": sum(c.sent for c in found) / chip.ring_rate,
+    }
+    return {
+        "model": config.model.name,
+        "topology": topology,
+        "chips": count,
+        "fsdp": config.parallel.fsdp,
+        "batch_size": config.data.batch_size,
+        "masks": config.data.masks_per_image,
+        "loss_size": config.loss.size,
+        "state_bytes_total": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        "batch_bytes_total": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)),
+        "argument_bytes": arguments,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes,
+        # New outputs lie in the memory of the arguments that the step frees.
+        "peak_bytes": arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "chip_bytes": chip.memory,
+        "flops": flops,
+        "model_flops": step_flops(config, encoder="trained") / count,
+        "compiler_flops_loops_once": compiled.cost_analysis().get("flops"),
+        "memory_traffic_bytes": moved,
+        "memory_traffic_bytes_loops_once": hlo.main_memory_bytes(program, loops=False),
+        "compiler_bytes_accessed_loops_once": compiled.cost_analysis().get("bytes accessed"),
+        "collectives": summary(found),
+        "largest": [dataclasses.asdict(c) for c in found[:20]],
+        "seconds": times | {"bound": max(times.values()), "sum": sum(times.values())},
+        "compile_seconds": seconds,
+    }
+
+
+def summary(found: list[hlo.Collective]) -> dict[str, dict[str, float]]:
+    """Per kind: how often it runs, bytes that it moves, bytes that a chip sends."""
+    by_kind: dict[str, Counter] = {kind: Counter() for kind in hlo.COLLECTIVES}
+    for c in found:
+        by_kind[c.kind].update({"count": c.times, "bytes": c.times * c.bytes, "sent": c.sent})
+    return {kind: dict(counts) for kind, counts in by_kind.items() if counts}
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """Markdown: a table of all, then the collectives of each."""
+    columns = (
+        "recipe",
+        "topology",
+        "chips (fsdp)",
+        "pictures",
+        "loss side",
+        "arguments",
+        "peak",
+        "of",
+        "program",
+        "TFLOP",
+        "HBM GB",
+        "sent GB",
+        "compute ms",
+        "HBM ms",
+        "network ms",
+        "step ms",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for r in results:
+        seconds = r["seconds"]
+        cells = [
+            r["model"],
+            r["topology"],
+            f"{r['chips']} ({r['fsdp']})",
+            r["batch_size"],
+            r["loss_size"],
+            *(f"{r[name] / GiB:.2f}" for name in ("argument_bytes", "peak_bytes")),
+            f"{r['chip_bytes'] / GiB:.0f} GiB",
+            f"{r['program_bytes'] / GiB:.2f}",
+            f"{r['flops'] / 1e12:.1f}",
+            f"{r['memory_traffic_bytes'] / 1e9:.0f}",
+            f"{sum(c['sent'] for c in r['collectives'].values()) / 1e9:.2f}",
+            *(f"{seconds[name] * 1e3:.0f}" for name in ("compute", "memory", "network")),
+            f"{seconds['bound'] * 1e3:.0f} to {seconds['sum'] * 1e3:.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for r in results:
+        lines += ["", f"{r['model']} on {r['topology']}, fsdp {r['fsdp']}, collectives of a step:", ""]
+        lines += [
+            f"- {kind}: {c['count']:,} times, {c['bytes'] / 1e9:.3f} GB" for kind, c in sorted(r["collectives"].items())
+        ]
+        lines += [
+            f"  - {c['kind']} of {c['shape'][:60]}, {c['bytes'] / 1e6:.1f} MB x {c['times']}, {c['group']} chips: "
+            f"{c['op'][-70:]}"
+            for c in r["largest"][:5]
+        ]
+    return "\n".join(lines)
+
+
+def load_recipe(name: str, count: int, options: argparse.Namespace) -> TrainConfig:
+    """A shipped recipe on `count` chips."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    fsdp = options.fsdp or math.gcd(count, config.parallel.fsdp)
+    if count % fsdp:
+        raise ValueError(f"expected --fsdp to divide the {count} chips, got {fsdp}")
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=count * options.pictures),
+        loss=dataclasses.replace(config.loss, size=options.side),
+        parallel=dataclasses.replace(config.parallel, fsdp=fsdp),
+        dtype="bfloat16",
+        remat=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=["vit_h"], help="of configs/: vit_b, vit_l, vit_h")
+    parser.add_argument("--topologies", nargs="+", default=["v5e:16x16"], help="CHIP:SHAPE; chips: " + ", ".join(CHIPS))
+    parser.add_argument(
+        "--fsdp", type=int, default=0, help="chips that share a state; 0: as the recipe; 1: a copy each"
+    )
+    parser.add_argument("--pictures", type=int, default=1, help="per chip")
+    parser.add_argument("--side", type=int, default=1024, help="at which the loss is taken, pixels")
+    parser.add_argument("--out", type=Path, help="folder of one JSON file per configuration")
+    parser.add_argument("--hlo", action="store_true", help="also write the programs, as text, to --out")
+    options = parser.parse_args()
+    if options.hlo and not options.out:
+        parser.error("--hlo needs --out")
+    results = []
+    configurations = [(recipe, topology) for recipe in options.recipes for topology in options.topologies]
+    try:
+        for recipe, topology in tqdm(configurations, desc="compiling", unit="program"):
+            config = load_recipe(recipe, len(topology_devices(topology)), options)
+            name = f"{recipe}_{topology.replace(':', '_')}_fsdp{config.parallel.fsdp}_{options.pictures}_{options.side}"
+            record = options.out / f"{name}.json" if options.out else None
+            if record and record.exists():
+                results.append(json.loads(record.read_text()))
+                continue
+            if record:
+                record.parent.mkdir(parents=True, exist_ok=True)
+            results.append(measure(config, topology, record.with_suffix(".hlo") if record and options.hlo else None))
+            if record:
+                temporary = record.with_suffix(".tmp")
+                temporary.write_text(json.dumps(results[-1], indent=1))
+                temporary.replace(record)
+    except (RuntimeError, ValueError) as error:  # of the compiler too: a program that does not fit says so
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What the program text of a compiled step says of its collectives and traffic. No TPU compiler is needed."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hlo import collectives, main_memory_bytes, parse, shape_bytes
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sam_jax.parallel.mesh import make_mesh
+
+# As the TPU compiler writes it, shortened: a loop of 10 turns, an asynchronous gather with its copy in a second fusion,
+# a fused reduce-scatter, arrays on the chip (S(1)).
+RECORDED = """HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%async_collective_fusion.1 (p0: bf16[256,512]) -> (bf16[256,512], bf16[256,2048], u32[]) {
+  %p0 = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[256,2048]{1,0:T(8,128)(2,1)} all-gather(%p0), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}, metadata={op_name="jit(step)/mlp/lin1"}
+  ROOT %start = (bf16[256,512]{1,0}, bf16[256,2048]{1,0}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p0: bf16[256,512]) -> bf16[256,2048] {
+  %p0 = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[256,2048]{1,0:T(8,128)(2,1)S(1)} all-gather(%p0), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}, metadata={op_name="jit(step)/mlp/lin1"}
+}
+
+%all-reduce-scatter.3 (p0: bf16[256,256]) -> bf16[256,64] {
+  %p0 = bf16[256,256]{0,1:T(8,128)(2,1)} parameter(0)
+  %all-reduce.1 = bf16[256,256]{0,1:T(8,128)(2,1)} all-reduce(%p0), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %slice = bf16[256,64]{0,1:T(8,128)(2,1)} slice(%all-reduce.1), slice={[0:256], [0:64]}
+}
+
+%body (state: (s32[], f32[64,128])) -> (s32[], f32[64,128]) {
+  %state = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) parameter(0)
+  %turn = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = f32[64,128]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %all-reduce.2 = f32[64,128]{1,0:T(8,128)} all-reduce(%x), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%add, metadata={op_name="jit(step)/while/body/decoder"}
+  %y = f32[64,128]{1,0:T(8,128)S(1)} copy(%all-reduce.2)
+  ROOT %next = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) tuple(%turn, %y)
+}
+
+%condition (state.1: (s32[], f32[64,128])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) parameter(0)
+  %bound = s32[]{:T(128)} constant(10)
+  %turn.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%turn.1, %bound), direction=LT
+}
+
+ENTRY %main (q0: bf16[256,512], q1: bf16[256,256], q2: f32[64,128]) -> f32[64,128] {
+  %q0 = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %q1 = bf16[256,256]{0,1:T(8,128)(2,1)} parameter(1)
+  %q2 = f32[64,128]{1,0:T(8,128)} parameter(2)
+  %fusion.1 = (bf16[256,512]{1,0}, bf16[256,2048]{1,0}, u32[]{:S(2)}) fusion(%q0), kind=kCustom, calls=%async_collective_fusion.1
+  %fusion.2 = bf16[256,2048]{1,0:T(8,128)(2,1)S(1)} fusion(%q0), kind=kCustom, calls=%async_collective_fusion.2
+  %fusion.3 = bf16[256,64]{0,1:T(8,128)(2,1)} fusion(%q1), kind=kCustom, calls=%all-reduce-scatter.3
+  %permute = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%q2), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %zero = s32[]{:T(128)} constant(0)
+  %tuple.1 = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) tuple(%zero, %q2)
+  %loop = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) while(%tuple.1), condition=%condition, body=%body
+  ROOT %result = f32[64,128]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_recorded_tpu_program():
+    found = [(c.kind, c.bytes, c.group, c.times, c.op) for c in collectives(parse(RECORDED))]
+    assert found == [
+        ("all-gather", 2 * 256 * 2048, 4, 1, "jit(step)/mlp/lin1"),
+        ("all-reduce", 4 * 64 * 128, 8, 10, "jit(step)/while/body/decoder"),
+        ("reduce-scatter", 2 * 256 * 256, 4, 1, ""),
+        ("collective-permute", 4 * 4 * 8, 2, 1, ""),
+    ]
+
+
+def test_a_ring_sends_what_each_device_lacks():
+    sent = {c.kind: c.sent for c in collectives(parse(RECORDED))}
+    assert sent["all-gather"] == 3 / 4 * 2 * 256 * 2048
+    assert sent["all-reduce"] == 10 * 2 * 7 / 8 * 4 * 64 * 128
+
+
+def test_what_stays_on_the_chip_is_no_traffic_with_the_main_memory():
+    program = parse(RECORDED)
+    entry = 2 * (256 * 512 * 2 + 256 * 2048) + 2 * 256 * 512 + 2 * (256 * 256 + 256 * 64)  # fusions 1, 2 and 3
+    copy = 4 * 64 * 128  # read from the main memory, written to the chip's
+    compare = 0  # scalars, counted below
+    scalars = 10 * (4 + 4 + 1)
+    assert main_memory_bytes(program) == entry + 10 * copy + compare + scalars
+    assert main_memory_bytes(program, loops=False) == entry + copy + 9
+
+
+def test_bytes_of_shapes():
+    assert shape_bytes("(f32[2,3]{1,0:T(8,128)}, /*index=1*/pred[5]{0}, u32[]{:S(2)})") == 24 + 5 + 4
+    assert shape_bytes("bf16[8,16]{1,0:T(8,128)(2,1)S(1)}", main_memory=True) == 0
+
+
+def test_collectives_of_a_program_compiled_here():
+    mesh = make_mesh(2, 4)
+    cut, pictures = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "fsdp"), (("data", "fsdp"),)))
+
+    def loss(kernel, x):
+        def turn(x, _):
+            return jnp.tanh(x @ kernel), None
+
+        return jax.lax.scan(turn, x, length=5)[0].sum()
+
+    step = jax.jit(jax.grad(loss), in_shardings=(cut, pictures), out_shardings=cut)
+    shapes = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((8192, 64), jnp.float32)
+    found = collectives(parse(step.lower(*shapes).compile().as_text()))
+    gathers = [c for c in found if c.kind == "all-gather"]
+    assert any(c.bytes == 4 * 64 * 64 and c.group == 4 for c in gathers)
+    # In each turn the gradient is summed over all devices: at once, or along one axis and then the other.
+    sums = [c for c in found if c.kind in ("all-reduce", "reduce-scatter")]
+    assert {c.times for c in sums} == {5}
+    assert math.prod(c.group for c in sums) == 8
+    assert max(c.bytes for c in sums) == 4 * 64 * 64
+
+
+def test_text_without_a_program_is_refused():
+    with pytest.raises(ValueError, match="ENTRY"):
+        parse("nothing")
+
+
+def test_a_missing_tpu_compiler_is_said(monkeypatch):
+    import tpu_aot
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "libtpu" else sys)
+    with pytest.raises(RuntimeError, match=r"jax\[tpu\]"):
+        tpu_aot.topology_devices("v5e:2x2")
+    with pytest.raises(ValueError, match="v9:2x2"):
+        tpu_aot.topology_devices("v9:2x2")
+
+
+def test_products_in_loops_count_as_often_as_they_turn():
+    import tpu_aot
+
+    def function(x, w):
+        return jax.lax.scan(lambda x, _: (jax.checkpoint(jnp.matmul)(x, w), None), x, length=3)[0].sum()
+
+    shapes = jax.ShapeDtypeStruct((2, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    forward = jax.make_jaxpr(function)(*shapes).jaxpr
+    assert tpu_aot.product_flops(forward) == 3 * 2 * 2 * 8 * 8

@@ -50,6 +50,15 @@ class Segmenter(Protocol):
     def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session: ...
 
 
+def model_identity(model: Sam) -> str:
+    """Config and params, not the name: a model of the same name may have been trained further."""
+    digest = hashlib.sha256(f"{model.config.to_json()} {np.dtype(model.dtype)}".encode())
+    for path, leaf in jax.tree.leaves_with_path(model.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
 class SamSegmenter:
     """The model: three masks at the first click, then the single mask, with the last logits fed back."""
 
@@ -60,12 +69,7 @@ class SamSegmenter:
 
     @property
     def identity(self) -> str:
-        """Config and params, not the name: a model of the same name may have been trained further."""
-        digest = hashlib.sha256(f"{self._model.config.to_json()} {np.dtype(self._model.dtype)}".encode())
-        for path, leaf in jax.tree.leaves_with_path(self._model.params):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return f"{self.name} {digest.hexdigest()[:16]}"
+        return f"{self.name} {model_identity(self._model)}"
 
     def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
         predictor = SamPredictor(self._model)

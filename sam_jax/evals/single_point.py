@@ -18,9 +18,12 @@ from tqdm import tqdm
 
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example, read_bsds500, read_grabcut
+from sam_jax.evals.baselines import BASELINES
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
+from sam_jax.evals.report import Report
 from sam_jax.evals.segmenters import Clicks, SamSegmenter, Segmenter
+from sam_jax.hub import load_model
 from sam_jax.model import Sam
 from sam_jax.ops.rle import decode_rle
 
@@ -41,6 +44,18 @@ class SinglePointConfig:
     clicks: int = 5  # the last number of clicks
     seed: int = 0  # of the sample
     workers: int = 2  # pictures at a time: the device computes for one while the host clicks on another
+
+    def evaluate(self) -> Report:
+        """Evaluates every method; see `run` for what it keeps and what it raises."""
+        results = run(self, self._segmenter)
+        return Report("mIoU in percent after 1, 3 and 5 clicks", report(results), results)
+
+    def _segmenter(self, method: str) -> Segmenter:
+        if method == SamSegmenter.name:
+            return SamSegmenter(load_model(self.model))
+        if method not in BASELINES:
+            raise ValueError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES]}")
+        return BASELINES[method]()
 
 
 DATASETS: dict[str, Callable[[Path], list[Example]]] = {

@@ -1,0 +1,259 @@
+"""The boundary benchmark of BSDS500: soft edge maps against the boundaries that several people drew.
+
+Reference: Arbelaez, Maire, Fowlkes, Malik 2011, and its `boundaryBench`; R50 as in the edges toolbox of Dollar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from tqdm import tqdm
+
+from sam_jax.evals.boundaries import match_boundaries, thin
+from sam_jax.evals.report import write_atomically
+
+THRESHOLDS = np.arange(1, 100) / 100
+MAX_DISTANCE = 0.0075  # between partners, share of the picture's diagonal
+SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
+
+
+def read_truth(path: Path) -> Bool[np.ndarray, "A H W"]:
+    """The boundaries that each of A people drew.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not a BSDS500 .mat file.
+    """
+    try:
+        people = scipy.io.loadmat(path)["groundTruth"][0]
+        return np.stack([person["Boundaries"][0, 0] for person in people]).astype(bool)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"expected BSDS500 truth (groundTruth, with Boundaries) in {path}: {error}") from error
+
+
+def find_truth(root: Path, split: str) -> dict[str, Path]:
+    """id -> .mat file.
+
+    Raises:
+        FileNotFoundError: BSDS500 is not there.
+    """
+    folder = root / "groundTruth" / split
+    found = {path.stem: path for path in sorted(folder.glob("*.mat"))}
+    if not found:
+        raise FileNotFoundError(
+            f"expected BSDS500 truth in {folder.resolve()}, found none. Get BSDS500 from {SOURCE} and put its folders "
+            "data/images and data/groundTruth there, or say where it is with --data"
+        )
+    return found
+
+
+def read_map(path: Path) -> Float[np.ndarray, "H W"]:
+    """A soft edge map from a grey PNG of 1, 8 or 16 bits, as 0-1.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not such a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            mode, values = file.mode, np.asarray(file)
+    except (OSError, SyntaxError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"expected an edge map, cannot read {path}: {error}") from error
+    largest = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535}.get(mode)
+    if largest is None:
+        raise ValueError(f"expected a grey edge map of 1, 8 or 16 bits, {path} has mode {mode}")
+    return values / largest
+
+
+def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
+    """id -> PNG file below a folder, for each of `ids`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: ids without a map, or with two.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder of edge maps, found none at {folder.resolve()}")
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png"):
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(f"expected one map for {path.stem}, got {other} and {path}")
+    missing = [id_ for id_ in ids if id_ not in found]
+    if missing:
+        raise ValueError(
+            f"expected a map ID.png for each of {len(ids)} pictures in {folder}, {len(missing)} are missing: "
+            f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
+        )
+    return {id_: found[id_] for id_ in ids}
+
+
+def count_matches(
+    edges: Float[np.ndarray, "H W"], truths: Bool[np.ndarray, "A H W"], thresholds: np.ndarray = THRESHOLDS
+) -> Int[np.ndarray, "K 4"]:
+    """Pixels of one picture at each threshold.
+
+    The map is compared (>=) with the threshold, thinned, and matched with each person's boundaries.
+
+    Returns:
+        The columns of the original's files: pixels of the truth that are matched, summed over people; all of them;
+        pixels of the thinned map that are matched with anybody; all of them.
+
+    Raises:
+        ValueError: a map of another size than the truth, or with values outside of [0, 1].
+    """
+    if edges.shape != truths.shape[1:]:
+        raise ValueError(f"expected an edge map of the truth's size {truths.shape[1:]} (h, w), got {edges.shape}")
+    if not ((edges >= 0) & (edges <= 1)).all():  # NaN is caught too
+        raise ValueError(f"expected an edge map of values in [0, 1], got {np.min(edges)} to {np.max(edges)}")
+    order = np.argsort(-thresholds)  # so that maps grow, which is what the matching is fast at
+    maps = thin(edges >= thresholds[order, None, None])
+    matched = np.zeros_like(maps)
+    in_truth = np.zeros(len(maps), int)
+    for truth in truths:
+        found = match_boundaries(maps, truth, MAX_DISTANCE * float(np.hypot(*truth.shape)))
+        in_truth += found.sum((1, 2))
+        matched |= found
+    counts = np.empty((len(maps), 4), np.int64)
+    counts[order] = np.stack(
+        [in_truth, np.full(len(maps), truths.sum()), matched.sum((1, 2)), maps.sum((1, 2))], axis=1
+    )
+    return counts
+
+
+def count_people(truths: Bool[np.ndarray, "A H W"]) -> Int[np.ndarray, "1 4"]:
+    """`count_matches` of each person against all the others, summed: how well people do by this measure."""
+    others = [np.delete(truths, i, axis=0) for i in range(len(truths))]
+    one = np.array([0.5])
+    return np.sum([count_matches(t.astype(float), o, one) for t, o in zip(truths, others, strict=True)], axis=0)
+
+
+class Scores(NamedTuple):
+    """Of a set of pictures; F is the harmonic mean of precision and recall."""
+
+    ods: float  # best F with one threshold for all pictures
+    threshold: float  # that one
+    precision: float  # at that threshold
+    recall: float
+    ois: float  # F with the best threshold for each picture
+    ap: float  # average precision
+    r50: float  # recall at a precision of one half
+
+
+def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRESHOLDS) -> Scores:
+    """Scores of N pictures, with the original's ways.
+
+    ODS: precision and recall of the pooled counts are interpolated linearly in 100 steps between neighbouring
+    thresholds. OIS: counts are pooled at each picture's best threshold, not interpolated and the lowest of several; it
+    is no mean of Fs. AP: the sum of the precision at recalls 0, 0.01, ..., 1, each interpolated linearly and 0 beyond
+    the curve's ends, by 100 and not 101: at most 1.01; 0 for a curve of a single recall, such as that of a map of 0
+    and 1. R50: recall interpolated linearly over precision, at 0.5 or the lowest precision if that is above; 0 if all
+    are below.
+
+    Args:
+        counts: of each picture, from `count_matches`.
+
+    Raises:
+        ValueError: no pictures.
+    """
+    if not len(counts):
+        raise ValueError("expected the counts of at least one picture, got none")
+    precision, recall = precision_recall(counts.sum(0))
+    best, at, p_best, r_best = _f(precision[0], recall[0]), thresholds[0], precision[0], recall[0]
+    steps = np.linspace(0, 1, 100)
+    for i in range(1, len(thresholds)):
+        p, r, t = (x[i] * steps + x[i - 1] * (1 - steps) for x in (precision, recall, thresholds))
+        f = _f(p, r)
+        j = int(f.argmax())
+        if f[j] > best:
+            best, at, p_best, r_best = f[j], t[j], p[j], r[j]
+
+    rows = [picture[np.argmax(_f(*precision_recall(picture)))] for picture in counts]
+    ois = _f(*precision_recall(np.sum(rows, axis=0)))
+
+    recalls, first = np.unique(recall, return_index=True)
+    at_recall = np.interp(np.linspace(0, 1, 101), recalls, precision[first], left=0, right=0)
+    ap = at_recall.sum() / 100 if len(recalls) > 1 else 0.0
+    precisions, first = np.unique(precision, return_index=True)
+    r50 = np.interp(max(precisions[0], 0.5), precisions, recall[first], right=0)
+    return Scores(*(float(x) for x in (best, at, p_best, r_best, ois, ap, r50)))
+
+
+def precision_recall(counts: Int[np.ndarray, "*K 4"]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall from the columns of `count_matches`; 0 of 0 is 0."""
+    matched_truth, truth, matched_map, of_map = np.moveaxis(counts, -1, 0)
+    return matched_map / np.maximum(of_map, 1), matched_truth / np.maximum(truth, 1)
+
+
+def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    total = precision + recall
+    return 2 * precision * recall / np.where(total > 0, total, 1)
+
+
+def score_folder(
+    maps: dict[str, Path], truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
+) -> Int[np.ndarray, "N K 4"]:
+    """`count_matches` of files, several at a time. Each picture's counts go to out/ID.json; a run goes on from there.
+
+    Args:
+        maps: id -> PNG.
+        truths: id -> .mat file.
+
+    Returns:
+        The counts of each picture, in the order of `maps`.
+
+    Raises:
+        ValueError: a bad map or truth, with its name.
+    """
+
+    def count(id_: str) -> np.ndarray:
+        return count_matches(read_map(maps[id_]), read_truth(truths[id_]))
+
+    files = {id_: (maps[id_], truths[id_]) for id_ in maps}
+    return _each_picture(files, count, out, workers, label)
+
+
+def score_people(
+    truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "human"
+) -> Int[np.ndarray, "N 1 4"]:
+    """`count_people` of files, kept like the counts of `score_folder`."""
+    files = {id_: (path,) for id_, path in truths.items()}
+    return _each_picture(files, lambda id_: count_people(read_truth(truths[id_])), out, workers, label)
+
+
+def _each_picture(
+    files: dict[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
+) -> np.ndarray:
+    """Counts of each picture: what is on disk already, for files of the same content, or else computed in threads."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def one(id_: str) -> np.ndarray:
+        digest = hashlib.sha256()
+        for path in files[id_]:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        kept = out / f"{id_}.json"
+        if kept.exists():
+            content = json.loads(kept.read_text())
+            if content["files"] == digest.hexdigest():
+                return np.array(content["counts"])
+        try:
+            counts = count(id_)
+        except ValueError as error:
+            raise ValueError(f"{id_}: {error}") from error
+        write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
+        return counts
+
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        return np.stack(list(tqdm(pool.map(one, files), total=len(files), desc=label, unit="picture")))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,43 @@
+"""Precision-recall curves, as the BSDS benchmark draws them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sam_jax.evals.report import write_atomically
+
+HUMAN_POINT = (0.7235, 0.9014)  # recall and precision of people, as the edges toolbox marks it: F 0.803
+
+
+def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """A picture of curves over lines of equal F, with the point where people are.
+
+    Args:
+        curves: label -> `precision` and `recall` at each threshold; a single one is drawn as a dot.
+        path: PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=120)
+    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
+    recall = np.linspace(0.01, 1, 200)
+    for f in np.arange(1, 10) / 10:
+        on_line = recall > f / 2
+        axes.plot(recall[on_line], f * recall[on_line] / (2 * recall[on_line] - f), color="0.85", linewidth=0.8, zorder=0)
+        axes.annotate(f"F {f:.1f}", (0.995, f / (2 - f)), color="0.6", fontsize=7, ha="right", va="bottom")
+    axes.plot(*HUMAN_POINT, "o", color="green", label="people, published (F 0.803)")
+    for label, curve in curves.items():
+        p, r = np.array(curve["precision"]), np.array(curve["recall"])
+        best = float(np.max(2 * p * r / np.maximum(p + r, 1e-12)))
+        drawn = (p > 0) | (r > 0)  # without the thresholds that nothing reaches
+        axes.plot(r[drawn], p[drawn], "o-" if len(p) == 1 else "-", label=f"{label} (F {best:.3f})")
+    axes.legend(loc="lower left", fontsize=8)
+    axes.set_aspect("equal")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())

@@ -1,0 +1,217 @@
+"""Zero-shot edge detection on BSDS500: a model that learned masks is asked for edges.
+
+Reference: paper, sections 7.2 and D.2. Decisions where it is silent: the threshold of the NMS is that of everything
+mode; masks are ranked by predicted IoU; maps have the size of the picture; a mask's outer boundary is one pixel wide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from sam_jax.evals.bsds import Scores, find_maps, find_truth, precision_recall, score_counts, score_folder, score_people
+from sam_jax.evals.curves import plot_precision_recall
+from sam_jax.evals.edge_baselines import BASELINES
+from sam_jax.evals.report import Report, write_atomically
+from sam_jax.evals.segmenters import model_identity
+from sam_jax.hub import load_model
+from sam_jax.model import Sam
+from sam_jax.ops.boxes import box_nms
+from sam_jax.ops.edges import Planes, mask_boxes, normalize_edges, strongest_edges, thin_edges
+from sam_jax.ops.grids import point_grid
+from sam_jax.ops.masks import frame_matrices
+from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
+from sam_jax.ops.transforms import as_rgb, read_image
+from sam_jax.predictor import embed
+from sam_jax.types import FOREGROUND
+
+PUBLISHED = {  # paper, table 3: ODS, OIS, AP, R50
+    "Sobel (1968)": (0.539, None, None, None),
+    "Canny (1986)": (0.600, 0.640, 0.580, None),
+    "Felzenszwalb, Huttenlocher (2004)": (0.610, 0.640, 0.560, None),
+    "HED (2015), trained on BSDS500": (0.788, 0.808, 0.840, 0.923),
+    "EDTER (2022), trained on BSDS500": (0.840, 0.858, 0.896, 0.930),
+    "SAM ViT-H, zero-shot": (0.768, 0.786, 0.794, 0.928),
+}
+HUMAN = "human"
+
+
+class EdgeDetector(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identity(self) -> str:
+        """What the maps depend on: maps of another identity are not used again."""
+        ...
+
+    def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+        """A soft edge map of one picture, 0-1, thinned."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SamEdges:
+    """Edges from masks: where the probabilities of masks, prompted with a grid of points, change at their boundaries.
+
+    Three masks per point without any filter; duplicates removed by their boxes; of each mask the Sobel gradient of its
+    probabilities on the pixels around it; the maximum over masks, scaled to 0-1 and thinned across edges. The logits of
+    all masks stay on the device, at the size that the model gives them; only their boxes and the map leave it.
+
+    Example:
+        edges = SamEdges(load_model("vit_h")).detect(image)
+    """
+
+    name = "sam"
+
+    model: Sam
+    points_per_side: int = 16
+    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    masks_at_once: int = 8  # brought to full size together
+
+    @property
+    def identity(self) -> str:
+        settings = (self.points_per_side, self.box_nms_thresh)
+        return f"{self.name} {settings} {model_identity(self.model)}"
+
+    def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+        """A soft edge map of a picture, 0-1.
+
+        Args:
+            image: RGB, 0-255; grey and RGBA are taken too.
+
+        Raises:
+            TypeError, ValueError: not such a picture.
+        """
+        image = as_rgb(image)
+        H, W = image.shape[:2]
+        embedding = embed(self.model, [image])
+        prompts = [Prompt(point[None], np.array([FOREGROUND])) for point in point_grid(self.points_per_side) * (W, H)]
+        logits, iou = [], []
+        at_once = PROMPT_BUCKETS[-1]
+        for start in range(0, len(prompts), at_once):
+            packed = pack_prompts([prompts[start : start + at_once]], [(H, W)], self.model.config)
+            prediction = self.model.decode(embedding, packed)
+            count = min(at_once, len(prompts) - start)
+            logits.append(prediction.low_res_logits[0, :count, 1:])
+            iou.append(prediction.iou_predictions[0, :count, 1:])
+        side = self.model.config.low_res_size
+        masks = jnp.concatenate(logits).astype(jnp.float32).reshape(-1, side, side)
+        planes = Planes(*frame_matrices((H, W), self.model.config))
+        boxes = mask_boxes(masks, planes, at_once=self.masks_at_once)
+        kept = box_nms(np.asarray(boxes), np.asarray(jnp.concatenate(iou)).ravel(), self.box_nms_thresh)
+        filled = np.pad(kept, (0, len(masks) - len(kept)))
+        edges = strongest_edges(masks, filled, len(kept), planes, at_once=self.masks_at_once)
+        return np.asarray(thin_edges(normalize_edges(edges)))
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgesConfig:
+    """What `eval.py` measures."""
+
+    out: Path = Path("runs/eval_edges")  # folder of the edge maps, the counts and the report
+    data: Path = Path("../shared/data/bsds500")  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
+    split: str = "test"
+    model: str = "tiny"  # name or path of a checkpoint
+    methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)
+    maps: Path | None = None  # a folder of edge maps ID.png made elsewhere, scored in place of `methods`
+    max_pictures: int = 0  # the first ones; 0 means all
+    points_per_side: int = 16  # of the grid
+    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    note: str = ""  # said below the table, such as what the model was trained on
+    workers: int = 2  # pictures scored at a time, in threads
+
+    def evaluate(self) -> Report:
+        """Detects edges with every method, scores them, and draws the precision-recall curves.
+
+        Maps go to out/METHOD-IDENTITY/maps and counts beside them; neither is computed twice.
+
+        Raises:
+            ValueError: an unknown method, a bad map or truth.
+            FileNotFoundError: no pictures, truth or maps.
+        """
+        truths = find_truth(self.data, self.split)
+        truths = dict(list(truths.items())[: self.max_pictures or None])
+        results: dict[str, Any] = {}
+        for label, counts in self._counts(truths).items():
+            precision, recall = precision_recall(counts.sum(0))
+            if label == HUMAN:  # a single threshold: no more than its F
+                scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
+                scores |= {"ods": 2 * float(precision[0] * recall[0] / (precision[0] + recall[0]))}
+                scores |= {"precision": float(precision[0]), "recall": float(recall[0])}
+            else:
+                scores = dict(score_counts(counts)._asdict())
+            curve = {"precision": precision.tolist(), "recall": recall.tolist()}
+            results[label] = {"pictures": len(counts), **scores, "curve": curve}
+        plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
+        title = f"Edges on BSDS500 {self.split}, {len(truths)} pictures"
+        return Report(title, edges_table(results, self.note), results)
+
+    def _counts(self, truths: dict[str, Path]) -> dict[str, np.ndarray]:
+        if self.maps is not None:
+            maps = find_maps(self.maps, list(truths))
+            label = self.maps.resolve().name
+            return {label: score_folder(maps, truths, self.out / label / "counts", workers=self.workers, label=label)}
+        unknown = sorted(set(self.methods) - {SamEdges.name, HUMAN, *BASELINES})
+        if unknown:
+            raise ValueError(f"unknown methods {unknown}; known are {[SamEdges.name, *BASELINES, HUMAN]}")
+        counts = {}
+        for method in self.methods:
+            if method == HUMAN:
+                counts[method] = score_people(truths, self.out / method / "counts", workers=self.workers)
+                continue
+            detector = self._detector(method)
+            folder = self.out / f"{method}-{hashlib.sha256(detector.identity.encode()).hexdigest()[:8]}"
+            images = {id_: self.data / "images" / self.split / f"{id_}.jpg" for id_ in truths}
+            maps = detect_folder(detector, images, folder / "maps")
+            counts[method] = score_folder(maps, truths, folder / "counts", workers=self.workers, label=f"{method}: score")
+        return counts
+
+    def _detector(self, method: str) -> EdgeDetector:
+        if method == SamEdges.name:
+            return SamEdges(load_model(self.model), self.points_per_side, self.box_nms_thresh)
+        return BASELINES[method]()
+
+
+def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) -> dict[str, Path]:
+    """Edge maps of picture files as out/ID.png, grey, 8 bits, as the benchmark takes them; those there are kept.
+
+    Args:
+        images: id -> picture.
+
+    Returns:
+        id -> map.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture that is missing or bad.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    maps = {id_: out / f"{id_}.png" for id_ in images}
+    todo = [id_ for id_, path in maps.items() if not path.exists()]
+    for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="picture"):
+        edges = detector.detect(read_image(images[id_]))
+        file = io.BytesIO()
+        Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")
+        write_atomically(maps[id_], file.getvalue())
+    return maps
+
+
+def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:
+    """A Markdown table of what was measured, and below it what was published."""
+    columns = ("ods", "ois", "ap", "r50")
+    lines = ["| method | ODS | OIS | AP | R50 | |", "|---|---|---|---|---|---|"]
+    cells: Callable[[Any], str] = lambda values: " | ".join("–" if v is None else f"{v:.3f}" for v in values)  # noqa: E731
+    for label, result in results.items():
+        lines.append(f"| {label} | {cells(result[c] for c in columns)} | measured, {result['pictures']} pictures |")
+    lines += [f"| {label} | {cells(values)} | published |" for label, values in PUBLISHED.items()]
+    return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")

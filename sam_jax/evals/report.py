@@ -1,0 +1,47 @@
+"""What an evaluation hands back: a table for people and the same numbers for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    title: str  # what the table shows, one line
+    table: str  # Markdown
+    results: dict[str, Any]  # the numbers, as JSON takes them
+
+    def write(self, folder: Path) -> Path:
+        """Writes report.json and report.md, and gives the path of the latter."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "report.json", json.dumps(self.results, indent=1))
+        path = folder / "report.md"
+        write_atomically(path, self.table)
+        return path
+
+
+class Evaluation(Protocol):
+    """A config that `eval.py` runs: its fields say what, `evaluate` does it."""
+
+    @property
+    def out(self) -> Path:
+        """Where results go."""
+        ...
+
+    def evaluate(self) -> Report:
+        """Measures. What is done already is not done again.
+
+        Raises:
+            ValueError, OSError: something is wrong with config or data, for the user to read.
+        """
+        ...
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Under a temporary name first: what is there is whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)

@@ -14,7 +14,7 @@ import heapq
 import math
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 try:
     import numba
@@ -112,10 +112,12 @@ def match_boundaries(
         The pixels of each map that are matched; as many of the truth are.
 
     Raises:
-        ValueError: sizes that differ.
+        ValueError: sizes that differ, or no distance.
     """
     if maps.ndim != 3 or maps.shape[1:] != truth.shape:
         raise ValueError(f"expected maps (K, H, W) of the truth's size {truth.shape}, got {maps.shape}")
+    if not max_distance > 0:
+        raise ValueError(f"expected a max_distance above 0, got {max_distance}")
     radius = math.ceil(max_distance)
     dy, dx = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     near = dx**2 + dy**2 <= max_distance**2
@@ -127,7 +129,7 @@ def match_boundaries(
     flat = padded.reshape(len(maps), -1)
     matched = np.zeros_like(flat)
     _match(flat, padded_truth.reshape(-1), np.flatnonzero(flat.any(0)), shifts, costs, outlier, matched)
-    inner = slice(radius, -radius or None)
+    inner = slice(radius, -radius)
     return matched.reshape(padded.shape)[:, inner, inner]
 
 

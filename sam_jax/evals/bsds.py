@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -231,7 +231,7 @@ def score_people(
 
 
 def _each_picture(
-    files: dict[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
+    files: Mapping[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
 ) -> np.ndarray:
     """Counts of each picture: what is on disk already, for files of the same content, or else computed in threads."""
     out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,9 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], p
     recall = np.linspace(0.01, 1, 200)
     for f in np.arange(1, 10) / 10:
         on_line = recall > f / 2
-        axes.plot(recall[on_line], f * recall[on_line] / (2 * recall[on_line] - f), color="0.85", linewidth=0.8, zorder=0)
+        axes.plot(
+            recall[on_line], f * recall[on_line] / (2 * recall[on_line] - f), color="0.85", linewidth=0.8, zorder=0
+        )
         axes.annotate(f"F {f:.1f}", (0.995, f / (2 - f)), color="0.6", fontsize=7, ha="right", va="bottom")
     axes.plot(*HUMAN_POINT, "o", color="green", label="people, published (F 0.803)")
     for label, curve in curves.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,7 +76,9 @@ class SamEdges:
 
     model: Sam
     points_per_side: int = 16
-    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    box_nms_thresh: float = (
+        0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    )
     masks_at_once: int = 8  # brought to full size together
 
     @property
@@ -107,7 +109,7 @@ class SamEdges:
             iou.append(prediction.iou_predictions[0, :count, 1:])
         side = self.model.config.low_res_size
         masks = jnp.concatenate(logits).astype(jnp.float32).reshape(-1, side, side)
-        planes = Planes(*frame_matrices((H, W), self.model.config))
+        planes = Planes(*map(jnp.asarray, frame_matrices((H, W), self.model.config)))
         boxes = mask_boxes(masks, planes, at_once=self.masks_at_once)
         kept = box_nms(np.asarray(boxes), np.asarray(jnp.concatenate(iou)).ravel(), self.box_nms_thresh)
         filled = np.pad(kept, (0, len(masks) - len(kept)))
@@ -127,7 +129,9 @@ class EdgesConfig:
     maps: Path | None = None  # a folder of edge maps ID.png made elsewhere, scored in place of `methods`
     max_pictures: int = 0  # the first ones; 0 means all
     points_per_side: int = 16  # of the grid
-    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    box_nms_thresh: float = (
+        0.7  # of two masks whose boxes overlap with an IoU above, that of higher predicted IoU stays
+    )
     note: str = ""  # said below the table, such as what the model was trained on
     workers: int = 2  # pictures scored at a time, in threads
 
@@ -174,7 +178,9 @@ class EdgesConfig:
             folder = self.out / f"{method}-{hashlib.sha256(detector.identity.encode()).hexdigest()[:8]}"
             images = {id_: self.data / "images" / self.split / f"{id_}.jpg" for id_ in truths}
             maps = detect_folder(detector, images, folder / "maps")
-            counts[method] = score_folder(maps, truths, folder / "counts", workers=self.workers, label=f"{method}: score")
+            counts[method] = score_folder(
+                maps, truths, folder / "counts", workers=self.workers, label=f"{method}: score"
+            )
         return counts
 
     def _detector(self, method: str) -> EdgeDetector:
@@ -210,8 +216,11 @@ def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:
     """A Markdown table of what was measured, and below it what was published."""
     columns = ("ods", "ois", "ap", "r50")
     lines = ["| method | ODS | OIS | AP | R50 | |", "|---|---|---|---|---|---|"]
-    cells: Callable[[Any], str] = lambda values: " | ".join("–" if v is None else f"{v:.3f}" for v in values)  # noqa: E731
     for label, result in results.items():
-        lines.append(f"| {label} | {cells(result[c] for c in columns)} | measured, {result['pictures']} pictures |")
-    lines += [f"| {label} | {cells(values)} | published |" for label, values in PUBLISHED.items()]
+        lines.append(f"| {label} | {_cells(result[c] for c in columns)} | measured, {result['pictures']} pictures |")
+    lines += [f"| {label} | {_cells(values)} | published |" for label, values in PUBLISHED.items()]
     return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
+
+
+def _cells(values: Iterable[float | None]) -> str:
+    return " | ".join("" if value is None else f"{value:.3f}" for value in values)

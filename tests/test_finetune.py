@@ -1,8 +1,10 @@
 """Fine-tuning as a new user does it: a COCO-format folder, a checkpoint, one command; killed, it goes on."""
 
+import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,3 +98,40 @@ def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tm
     steps = [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record]
     assert steps == list(range(1, last + 3))
     assert saved()[-1] == last + 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_path):
+    arguments = [str(ROOT / "configs/finetune_full.py"), *command, "--data.batch-size", "4", "--parallel.data", "4"]
+    alone = tmp_path / "alone"
+    assert train.main([*arguments, "--out", str(alone), "--steps", "3"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"}
+
+    def start(*more: str) -> list[subprocess.Popen]:
+        where = ["--parallel.coordinator", address, "--parallel.processes", "2"]
+        return [
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments, *where, "--parallel.process", process, *more],
+                env=environment,
+            )
+            for process in "01"
+        ]
+
+    processes = start("--steps", "3")
+    assert [process.wait(600) for process in processes] == [0, 0]
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(compare, *(load_checkpoint(run / "model.safetensors")[0] for run in (tmp_path / "run", alone)))
+    assert [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record] == [1, 2, 3]
+
+    processes = start("--steps", "10000", "--resume")
+    while len(read_metrics(tmp_path / "run")) < 6:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].terminate()  # the one that does not write
+    assert [process.wait(600) for process in processes] == [0, 0]
+    last = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert 5 <= last < 10_000
+    assert train.main([*arguments, "--resume", "--steps", str(last + 1)]) == 0

@@ -132,8 +132,13 @@ def product_flops(jaxpr: Any) -> float:
     return total
 
 
-def measure(config: TrainConfig, topology: str, hlo_file: Path | None = None) -> dict[str, Any]:
-    """Compiles a recipe's step for a topology: numbers per chip."""
+def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | None = None) -> dict[str, Any]:
+    """Compiles a recipe's step for a topology: numbers per chip.
+
+    Args:
+        effort: that the compiler makes for a fast and small program, -1 to 1; 0 is its default.
+        hlo_file: where the program is written as text.
+    """
     devices = topology_devices(topology)
     chip, count = CHIPS[topology.partition(":")[0]], len(devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -146,7 +151,8 @@ def measure(config: TrainConfig, topology: str, hlo_file: Path | None = None) ->
     traced = jit_step(step, state, mesh).trace(state, batch, key)
     flops = product_flops(traced.jaxpr.jaxpr) / count
     start = time.perf_counter()
-    compiled = traced.lower().compile(compiler_options=COMPILER_OPTIONS)
+    efforts = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort}
+    compiled = traced.lower().compile(compiler_options=COMPILER_OPTIONS | efforts)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     if hlo_file:
@@ -169,6 +175,7 @@ def measure(config: TrainConfig, topology: str, hlo_file: Path | None = None) ->
         "batch_size": config.data.batch_size,
         "masks": config.data.masks_per_image,
         "loss_size": config.loss.size,
+        "effort": effort,
         "state_bytes_total": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         "batch_bytes_total": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)),
         "argument_bytes": arguments,
@@ -185,6 +192,7 @@ def measure(config: TrainConfig, topology: str, hlo_file: Path | None = None) ->
         "compiler_bytes_accessed_loops_once": compiled.cost_analysis().get("bytes accessed"),
         "collectives": summary(found),
         "largest": [dataclasses.asdict(c) for c in found[:20]],
+        "not_of_params": [dataclasses.asdict(c) for c in not_of_params(found, state.params, config.parallel.fsdp)],
         "seconds": times | {"bound": max(times.values()), "sum": sum(times.values())},
         "compile_seconds": seconds,
     }
@@ -196,6 +204,21 @@ def summary(found: list[hlo.Collective]) -> dict[str, dict[str, float]]:
     for c in found:
         by_kind[c.kind].update({"count": c.times, "bytes": c.times * c.bytes, "sent": c.sent})
     return {kind: dict(counts) for kind, counts in by_kind.items() if counts}
+
+
+def not_of_params(found: list[hlo.Collective], params: Any, fsdp: int, least: int = 2**16) -> list[hlo.Collective]:
+    """Collectives that carry an array of `least` bytes or more with another number of elements than a param has.
+
+    That is, neither a param nor its gradient nor a slice of them. Such would be activations.
+    """
+    sizes = {leaf.size for leaf in jax.tree.leaves(params)}
+    sizes |= {size // fsdp for size in sizes}
+
+    def carries(c: hlo.Collective) -> bool:
+        of_arrays = [(hlo.DTYPE_BYTES[dtype], math.prod(shape)) for dtype, shape, _ in hlo.arrays(c.shape)]
+        return any(count * each >= least and count not in sizes for each, count in of_arrays)
+
+    return [c for c in found if carries(c)]
 
 
 def report(results: list[dict[str, Any]]) -> str:
@@ -247,6 +270,8 @@ def report(results: list[dict[str, Any]]) -> str:
             f"{c['op'][-70:]}"
             for c in r["largest"][:5]
         ]
+        other = sum(c["bytes"] * c["times"] for c in r["not_of_params"])
+        lines.append(f"- of these neither params nor gradients: {other / 1e6:.1f} MB")
     return "\n".join(lines)
 
 
@@ -275,6 +300,7 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=1, help="per chip")
     parser.add_argument("--side", type=int, default=1024, help="at which the loss is taken, pixels")
+    parser.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1; 0 takes 3 times as long")
     parser.add_argument("--out", type=Path, help="folder of one JSON file per configuration")
     parser.add_argument("--hlo", action="store_true", help="also write the programs, as text, to --out")
     options = parser.parse_args()
@@ -286,13 +312,15 @@ def main() -> None:
         for recipe, topology in tqdm(configurations, desc="compiling", unit="program"):
             config = load_recipe(recipe, len(topology_devices(topology)), options)
             name = f"{recipe}_{topology.replace(':', '_')}_fsdp{config.parallel.fsdp}_{options.pictures}_{options.side}"
+            name += f"_effort{options.effort:g}" if options.effort != -1 else ""
             record = options.out / f"{name}.json" if options.out else None
             if record and record.exists():
                 results.append(json.loads(record.read_text()))
                 continue
             if record:
                 record.parent.mkdir(parents=True, exist_ok=True)
-            results.append(measure(config, topology, record.with_suffix(".hlo") if record and options.hlo else None))
+            program = record.with_suffix(".hlo") if record and options.hlo else None
+            results.append(measure(config, topology, options.effort, program))
             if record:
                 temporary = record.with_suffix(".tmp")
                 temporary.write_text(json.dumps(results[-1], indent=1))

@@ -138,6 +138,19 @@ def test_a_missing_tpu_compiler_is_said(monkeypatch):
         tpu_aot.topology_devices("v9:2x2")
 
 
+def test_what_is_neither_param_nor_gradient_is_found():
+    import tpu_aot
+
+    found = collectives(parse(RECORDED))
+    params = {
+        "lin1": jax.ShapeDtypeStruct((256, 2048), jnp.float32),
+        "proj": jax.ShapeDtypeStruct((256, 256), jnp.float32),
+    }
+    others = tpu_aot.not_of_params(found, params, fsdp=4, least=2**10)
+    assert [c.kind for c in others] == ["all-reduce"]
+    assert tpu_aot.not_of_params(found, params | {"bias": jax.ShapeDtypeStruct((64, 128), jnp.float32)}, fsdp=4) == []
+
+
 def test_products_in_loops_count_as_often_as_they_turn():
     import tpu_aot
 

@@ -9,11 +9,11 @@ counted as often as they turn; traffic with the main memory, an upper bound (`hl
 of the matrix products in the traced step, what is computed a second time to save memory included: the compiler's own
 count takes the body of a loop once.
 
-The time of a step is bounded from below by the slowest of arithmetic, memory and network at their peak rates, and lies
-at their sum if nothing overlaps. It is a prediction: no TPU has run this.
+The time of a step goes from the slowest of arithmetic, memory and network at their peak rates, if the rest hides behind
+it, to their sum, if nothing overlaps. It is a prediction: no TPU has run this.
 
-A ViT-H compiles for a quarter of an hour on two cores and 8 GB. With --out, each configuration is a JSON file there,
-and what is there is not compiled again.
+A ViT-H takes five to ten minutes and 8 GB on two cores. With --out, each configuration is a JSON file there, and what is
+there is not compiled again.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def test_masks_boxes_and_pixels_stay_together_under_scaling_cropping_and_flippin
     )
     for seed in range(8):
         row = prepare_example(example, np.random.default_rng(seed), model, config, 128, augment=True)
-        (image,), ((h, w),), (masks,), (boxes,), (valid,) = stack_rows([row], 3, 128)
+        (image,), ((h, w),), (masks,), (boxes,), (valid,) = stack_rows([row], 3, 128)[:5]
         assert not image[h:].any()
         assert not image[:, w:].any()
         for mask, box in zip(masks[valid], boxes[valid], strict=True):

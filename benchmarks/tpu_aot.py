@@ -12,8 +12,8 @@ count takes the body of a loop once.
 The time of a step goes from the slowest of arithmetic, memory and network at their peak rates, if the rest hides behind
 it, to their sum, if nothing overlaps. It is a prediction: no TPU has run this.
 
-A ViT-H takes five to ten minutes and 8 GB on two cores. With --out, each configuration is a JSON file there, and what is
-there is not compiled again.
+A ViT-H takes five to ten minutes and 8 GB on two cores. With --out, each configuration is a JSON file there, and what
+is there is not compiled again.
 """
 
 from __future__ import annotations

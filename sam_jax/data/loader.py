@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from sam_jax.config import DataConfig, SamConfig
@@ -125,11 +126,7 @@ def fixed_batches(
 
 def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
     """A process's block of a global batch."""
-
-    def block(array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else np.split(array, process_count)[process_index]
-
-    return Batch(*map(block, batch))
+    return jax.tree.map(lambda array: np.split(array, process_count)[process_index], batch)
 
 
 def embedding_file(folder: Path, index: int) -> Path:

@@ -42,7 +42,7 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class MaskGeneratorConfig:
-    """Official parameters and defaults first, in their order; the last three are of the paper."""
+    """Official parameters and defaults first, in their order; the last five are of the paper."""
 
     points_per_side: int | None = 32
     """Points along one side of the grid; None if point_grids is given."""
@@ -76,6 +76,10 @@ class MaskGeneratorConfig:
     """Drop a mask whose every island is smaller than min_mask_region_area; else its largest one stays."""
     max_masks: int = 0
     """The best masks by the mean of predicted IoU and stability, best first; 0 keeps all, as they come."""
+    multimask_output: bool = True
+    """Three masks per point; else the single one that the model gives for prompts without ambiguity."""
+    nms_seed: int | None = None
+    """Within a crop, rank masks at random, with this seed, and not by predicted IoU."""
 
     def __post_init__(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
@@ -135,6 +139,16 @@ PRESETS = {
     "proposals": MaskGeneratorConfig(
         points_per_side=64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9, max_masks=1000
     ),
+    # Its ablation: one mask per point. The predicted IoU does not tell such masks apart, hence the random ranking.
+    "proposals_single": MaskGeneratorConfig(
+        points_per_side=128,
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.0,
+        box_nms_thresh=0.95,
+        max_masks=1000,
+        multimask_output=False,
+        nms_seed=0,
+    ),
 }
 
 
@@ -165,7 +179,7 @@ class SamAutomaticMaskGenerator:
 
     Args:
         model: what predicts the masks.
-        config: a `MaskGeneratorConfig`, or the name of a preset: official, paper, proposals.
+        config: a `MaskGeneratorConfig`, or the name of a preset: one of `PRESETS`.
         devices: where to compute; None for the first local device.
         pictures_per_device: pictures that `generate_batch` encodes and decodes together on each device.
         overrides: fields of `MaskGeneratorConfig`.
@@ -197,7 +211,7 @@ class SamAutomaticMaskGenerator:
         self.pictures_per_device = pictures_per_device
         self._model_config = model.config
         self._params = self.devices.replicate(model.params)
-        self._encode, self._segment = _programs(self.devices, model.config, model.dtype)
+        self._encode, self._segment = _programs(self.devices, model.config, model.dtype, self.config.multimask_output)
 
     @property
     def batch_size(self) -> int:
@@ -283,9 +297,10 @@ class SamAutomaticMaskGenerator:
         results = []
         for own, (x0, y0, _, _) in zip(found, boxes, strict=True):
             candidates = _Candidates.join(own)
-            candidates = candidates.take(
-                box_nms(candidates.boxes, candidates.iou_predictions, self.config.box_nms_thresh)
-            )
+            ranks = candidates.iou_predictions
+            if self.config.nms_seed is not None:
+                ranks = np.random.default_rng(self.config.nms_seed).random(len(ranks))
+            candidates = candidates.take(box_nms(candidates.boxes, ranks, self.config.box_nms_thresh))
             results.append(
                 candidates._replace(
                     boxes=candidates.boxes + np.array([x0, y0, x0, y0]), points=candidates.points + np.array([x0, y0])
@@ -317,13 +332,13 @@ class SamAutomaticMaskGenerator:
         found: list[list[_Candidates]],
     ) -> None:
         """Brings the masks of one batch of points to the host and appends them to `found` of each picture."""
-        per_picture = 3 * self.config.points_per_batch
+        per_point = 3 if self.config.multimask_output else 1
         counts = np.asarray(selection.kept)
         for device, count in enumerate(counts):
             index, iou, stability, found_boxes, bits = (
                 self.devices.gather(field, device, int(count)) for field in selection[1:]
             )
-            own, prompt = np.divmod(index, per_picture)
+            own, prompt = np.divmod(index, per_point * self.config.points_per_batch)
             first = device * self.pictures_per_device
             for picture in range(first, min(first + self.pictures_per_device, len(found))):
                 rows = np.flatnonzero(own == picture - first)
@@ -336,7 +351,7 @@ class SamAutomaticMaskGenerator:
                         iou[rows],
                         stability[rows],
                         found_boxes[rows],
-                        points[picture][start + prompt[rows] // 3],
+                        points[picture][start + prompt[rows] // per_point],
                         np.tile(np.array(boxes[picture]), (len(rows), 1)),
                         runs,
                     )
@@ -395,7 +410,9 @@ def _xywh(box: np.ndarray) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(devices: LocalDevices, config: SamConfig, dtype: Any) -> tuple[Callable, Callable]:
+def _programs(
+    devices: LocalDevices, config: SamConfig, dtype: Any, multimask_output: bool
+) -> tuple[Callable, Callable]:
     """What runs on the devices: encode pictures, and segment them at a batch of points."""
     # A processor takes the masks one by one; elsewhere a loop of single masks would leave the device idle.
     at_once = 1 if devices.devices[0].platform == "cpu" else 16
@@ -412,7 +429,7 @@ def _programs(devices: LocalDevices, config: SamConfig, dtype: Any) -> tuple[Cal
         labels = jnp.broadcast_to(jnp.array([FOREGROUND, NOT_A_POINT]), points.shape[:3])
         prompts = encode_prompts(params, Prompts(points, labels), config, dtype=dtype)
         prediction = decode_masks(
-            params, embeddings, prompts, config, multimask_output=True, dtype=dtype, shared=shared
+            params, embeddings, prompts, config, multimask_output=multimask_output, dtype=dtype, shared=shared
         )
         return select_masks(prediction.low_res_logits, prediction.iou_predictions, valid, frames, at_once)
 

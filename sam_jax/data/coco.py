@@ -13,7 +13,7 @@ import pycocotools.mask
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, check_rle, read_json
-from sam_jax.ops.rle import Rle
+from sam_jax.ops.rle import Rle, rle_from_counts
 
 # Files of the COCO release that hold no instances.
 OTHER_KINDS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
@@ -75,7 +75,7 @@ class CocoSource:
             raise BadRecord("picture without a size", self.file, f"{file_name}: height {height}, width {width}")
         masks = []
         for segmentation in segmentations:
-            rle = _to_rle(segmentation, (height, width), f"{self.file}: {file_name}")
+            rle = to_rle(segmentation, (height, width), f"{self.file}: {file_name}")
             if check_rle(rle, (height, width), f"{self.file}: {file_name}") >= self.min_area:
                 masks.append(rle)
         if not masks:
@@ -107,7 +107,17 @@ def read_coco(
     return examples
 
 
-def _to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
+def to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
+    """COCO's polygons or either of its forms of run lengths -> compressed run lengths.
+
+    Those that are compressed already are not looked at; `check_rle` does.
+
+    Args:
+        size: (h, w) of the picture.
+
+    Raises:
+        BadRecord: none of these.
+    """
     if isinstance(segmentation, dict):
         if not isinstance(segmentation.get("counts"), list):
             return segmentation
@@ -121,7 +131,7 @@ def _to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
         if any(p.ndim != 1 or len(p) % 2 or not np.isfinite(p).all() for p in polygons):
             raise BadRecord("segmentation cannot be read", where, f"polygons {str(segmentation)[:60]}")
         if not polygons:
-            return {"size": list(size), "counts": [size[0] * size[1]]}
+            return rle_from_counts(np.array([size[0] * size[1]]), size)
         # Far outside the picture lie mistakes; pycocotools would draw their outline pixel by pixel.
         limit = np.array([size[1], size[0]], np.float64)
         inside = [np.clip(p.reshape(-1, 2), -limit, 2 * limit).reshape(-1).tolist() for p in polygons]

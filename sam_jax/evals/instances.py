@@ -1,0 +1,213 @@
+"""Zero-shot instance segmentation: a detector's boxes, or the annotated ones, become masks; COCO's and LVIS's AP.
+
+Reference: paper, sections 7.4 and D.4. Decisions where it is silent: the first pass gives three masks and the second
+one; a result keeps its detector's score. For annotated boxes, which have none, the model's predicted IoU is the score;
+crowds have no box.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask
+from tqdm import tqdm
+
+from sam_jax.evals.box_segmenters import BoxSegmenter, FilledBox, SamBoxes
+from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
+from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
+from sam_jax.evals.report import Report
+from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, read_results
+from sam_jax.evals.truth import Truth, TruthPicture, read_truth
+from sam_jax.hub import load_model
+from sam_jax.ops.prompts import Prompt
+
+COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per picture; COCO's count in each category, LVIS's in all
+METHODS = ("sam", "sam one pass", "box")
+PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
+    "ViTDet-H, COCO": (51.0, 32.0, 54.3, 68.9),
+    "SAM ViT-H with its boxes, COCO": (46.5, 30.8, 51.0, 61.7),
+    "ViTDet-H, LVIS": (46.6, 35.0, 58.0, 66.3),
+    "SAM ViT-H with its boxes, LVIS": (44.7, 32.5, 57.6, 65.5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InstancesConfig:
+    """What `eval.py` measures."""
+
+    out: Path = Path("runs/eval_instances")  # folder of the masks and the report
+    annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
+    images: Path | None = None  # folder of the pictures; without it the file's own or its subfolder `images`
+    split: str | None = None  # take the pictures whose `coco_split` is this
+    boxes: Path | None = None  # a detector's boxes in COCO's result format; without it the annotated boxes
+    results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
+    model: str = "tiny"  # name or path of a checkpoint
+    methods: tuple[str, ...] = METHODS
+    max_boxes: int | None = None  # best ones of a picture; without it 100, and 300 for LVIS
+    max_pictures: int = 0  # the first ones; 0 means all
+    pictures_per_batch: int = 4  # that pass the model together
+    workers: int = 2  # processes that score
+
+    def evaluate(self) -> Report:
+        """Segments every box with every method and scores the masks.
+
+        Masks go to out/METHOD-HASH/PICTURE.json, are not made twice, and end as out/METHOD-HASH.results.json in COCO's
+        result format. A picture that can't be read, or whose masks have another size, is named in the report and left
+        out.
+
+        Raises:
+            ValueError: an unknown method; annotations, boxes or results that can't be used, or are of another data set.
+            FileNotFoundError: no annotations, boxes or results.
+        """
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown:
+            raise ValueError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
+        truth = read_truth(self.annotations, self.images, self.split)
+        given = None if self.results is None else read_results(self.results, truth, "segmentation")
+        detected = None if self.boxes is None else read_results(self.boxes, truth, "bbox")
+        truth = truth.take(self.max_pictures)
+        boxes = {} if given else self._boxes(truth, detected)
+        failures: dict[str, Failures] = {}
+        results: dict[str, Any] = {}
+        for method in self.methods if self.results is None else [self.results.stem]:
+            failures[method] = {}
+            if given is None:
+                tasks = self._segment(method, truth, boxes, failures[method])
+            else:
+                tasks = {p.name: _Task(p, given[p.id], truth.federated) for p in truth.pictures.values()}
+            scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
+            numbers = LVIS_NUMBERS if truth.federated else COCO_NUMBERS
+            figures = average_precision([m for m, _ in scored], truth.categories, truth.frequencies, numbers)
+            overlaps = np.concatenate([overlaps for _, overlaps in scored])
+            results[method] = {
+                "pictures": len(scored),
+                **figures,
+                "mIoU": float(overlaps.mean()) if len(overlaps) else None,
+                "left_out": failures[method],
+            }
+        source = "masks" if given is not None else "annotated boxes" if detected is None else f"boxes of {self.boxes}"
+        title = f"Instances on {truth.file.name}, {len(truth.pictures)} pictures, {source}: mask AP in percent"
+        return Report(title, instances_table(results) + describe_failures(failures), results)
+
+    def _boxes(self, truth: Truth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
+        """Boxes of each picture that the model can be asked with, best first."""
+        most = self.max_boxes or (LVIS_NUMBERS if truth.federated else COCO_NUMBERS)[-1]
+        boxes, outside = {}, 0
+        for picture in truth.pictures.values():
+            if detected is None:
+                rows = [
+                    {"category_id": a["category_id"], "prompt_bbox": a["bbox"], "truth_id": a["id"]}
+                    for a in picture.annotations
+                    if not a.get("iscrowd")
+                ]
+            else:
+                rows = [
+                    {"category_id": d["category_id"], "prompt_bbox": d["bbox"], "score": d["score"]}
+                    for d in detected[picture.id][:most]
+                ]
+            usable = [row for row in rows if _can_be_asked(row["prompt_bbox"], picture.size)]
+            outside += len(rows) - len(usable)
+            boxes[picture.id] = usable
+        if outside:
+            tqdm.write(f"{outside} boxes have no area in their picture and are left out: their objects count as missed")
+        return boxes
+
+    def _segment(
+        self, method: str, truth: Truth, boxes: dict[int, list[Result]], failures: Failures
+    ) -> dict[str, _Task]:
+        segmenter: BoxSegmenter
+        if method == FilledBox.name:
+            segmenter = FilledBox()
+        else:
+            segmenter = SamBoxes(load_model(self.model), method == "sam", self.pictures_per_batch)
+
+        def predict(pictures: list[TruthPicture], images: list[np.ndarray]) -> list[list[Result]]:
+            asked = [boxes[picture.id] for picture in pictures]
+            corners = [np.array([_corners(row["prompt_bbox"]) for row in rows]).reshape(-1, 4) for rows in asked]
+            return [
+                [{"score": mask["predicted_iou"]} | row | mask for row, mask in zip(rows, masks, strict=True)]
+                for rows, masks in zip(asked, segmenter.segment(images, corners), strict=True)
+            ]
+
+        pictures = list(truth.pictures.values())
+        digest = hashlib.sha256("annotated".encode() if self.boxes is None else self.boxes.read_bytes()).hexdigest()
+        identity = f"{segmenter.identity} {digest} {self.max_boxes}"
+        folder = ResultFolder(self.out, method, identity)
+        failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)
+        good = [picture for picture in pictures if picture.name not in failures]
+        folder.merge(good)
+        return {picture.name: _Task(picture, folder.file(picture), truth.federated) for picture in good}
+
+
+class _Task(NamedTuple):
+    picture: TruthPicture
+    results: list[Result] | Path
+    federated: bool
+
+
+def _score(task: _Task) -> tuple[Matches, np.ndarray]:
+    """Matches of a picture, and the IoU of each mask with the object whose box it was asked with."""
+    results = task.results if isinstance(task.results, list) else read_picture(task.results)
+    check_sizes(results, task.picture)
+    truths = {o["id"]: o["segmentation"] for o in task.picture.objects()}
+    overlaps = [
+        pycocotools.mask.iou([result["segmentation"]], [truths[result["truth_id"]]], [0])[0, 0]
+        for result in results
+        if "truth_id" in result
+    ]
+    numbers = LVIS_NUMBERS if task.federated else COCO_NUMBERS
+    return match_picture(task.picture, results, numbers, federated=task.federated), np.array(overlaps)
+
+
+def match_picture(
+    picture: TruthPicture, results: list[Result], numbers: tuple[int, ...], *, federated: bool
+) -> Matches:
+    """The results of a picture matched with its objects, for `average_precision`.
+
+    Args:
+        results: of any order.
+        numbers: best results that count, as in `average_precision`.
+        federated: by LVIS's rules: the best results of the picture, whatever their category, and of them those of
+            categories that were looked for; unmatched ones of a category that is not exhaustively annotated do not
+            count.
+    """
+    objects = picture.objects()
+    if federated:
+        known = picture.absent | {o["category_id"] for o in objects}
+        best = sorted(results, key=lambda result: -result["score"])[: numbers[-1]]
+        results = [result for result in best if result["category_id"] in known]
+    return MaskEval(numbers, picture.not_exhaustive if federated else ()).match(objects, results)
+
+
+def _corners(bbox: list[float]) -> tuple[float, float, float, float]:
+    x, y, w, h = bbox
+    return x, y, x + w, y + h
+
+
+def _can_be_asked(bbox: list[float], size: tuple[int, int]) -> bool:
+    try:
+        Prompt(box=np.array(_corners(bbox))).check(size)
+    except ValueError:
+        return False
+    return True
+
+
+def instances_table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: AP and its parts, and the mIoU of masks for annotated boxes; below it what was published."""
+    columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "mIoU")
+    lines = [f"| method | {' | '.join(columns)} | |", "|---" * (len(columns) + 2) + "|"]
+
+    def row(method: str, values: dict[str, float | None], factor: float, note: str) -> None:
+        cells = [values.get(column) for column in columns]
+        text = " | ".join("" if value is None else f"{factor * value:.1f}" for value in cells)
+        lines.append(f"| {method} | {text} | {note} |")
+
+    for method, result in results.items():
+        row(method, result, 100, f"measured, {result['pictures']} pictures")
+    for method, published in PUBLISHED.items():
+        row(method, dict(zip(("AP", "APs", "APm", "APl"), published, strict=True)), 1, "published")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,228 @@
+"""Average precision and recall of masks: pycocotools' `COCOeval`, also by LVIS's rules, one picture at a time.
+
+Run lengths are compared, and precision is accumulated, by pycocotools. Between the two lies its matching, Python loops
+over results, objects and thresholds that take nearly all of its time: here they are compiled, by numba. Pictures are
+independent up to there, so they are matched in worker processes, and what stays of one is a few bits per result.
+
+Reference: Lin et al. 2014; Gupta et al. 2019, with the rules of the `lvis` package (which numpy 2 does not run): a
+picture's results of categories that nobody looked for do not count, and none is wrong for a category that is not
+annotated exhaustively there. A result's area is that of its mask, as detectron2 has it: both packages take the box's
+where a result has a `bbox`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pycocotools.cocoeval import COCOeval
+
+from sam_jax.evals.truth import FREQUENCIES, Object
+from sam_jax.ops.rle import rle_area
+
+try:
+    import numba
+except ImportError as error:
+    raise ImportError("scoring masks needs numba: pip install 'sam_jax[eval]'") from error
+
+Result = dict[str, Any]
+"""Of a picture: `segmentation` (run lengths), `score`, `category_id` (not where categories do not matter)."""
+Matches = dict[Any, list[dict[str, Any]]]
+"""Of a picture: category -> for each range of areas what `COCOeval.accumulate` takes."""
+
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
+ANY = -1  # the one category where categories do not matter
+
+
+class MaskEval(COCOeval):
+    """`COCOeval` of masks with the matching compiled.
+
+    Args:
+        max_detections: numbers of best results per picture and category that are looked at.
+        not_exhaustive: categories whose unmatched results are neither right nor wrong.
+    """
+
+    def __init__(self, max_detections: Sequence[int], not_exhaustive: Iterable[int] = ()) -> None:
+        super().__init__(iouType="segm")
+        self.params.maxDets = sorted(max_detections)
+        self.params.areaRng = [list(limits) for limits in AREAS.values()]
+        self.params.areaRngLbl = list(AREAS)
+        self._not_exhaustive = frozenset(not_exhaustive)
+
+    def match(self, objects: Sequence[Object], results: Sequence[Result]) -> Matches:
+        """Matches the results of one picture, category by category."""
+        self._gts, self._dts = defaultdict(list), defaultdict(list)
+        for i, given in enumerate(objects, start=1):  # pycocotools takes an id of 0 for no match
+            self._gts[0, given["category_id"]].append(given | {"id": i, "ignore": given["iscrowd"]})
+        for i, result in enumerate(results, start=1):
+            self._dts[0, result["category_id"]].append(result | {"id": i, "area": rle_area(result["segmentation"])})
+        categories = list(dict.fromkeys(category for _, category in [*self._gts, *self._dts]))
+        self.ious = {(0, category): self.computeIoU(0, category) for category in categories}
+        most = self.params.maxDets[-1]
+        return {
+            category: [self.evaluateImg(0, category, limits, most) for limits in self.params.areaRng]
+            for category in categories
+        }
+
+    def evaluateImg(self, imgId: Any, catId: Any, aRng: Sequence[float], maxDet: int) -> dict[str, Any]:  # noqa: N802, N803
+        """As the original; of its results those that `accumulate` takes."""
+        truths, results = self._gts[imgId, catId], self._dts[imgId, catId]
+        ignored = np.array([bool(g["ignore"]) or not aRng[0] <= g["area"] <= aRng[1] for g in truths], bool)
+        order = np.argsort(ignored, kind="stable")
+        scores = np.array([d["score"] for d in results], np.float64)
+        best = np.argsort(-scores, kind="stable")[:maxDet]
+        overlaps = np.asarray(self.ious[imgId, catId], np.float64).reshape(len(best), len(truths))[:, order]
+        ignored = ignored[order]
+        crowd = np.array([bool(g["iscrowd"]) for g in truths], bool)[order]
+        matched = match_results(overlaps, np.asarray(self.params.iouThrs), ignored, crowd)
+        found = matched >= 0
+        areas = np.array([results[i]["area"] for i in best], np.float64)
+        uncounted = (areas < aRng[0]) | (areas > aRng[1]) | (catId in self._not_exhaustive)
+        return {
+            "dtScores": scores[best],
+            "dtMatches": found,
+            "dtIgnore": np.where(found, np.append(ignored, False)[matched], uncounted[None]),
+            "gtIgnore": ignored,
+        }
+
+    def precision_and_recall(
+        self, pictures: Sequence[Matches], category: Any
+    ) -> tuple[Float[np.ndarray, "T R A N"], Float[np.ndarray, "T A N"]]:
+        """`COCOeval.accumulate` of one category: precision at each threshold, recall, area and number of results.
+
+        -1 where there is no object.
+        """
+        present = [picture[category] for picture in pictures if category in picture]
+        self.params.catIds, self.params.imgIds = [category], list(range(len(present)))
+        self.evalImgs = [one[area] for area in range(len(AREAS)) for one in present] or [None] * len(AREAS)
+        self._paramsEval = copy.deepcopy(self.params)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.accumulate()
+        return self.eval["precision"][:, :, 0], self.eval["recall"][:, 0]
+
+
+@numba.njit(nogil=True, cache=True)
+def match_results(
+    overlaps: Float[np.ndarray, "D G"],
+    thresholds: Float[np.ndarray, " T"],
+    ignored: Bool[np.ndarray, " G"],
+    crowd: Bool[np.ndarray, " G"],
+) -> Int[np.ndarray, "T D"]:
+    """COCO's greedy matching: each result, best first, takes the object that it overlaps most of those still free.
+
+    Args:
+        overlaps: IoU of results, best first, with objects, the ignored ones last.
+        ignored: objects that are taken only where no other can be.
+        crowd: objects that can be taken many times.
+
+    Returns:
+        The object of each result at each threshold; -1: none.
+    """
+    D, G = overlaps.shape
+    matched = np.full((len(thresholds), D), -1)
+    for t in range(len(thresholds)):
+        taken = np.zeros(G, np.bool_)
+        for d in range(D):
+            best, least = -1, min(thresholds[t], 1 - 1e-10)
+            for g in range(G):
+                if taken[g] and not crowd[g]:
+                    continue
+                if best >= 0 and ignored[g] and not ignored[best]:
+                    break
+                if overlaps[d, g] >= least:
+                    best, least = g, overlaps[d, g]
+            if best >= 0:
+                matched[t, d] = best
+                taken[best] = True
+    return matched
+
+
+class Recall(NamedTuple):
+    """Objects of each part, and those found at each threshold by the n best proposals, for each n of `numbers`.
+
+    Of one picture, or summed over pictures. A part without objects may be missing.
+    """
+
+    numbers: tuple[int, ...]
+    objects: dict[str, int]
+    found: dict[str, Int[np.ndarray, "T N"]]
+
+    @classmethod
+    def sum(cls, parts: Sequence[Recall], numbers: Sequence[int]) -> Recall:
+        objects: dict[str, int] = defaultdict(int)
+        found: dict[str, Any] = defaultdict(int)
+        for part in parts:
+            for name, count in part.objects.items():
+                objects[name] += count
+                found[name] = found[name] + part.found[name]
+        return cls(tuple(numbers), dict(objects), dict(found))
+
+    def average(self, name: str) -> dict[str, float | None]:
+        """AR@n of a part: the mean of its recall over the thresholds, 0-1; None without an object."""
+        count = self.objects.get(name, 0)
+        means = (self.found[name] / count).mean(0).tolist() if count else [None] * len(self.numbers)
+        return {f"AR@{n}": mean for n, mean in zip(self.numbers, means, strict=True)}
+
+
+def count_found(
+    objects: Sequence[Object],
+    proposals: Sequence[Result],
+    frequencies: Mapping[int, str],
+    numbers: Sequence[int] = (10, 100, 1000),
+) -> Recall:
+    """Objects of one picture that class-agnostic proposals find, by size and by LVIS's frequency of their category.
+
+    No proposal has to find a crowd. For a frequency the objects of the others are left out, as if it were all there is.
+    """
+    evaluator = MaskEval(numbers)
+    agnostic = [proposal | {"category_id": ANY} for proposal in proposals]
+    counted, found = {}, {}
+
+    def count(name: str, matched: dict[str, np.ndarray]) -> None:
+        counted[name] = int((~matched["gtIgnore"]).sum())
+        right = matched["dtMatches"] & ~matched["dtIgnore"]
+        found[name] = np.stack([right[:, :n].sum(1) for n in evaluator.params.maxDets], axis=1)
+
+    truths = [o | {"category_id": ANY} for o in objects]
+    if truths:
+        for area, matched in zip(AREAS, evaluator.match(truths, agnostic)[ANY], strict=True):
+            count(area, matched)
+    for letter, name in FREQUENCIES.items() if frequencies else ():
+        part = [t for t, o in zip(truths, objects, strict=True) if frequencies[o["category_id"]] == letter]
+        if part:
+            count(name, evaluator.match(part, agnostic)[ANY][0])
+    return Recall(tuple(evaluator.params.maxDets), counted, found)
+
+
+def average_precision(
+    pictures: Sequence[Matches], categories: Iterable[int], frequencies: Mapping[int, str], numbers: Sequence[int]
+) -> dict[str, float | None]:
+    """COCO's figures from the matches of all pictures; with `frequencies` LVIS's.
+
+    Args:
+        numbers: as `MaskEval`'s max_detections; AP is that of the last.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl, AR@N for each of `numbers`, and with `frequencies` APr, APc, APf; 0-1, None
+        where there is no object.
+    """
+    evaluator = MaskEval(numbers)
+    ids = sorted(categories)
+    precision, recall = (
+        np.stack(parts) for parts in zip(*(evaluator.precision_and_recall(pictures, id_) for id_ in ids), strict=True)
+    )
+    precision = precision[..., -1]  # (categories, thresholds, recalls, areas)
+    figures = {"AP": precision[..., 0], "AP50": precision[:, 0, :, 0], "AP75": precision[:, 5, :, 0]}
+    figures |= {f"AP{name[0]}": precision[..., i] for i, name in enumerate(AREAS) if i}
+    for letter in "rcf" if frequencies else "":
+        figures[f"AP{letter}"] = precision[[frequencies[id_] == letter for id_ in ids]][..., 0]
+    figures |= {f"AR@{n}": recall[..., 0, i] for i, n in enumerate(evaluator.params.maxDets)}
+    return {
+        name: float(values[values > -1].mean()) if (values > -1).any() else None for name, values in figures.items()
+    }

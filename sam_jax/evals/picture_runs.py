@@ -1,0 +1,125 @@
+"""A long evaluation picture by picture: predict what is missing, then score. A bad picture is named, the others go on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.evals.mask_scores import Result
+from sam_jax.evals.result_files import ResultFolder
+from sam_jax.evals.truth import TruthPicture
+
+Failures = dict[str, str]
+"""Name of a picture that can't be used -> why."""
+Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
+
+
+def predict_missing(
+    folder: ResultFolder,
+    pictures: Sequence[TruthPicture],
+    predict: Callable[[list[TruthPicture], list[np.ndarray]], list[list[Result]]],
+    batch_size: int,
+    label: str,
+) -> Failures:
+    """Predicts the pictures that have no results yet, `batch_size` at a time; the next ones are read meanwhile.
+
+    Returns:
+        The pictures that can't be read.
+    """
+    failures: Failures = {}
+    todo = folder.missing(pictures)
+    with tqdm(total=len(todo), desc=f"{label}: predict", unit="picture") as bar:
+        good = _read_ahead(todo, 2 * batch_size, failures)
+        while batch := list(itertools.islice(good, batch_size)):
+            members = [picture for picture, _ in batch]
+            for picture, results in zip(members, predict(members, [image for _, image in batch]), strict=True):
+                folder.write(picture, results)
+            bar.update(len(batch))
+        bar.update(len(failures))
+    return failures
+
+
+def _read_ahead(
+    pictures: Iterable[TruthPicture], ahead: int, failures: Failures
+) -> Iterator[tuple[TruthPicture, np.ndarray]]:
+    remaining = iter(pictures)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [(picture, pool.submit(picture.image)) for picture in itertools.islice(remaining, ahead)]
+        while waiting:
+            picture, future = waiting.pop(0)
+            waiting += [(following, pool.submit(following.image)) for following in itertools.islice(remaining, 1)]
+            try:
+                yield picture, future.result()
+            except BadRecord as error:
+                failures[picture.name] = str(error)
+
+
+def score_pictures(
+    score: Callable[[Task], Outcome], tasks: dict[str, Task], failures: Failures, *, workers: int, label: str
+) -> list[Outcome]:
+    """`score` of each picture, in order; with more than one worker in as many processes, so all must be picklable.
+
+    Args:
+        tasks: picture's name -> what `score` takes.
+        failures: pictures for which `score` raises a ValueError are added; their outcome is left out.
+
+    Raises:
+        ValueError: no picture can be scored.
+    """
+    outcomes = []
+    done = _each(_Attempt(score), list(tasks.values()), workers)
+    for name, outcome in zip(tasks, tqdm(done, total=len(tasks), desc=f"{label}: score", unit="picture"), strict=True):
+        if isinstance(outcome, _Failed):
+            failures[name] = outcome.reason
+        else:
+            outcomes.append(outcome)
+    if not outcomes:
+        first = next(iter(failures.items()), None)
+        raise ValueError(f"{label}: none of {len(failures)} pictures can be scored; the first: {first}")
+    return outcomes
+
+
+def describe_failures(failures: dict[str, Failures]) -> str:
+    """Lines for a report: which pictures each method's figures are without."""
+    lines = [
+        f"- {method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()
+    ]
+    return "\nLeft out, and in no figure:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+class _Failed:
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class _Attempt:
+    """A function whose ValueErrors come back as outcomes. A class, to be picklable."""
+
+    def __init__(self, work: Callable) -> None:
+        self.work = work
+
+    def __call__(self, task: object) -> object:
+        try:
+            return self.work(task)
+        except ValueError as error:
+            return _Failed(str(error))
+
+
+def _each(work: Callable, tasks: Sequence, workers: int) -> Iterator:
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    # Spawned: a fork of a process in which JAX computes may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, tasks, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)

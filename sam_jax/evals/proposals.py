@@ -1,0 +1,191 @@
+"""Zero-shot object proposals: how many of the annotated objects everything mode finds among its best 1000 masks.
+
+Reference: paper, sections 7.3 and D.3. Decisions where it is silent: categories do not matter to a match, and recall
+is that of all objects of all pictures together (detectron2's reading, not that of the `lvis` package, which averages
+over categories); masks are ranked by the mean of predicted IoU and stability, by which the paper cuts off at 1000.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
+from sam_jax.evals.mask_scores import Recall, Result, count_found
+from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
+from sam_jax.evals.proposal_baselines import Felzenszwalb
+from sam_jax.evals.report import Report
+from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, read_results
+from sam_jax.evals.segmenters import model_identity
+from sam_jax.evals.truth import FREQUENCIES, Truth, TruthPicture, read_truth
+from sam_jax.hub import load_model
+from sam_jax.model import Sam
+
+NUMBERS = (10, 100, 1000)
+PARTS = ("all", "small", "medium", "large", *FREQUENCIES.values())
+PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of PARTS
+    "ViTDet-H": (63.0, 51.7, 80.8, 87.0, 63.1, 63.3, 58.3),
+    "SAM ViT-H, single output": (54.9, 42.8, 76.7, 74.4, 54.7, 59.8, 62.0),
+    "SAM ViT-H": (59.3, 45.5, 81.6, 86.9, 59.1, 63.9, 65.8),
+}
+
+
+class Proposer(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identity(self) -> str:
+        """What the proposals depend on: those of another identity are not used again."""
+        ...
+
+    def propose(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> list[list[Result]]:
+        """Masks of each picture as run lengths with a score, best first."""
+        ...
+
+
+class SamProposals:
+    """Everything mode without its filters.
+
+    Args:
+        single_output: one mask per point from a grid twice as fine (the paper's ablation).
+        points_per_side: of the grid, in place of the preset's.
+        pictures_per_device: pictures that pass the model together.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        *,
+        single_output: bool = False,
+        points_per_side: int | None = None,
+        pictures_per_device: int = 1,
+    ) -> None:
+        self.name = "sam single output" if single_output else "sam"
+        preset = PRESETS["proposals_single" if single_output else "proposals"]
+        config = dataclasses.replace(
+            preset, output_mode="coco_rle", points_per_side=points_per_side or preset.points_per_side
+        )
+        self.identity = f"{self.name} {config} {model_identity(model)}"
+        self._generator = SamAutomaticMaskGenerator(model, config, pictures_per_device=pictures_per_device)
+
+    def propose(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> list[list[Result]]:
+        return [
+            [
+                {
+                    "segmentation": record["segmentation"],
+                    "score": round((record["predicted_iou"] + record["stability_score"]) / 2, 6),
+                    "point_coords": record["point_coords"],
+                }
+                for record in records
+            ]
+            for records in self._generator.generate_batch(images)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalsConfig:
+    """What `eval.py` measures."""
+
+    out: Path = Path("runs/eval_proposals")  # folder of the proposals and the report
+    annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
+    images: Path | None = None  # folder of the pictures; without it the file's own or its subfolder `images`
+    split: str | None = None  # take the pictures whose `coco_split` is this
+    model: str = "tiny"  # name or path of a checkpoint
+    methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")
+    results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
+    max_pictures: int = 0  # the first ones; 0 means all
+    points_per_side: int | None = None  # of sam's grid; without it the paper's 64, and 128 with a single output
+    pictures_per_device: int = 1  # that pass the model together
+    workers: int = 2  # processes that score
+
+    def evaluate(self) -> Report:
+        """Proposes masks with every method and counts the objects that they find.
+
+        Proposals go to out/METHOD-HASH/PICTURE.json and are not made twice. A picture that can't be read, or whose
+        masks have another size, is named in the report and left out.
+
+        Raises:
+            ValueError: an unknown method; annotations or results that can't be used, or belong to another data set.
+            FileNotFoundError: no annotations or results.
+        """
+        unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
+        if unknown:
+            raise ValueError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
+        truth = read_truth(self.annotations, self.images, self.split)
+        given = None if self.results is None else read_results(self.results, truth, "segmentation")
+        truth = truth.take(self.max_pictures)
+        failures: dict[str, Failures] = {}
+        results: dict[str, Any] = {}
+        for method in self.methods if self.results is None else [self.results.stem]:
+            failures[method] = {}
+            if given is None:
+                tasks = self._propose(method, truth, failures[method])
+            else:
+                tasks = {p.name: _Task(p, given[p.id], truth.frequencies) for p in truth.pictures.values()}
+            scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
+            recall = Recall.sum([part for part, _ in scored], NUMBERS)
+            results[method] = {
+                "pictures": len(scored),
+                "objects": recall.objects,
+                "proposals": sum(count for _, count in scored) / len(scored),
+                **{part: recall.average(part) for part in PARTS},
+                "left_out": failures[method],
+            }
+        title = f"Proposals on {truth.file.name}, {len(truth.pictures)} pictures: mask AR in percent"
+        return Report(title, proposals_table(results) + describe_failures(failures), results)
+
+    def _propose(self, method: str, truth: Truth, failures: Failures) -> dict[str, _Task]:
+        proposer: Proposer
+        if method == Felzenszwalb.name:
+            proposer = Felzenszwalb()
+        else:
+            proposer = SamProposals(
+                load_model(self.model),
+                single_output=method != "sam",
+                points_per_side=self.points_per_side,
+                pictures_per_device=self.pictures_per_device,
+            )
+        folder = ResultFolder(self.out, method, proposer.identity)
+        failures |= predict_missing(
+            folder,
+            list(truth.pictures.values()),
+            lambda _, images: proposer.propose(images),
+            self.pictures_per_device,
+            method,
+        )
+        return {
+            picture.name: _Task(picture, folder.file(picture), truth.frequencies)
+            for picture in truth.pictures.values()
+            if picture.name not in failures
+        }
+
+
+class _Task(NamedTuple):
+    picture: TruthPicture
+    proposals: list[Result] | Path
+    frequencies: dict[int, str]
+
+
+def _score(task: _Task) -> tuple[Recall, int]:
+    proposals = task.proposals if isinstance(task.proposals, list) else read_picture(task.proposals)
+    check_sizes(proposals, task.picture)
+    return count_found(task.picture.objects(), proposals, task.frequencies, NUMBERS), len(proposals)
+
+
+def proposals_table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: AR@1000 of each part, AR@10 and AR@100 of all; measured, and below it published."""
+    columns = [f"{part} @1000" for part in PARTS] + ["all @10", "all @100"]
+    lines = [f"| method | {' | '.join(columns)} | masks | |", "|---" * (len(columns) + 3) + "|"]
+    for method, result in results.items():
+        values = [result[part]["AR@1000"] for part in PARTS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
+        cells = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
+        lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} pictures |")
+    for method, published in PUBLISHED.items():
+        cells = " | ".join([*(f"{value:.1f}" for value in published), "", ""])
+        lines.append(f"| {method} | {cells} | | published, LVIS v1 val |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,128 @@
+"""Results on disk: one file per picture while they are made, COCO's result format from and for everybody else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sam_jax.data.examples import check_rle, read_json
+from sam_jax.evals.mask_scores import Result
+from sam_jax.evals.report import write_atomically
+from sam_jax.evals.truth import Truth, TruthPicture, shorten
+
+
+class ResultFolder:
+    """The results of one method, a JSON file ID.json per picture; what is there is whole.
+
+    Args:
+        parent: the folder goes in there, as NAME-HASH.
+        identity: what the results depend on: those of another identity lie in another folder.
+    """
+
+    def __init__(self, parent: Path, name: str, identity: str) -> None:
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        self.path = parent / f"{name.replace(' ', '_')}-{digest}"
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def file(self, picture: TruthPicture) -> Path:
+        return self.path / f"{picture.id}.json"
+
+    def missing(self, pictures: Iterable[TruthPicture]) -> list[TruthPicture]:
+        return [picture for picture in pictures if not self.file(picture).exists()]
+
+    def write(self, picture: TruthPicture, results: list[Result]) -> None:
+        write_atomically(self.file(picture), json.dumps(results))
+
+    def read(self, picture: TruthPicture) -> list[Result]:
+        return read_picture(self.file(picture))
+
+    def merge(self, pictures: Iterable[TruthPicture]) -> Path:
+        """All results of the pictures as one file in COCO's result format, beside the folder."""
+        path = self.path.with_suffix(".results.json")
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("w") as file:
+            file.write("[")
+            before = ""
+            for picture in pictures:
+                for result in self.read(picture):
+                    file.write(f"{before}\n{json.dumps({'image_id': picture.id} | result)}")
+                    before = ","
+            file.write("\n]\n")
+        temporary.replace(path)
+        return path
+
+
+def read_picture(file: Path) -> list[Result]:
+    """One file of a `ResultFolder`."""
+    return json.loads(file.read_text())
+
+
+def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]]:
+    """A file in COCO's result format, as detectors write it -> picture's id -> its results, best first.
+
+    Args:
+        field: `segmentation` or `bbox`: what every result must have. Of boxes, those without area, which detectors do
+            give, are left out with a note.
+
+    Returns:
+        An entry for every picture of `truth`, empty where the file has no result.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; results for other pictures or categories. Names them.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"expected a file of results at {file.resolve()}, found none")
+    content = read_json(file.read_bytes(), file)
+    if not isinstance(content, list) or not all(isinstance(result, dict) for result in content):
+        raise ValueError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
+    fields = {"image_id", "category_id", "score", field}
+    for i, result in enumerate(content):
+        if not fields <= result.keys():
+            raise ValueError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
+    for key, known in (("image_id", truth.pictures), ("category_id", truth.categories)):
+        unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
+        if unknown:
+            raise ValueError(
+                f"{file} has results of another data set: {key} {shorten(unknown)} not in {truth.file} with "
+                f"{len(known)} of them"
+            )
+    results: dict[int, list[Result]] = {id_: [] for id_ in truth.pictures}
+    without_area = 0
+    for i, result in enumerate(content):
+        where = f"result {i} of {file} (picture {result['image_id']})"
+        if not _finite(result["score"]):
+            raise ValueError(f"expected a number as score, got {result['score']!r} for {where}")
+        if field == "segmentation":
+            check_rle(result["segmentation"], truth.pictures[result["image_id"]].size, where)
+        elif not (isinstance(result["bbox"], list) and len(result["bbox"]) == 4 and all(map(_finite, result["bbox"]))):
+            raise ValueError(f"expected bbox (x, y, w, h), four numbers, got {result['bbox']!r} for {where}")
+        elif min(result["bbox"][2:]) <= 0:
+            without_area += 1
+            continue
+        results[result["image_id"]].append(result)
+    if without_area:
+        tqdm.write(f"{file}: {without_area} of {len(content)} boxes have no area and are left out")
+    return {id_: sorted(rows, key=lambda result: -result["score"]) for id_, rows in results.items()}
+
+
+def check_sizes(results: Iterable[Result], picture: TruthPicture) -> None:
+    """
+    Raises:
+        ValueError: a mask of another size than the picture.
+    """
+    sizes = Counter(tuple(result["segmentation"]["size"]) for result in results)
+    sizes.pop(picture.size, None)
+    if sizes:
+        raise ValueError(f"expected masks of the picture's size {picture.size} (h, w), got {dict(sizes)}")
+
+
+def _finite(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)

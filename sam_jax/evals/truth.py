@@ -1,0 +1,170 @@
+"""Annotation files of COCO and LVIS as an evaluation reads them: pictures, their objects, what is known of categories.
+
+Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), whose pictures are labelled for some categories only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sam_jax.data.coco import to_rle
+from sam_jax.data.examples import Example, check_rle, read_json
+
+Object = dict[str, Any]
+"""Of a picture: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
+
+FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TruthPicture:
+    """One picture and its annotations as they stand in the file."""
+
+    id: int
+    path: Path
+    size: tuple[int, int]  # (h, w)
+    annotations: tuple[dict[str, Any], ...]
+    absent: frozenset[int] = frozenset()  # LVIS: categories that were looked for and are not there
+    not_exhaustive: frozenset[int] = frozenset()  # LVIS: categories of which only some objects are annotated
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"picture {self.id} ({self.path.name})"
+
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture, RGB.
+
+        Raises:
+            BadRecord: it is missing, can't be decoded, or has another size than the file of annotations says.
+        """
+        return Example(self.path, self.size, (), "").image()
+
+    def objects(self) -> list[Object]:
+        """The annotated objects with run lengths.
+
+        Raises:
+            BadRecord: a mask can't be read or has another size than the picture.
+        """
+        objects = []
+        for annotation in self.annotations:
+            where = f"{self.name}, annotation {annotation['id']}"
+            rle = to_rle(annotation.get("segmentation"), self.size, where)
+            area = check_rle(rle, self.size, where)
+            objects.append(
+                {
+                    "id": annotation["id"],
+                    "category_id": annotation["category_id"],
+                    "segmentation": rle,
+                    "bbox": annotation["bbox"],
+                    "area": annotation.get("area", area),
+                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                }
+            )
+        return objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Everything that results are compared with."""
+
+    file: Path
+    pictures: dict[int, TruthPicture]  # id -> picture, in the order of ids
+    categories: dict[int, str]  # id -> name
+    frequencies: dict[int, str]  # LVIS: id -> f, c or r; empty for COCO
+
+    @property
+    def federated(self) -> bool:
+        """Whether pictures are labelled for some categories only, as LVIS's are."""
+        return bool(self.frequencies)
+
+    def take(self, count: int) -> Truth:
+        """The first `count` pictures; 0 means all."""
+        return dataclasses.replace(self, pictures=dict(list(self.pictures.items())[: count or None]))
+
+
+def read_truth(file: Path, images: Path | None = None, split: str | None = None) -> Truth:
+    """A COCO or LVIS file. LVIS's is known by the `frequency` of its categories.
+
+    Args:
+        images: folder of the pictures; None: the file's own, or its subfolder `images`.
+        split: take the pictures whose `coco_split` is this; None: all.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; ids that occur twice or lead nowhere; no objects. Names them.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"expected a file of annotations at {file.resolve()}, found none")
+    content = read_json(file.read_bytes(), file)
+    for field in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            raise ValueError(f"expected COCO-format JSON with a list {field!r} in {file}")
+    folder = images or (file.parent / "images" if (file.parent / "images").is_dir() else file.parent)
+    try:
+        for field in ("images", "annotations", "categories"):
+            check_unique((entry["id"] for entry in content[field]), f"ids of {field}", file)
+        entries = {e["id"]: e for e in content["images"] if split is None or e.get("coco_split") == split}
+        everywhere = {e["id"] for e in content["images"]}
+        categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content["categories"]}
+        frequencies = {e["id"]: e["frequency"] for e in content["categories"] if "frequency" in e}
+        annotations: dict[int, list[dict]] = {id_: [] for id_ in entries}
+        for annotation in content["annotations"]:
+            where = f"annotation {annotation['id']} of {file}"
+            if annotation["image_id"] not in everywhere:
+                raise ValueError(f"{where} belongs to picture {annotation['image_id']}, which is not in the file")
+            if annotation["category_id"] not in categories:
+                raise ValueError(f"{where} has category {annotation['category_id']}, which is not in the file")
+            if len(annotation["bbox"]) != 4:
+                raise ValueError(f"expected bbox (x, y, w, h) for {where}, got {annotation['bbox']}")
+            if annotation["image_id"] in annotations:
+                annotations[annotation["image_id"]].append(annotation)
+        pictures = {id_: _picture(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected COCO-format JSON in {file}: images with id, height, width and file_name, annotations with id, "
+            f"image_id, category_id and bbox, categories with id; got {type(error).__name__} {error}"
+        ) from error
+    if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
+        raise ValueError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
+    if not any(picture.annotations for picture in pictures.values()):
+        of_split = f" of {split!r} (field coco_split)" if split else ""
+        raise ValueError(f"expected annotated objects in {file}, got none on {len(pictures)} pictures{of_split}")
+    return Truth(file, pictures, categories, frequencies)
+
+
+def check_unique(ids: Iterable[Any], what: str, file: Path) -> None:
+    """
+    Raises:
+        ValueError: ids that occur more than once.
+    """
+    twice = [id_ for id_, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"expected different {what} in {file}, got some more than once: {shorten(twice)}")
+
+
+def shorten(names: Iterable[Any], most: int = 5) -> str:
+    """The first of many names, for a message."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def _picture(entry: dict[str, Any], annotations: list[dict], folder: Path) -> TruthPicture:
+    # LVIS v1 has no file_name: coco_url ends in val2017/000000397133.jpg, and so may the folder's files.
+    name = entry["file_name"] if "file_name" in entry else "/".join(entry["coco_url"].split("/")[-2:])
+    places = [folder / name, folder / Path(name).name]
+    return TruthPicture(
+        int(entry["id"]),
+        next((place for place in places if place.is_file()), places[0]),
+        (int(entry["height"]), int(entry["width"])),
+        tuple(annotations),
+        frozenset(entry.get("neg_category_ids", ())),
+        frozenset(entry.get("not_exhaustive_category_ids", ())),
+    )

@@ -1,7 +1,7 @@
 """Masks of the embedded model for the annotated boxes of held-out COCO pictures.
 
 python eval.py configs/eval_instances.py
-python eval.py configs/eval_instances.py --split None --annotations instances_val2017.json --images val2017 --model vit_h --boxes detections.json
+python eval.py configs/eval_instances.py --split None --annotations lvis_v1_val.json --images coco --boxes boxes.json
 """
 
 from sam_jax.evals.instances import InstancesConfig

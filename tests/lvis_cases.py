@@ -78,7 +78,7 @@ def record(packages: Path) -> None:
     import tempfile
 
     sys.path.insert(0, str(packages))
-    np.float = float  # type: ignore[attr-defined]  # lvis 0.5.3 still asks for it
+    setattr(np, "float", float)  # noqa: B010  # lvis 0.5.3 still asks for it
     from lvis import LVISEval
 
     recorded = []

@@ -105,7 +105,7 @@ class FilledBox:
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
     ) -> list[list[Result]]:
-        results = []
+        results: list[list[Result]] = []
         for image, row in zip(images, boxes, strict=True):
             results.append([])
             for x0, y0, x1, y1 in np.rint(row).astype(int).clip(0):

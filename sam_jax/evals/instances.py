@@ -134,7 +134,7 @@ class InstancesConfig:
             ]
 
         pictures = list(truth.pictures.values())
-        digest = hashlib.sha256("annotated".encode() if self.boxes is None else self.boxes.read_bytes()).hexdigest()
+        digest = hashlib.sha256(b"annotated" if self.boxes is None else self.boxes.read_bytes()).hexdigest()
         identity = f"{segmenter.identity} {digest} {self.max_boxes}"
         folder = ResultFolder(self.out, method, identity)
         failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)

@@ -70,7 +70,7 @@ class MaskEval(COCOeval):
             for category in categories
         }
 
-    def evaluateImg(self, imgId: Any, catId: Any, aRng: Sequence[float], maxDet: int) -> dict[str, Any]:  # noqa: N802, N803
+    def evaluateImg(self, imgId: Any, catId: Any, aRng: Sequence[float], maxDet: int) -> dict[str, Any]:
         """As the original; of its results those that `accumulate` takes."""
         truths, results = self._gts[imgId, catId], self._dts[imgId, catId]
         ignored = np.array([bool(g["ignore"]) or not aRng[0] <= g["area"] <= aRng[1] for g in truths], bool)
@@ -100,7 +100,7 @@ class MaskEval(COCOeval):
         """
         present = [picture[category] for picture in pictures if category in picture]
         self.params.catIds, self.params.imgIds = [category], list(range(len(present)))
-        self.evalImgs = [one[area] for area in range(len(AREAS)) for one in present] or [None] * len(AREAS)
+        self.evalImgs = [one[area] for area in range(len(AREAS)) for one in present]
         self._paramsEval = copy.deepcopy(self.params)
         with contextlib.redirect_stdout(io.StringIO()):
             self.accumulate()
@@ -223,6 +223,5 @@ def average_precision(
     for letter in "rcf" if frequencies else "":
         figures[f"AP{letter}"] = precision[[frequencies[id_] == letter for id_ in ids]][..., 0]
     figures |= {f"AR@{n}": recall[..., 0, i] for i, n in enumerate(evaluator.params.maxDets)}
-    return {
-        name: float(values[values > -1].mean()) if (values > -1).any() else None for name, values in figures.items()
-    }
+    present = {name: values[values > -1] for name, values in figures.items()}
+    return {name: float(values.mean()) if len(values) else None for name, values in present.items()}

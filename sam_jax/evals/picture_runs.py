@@ -1,4 +1,4 @@
-"""A long evaluation picture by picture: predict what is missing, then score. A bad picture is named, the others go on."""
+"""A long evaluation picture by picture: predict what is missing, then score. A bad picture is named and left out."""
 
 from __future__ import annotations
 

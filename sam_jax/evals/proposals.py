@@ -52,8 +52,8 @@ class SamProposals:
     """Everything mode without its filters.
 
     Args:
-        single_output: one mask per point from a grid twice as fine (the paper's ablation).
-        points_per_side: of the grid, in place of the preset's.
+        single_output: one mask per point, from a grid twice as fine (the paper's ablation).
+        points_per_side: of the grid, in place of the paper's 64; with a single output twice as many.
         pictures_per_device: pictures that pass the model together.
     """
 
@@ -62,13 +62,13 @@ class SamProposals:
         model: Sam,
         *,
         single_output: bool = False,
-        points_per_side: int | None = None,
+        points_per_side: int = 64,
         pictures_per_device: int = 1,
     ) -> None:
         self.name = "sam single output" if single_output else "sam"
         preset = PRESETS["proposals_single" if single_output else "proposals"]
         config = dataclasses.replace(
-            preset, output_mode="coco_rle", points_per_side=points_per_side or preset.points_per_side
+            preset, output_mode="coco_rle", points_per_side=points_per_side * (2 if single_output else 1)
         )
         self.identity = f"{self.name} {config} {model_identity(model)}"
         self._generator = SamAutomaticMaskGenerator(model, config, pictures_per_device=pictures_per_device)
@@ -99,7 +99,7 @@ class ProposalsConfig:
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")
     results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
     max_pictures: int = 0  # the first ones; 0 means all
-    points_per_side: int | None = None  # of sam's grid; without it the paper's 64, and 128 with a single output
+    points_per_side: int = 64  # of sam's grid; with a single output twice as many
     pictures_per_device: int = 1  # that pass the model together
     workers: int = 2  # processes that score
 

@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment a picture or everything in many, prepare data, convert or export checkpoints."""
+"""The `sam-jax` command: segment pictures, prepare data, convert or export checkpoints, rate masks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import tyro
 from PIL import Image
 
 from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.evals.rating.commands import Rate, rate
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import encode_rle, rle_box
@@ -287,12 +288,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be segmented; 130: interrupted.
     """
-    options: Segment | Everything | Prepare | Convert | Export | Demo = tyro.cli(
+    options: Segment | Everything | Prepare | Convert | Export | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Rate, tyro.conf.subcommand("rate")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
         args=arguments,
@@ -312,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 convert(options)
             case Export():
                 export(options)
+            case Rate():
+                rate(options)
             case Demo():
                 demo(options)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -1,0 +1,114 @@
+"""`sam-jax rate sample`, `serve` and `report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draws objects that every source has a mask of, and shuffles the masks.
+
+    A source is a file in COCO's result format, such as eval.py configs/eval_instances.py leaves; the file of
+    annotations stands for the annotated masks. Masks go together by picture, category and prompt.
+    Example: sam-jax rate sample --annotations coco.json --source sam=sam.results.json --source truth=coco.json
+    """
+
+    annotations: Path
+    """COCO or LVIS file that names the pictures."""
+    source: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=FILE")] = ()
+    """What to compare; twice or more."""
+    images: Path | None = None
+    """Folder of the pictures; without it the annotations' own or its subfolder images."""
+    split: str | None = None
+    """Take the pictures whose coco_split is this."""
+    masks: int = 100
+    """Of each source."""
+    min_area: int = 24 * 24
+    """Pixels; smaller objects are not drawn."""
+    seed: int = 0
+    """Of the draw and of the order."""
+    out: Path = Path("rating")
+    """Folder of the study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Opens the rating page on this machine alone. Every rating is on disk at once; the same command goes on."""
+
+    study: tyro.conf.Positional[Path] = Path("rating")
+    """Folder of the study."""
+    port: int = 8008
+    """0 takes one that is free."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Mean ratings with confidence intervals, and paired tests between the sources; kept in the study's folder."""
+
+    study: tyro.conf.Positional[Path] = Path("rating")
+    """Folder of the study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Lets people rate masks of several models without knowing whose they are (the paper's human study)."""
+
+    step: tyro.conf.OmitArgPrefixes[
+        Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
+        | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
+        | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    ]
+
+
+def rate(options: Rate) -> None:
+    """
+    Raises:
+        ValueError, OSError: something is wrong with the files, for the user to read.
+    """
+    match options.step:
+        case Sample() as step:
+            _sample(step)
+        case Serve() as step:
+            _serve(step)
+        case Report() as step:
+            from sam_jax.evals.rating.report import report_ratings
+            from sam_jax.evals.rating.study import Study
+
+            report = report_ratings(Study(step.study))
+            print(f"{report.title}\n\n{report.table}\n{report.write(step.study)}")
+
+
+def _sample(step: Sample) -> None:
+    from sam_jax.evals.rating.study import sample_study, write_study
+    from sam_jax.evals.truth import read_truth
+
+    sources = {}
+    for text in step.source:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file) or name in sources:
+            raise ValueError(f"--source expects NAME=FILE, with different names, got {text!r}")
+        sources[name] = Path(file)
+    truth = read_truth(step.annotations, step.images, step.split)
+    study = sample_study(truth, sources, step.masks, step.seed, step.min_area)
+    write_study(step.out, study)
+    print(f"{len(study['jobs'])} masks of {len(sources)} sources in {step.out}; next: sam-jax rate serve {step.out}")
+
+
+def _serve(step: Serve) -> None:
+    from filelock import FileLock, Timeout
+
+    from sam_jax.evals.rating.server import RatingServer
+    from sam_jax.evals.rating.study import Study
+
+    study = Study(step.study)
+    try:
+        with FileLock(step.study / ".serving.lock", timeout=0), RatingServer(study, step.port) as server:
+            print(f"{len(study.ratings)} of {len(study.jobs)} masks rated. Open {server.url} (Ctrl-C ends)", flush=True)
+            server.serve_forever()
+    except Timeout as error:
+        raise ValueError(f"{step.study} is being rated by another sam-jax rate serve") from error

@@ -1,0 +1,87 @@
+"""What the ratings say: means with confidence intervals, and the differences between models on the same objects.
+
+Reference: paper, section D.5: paired t-test, and a paired bootstrap with 10,000 samples and intervals of 99 %.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+from sam_jax.evals.rating.study import HIGHEST, LOWEST, Study
+from sam_jax.evals.report import Report
+
+RESAMPLES = 10_000
+
+
+def report_ratings(study: Study) -> Report:
+    """The figures of a study so far.
+
+    Raises:
+        ValueError: no rating yet.
+    """
+    if not study.ratings:
+        raise ValueError(f"expected ratings in {study.folder}, found none; give some with sam-jax rate serve")
+    of_source: dict[str, dict[int, int]] = {source: {} for source in study.sources}
+    for rating in study.ratings.values():
+        job = study.jobs[rating.job]
+        of_source[job.source][job.object] = rating.rating
+    sources = {source: _describe(np.array(list(rows.values()), float)) for source, rows in of_source.items()}
+    pairs = []
+    for first, second in itertools.combinations(study.sources, 2):
+        both = sorted(of_source[first].keys() & of_source[second].keys())
+        differences = np.array([of_source[first][o] - of_source[second][o] for o in both], float)
+        pairs.append({"first": first, "second": second, **compare(differences)})
+    title = f"Mask quality, {LOWEST} to {HIGHEST}: {len(study.ratings)} of {len(study.jobs)} masks rated"
+    return Report(title, _table(sources, pairs), {"sources": sources, "pairs": pairs})
+
+
+def _describe(ratings: Float[np.ndarray, " N"]) -> dict[str, Any]:
+    """Mean and half the width of its 95 % interval (Student's t; None for fewer than two)."""
+    n = len(ratings)
+    half = float(scipy.stats.t.ppf(0.975, n - 1) * ratings.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    counts = [int((ratings == value).sum()) for value in range(LOWEST, HIGHEST + 1)]
+    return {"ratings": n, "mean": float(ratings.mean()) if n else None, "half_width_95": half, "counts": counts}
+
+
+def compare(differences: Float[np.ndarray, " N"], seed: int = 0) -> dict[str, Any]:
+    """Whether one model's masks are rated higher than another's on the same objects.
+
+    Args:
+        differences: first minus second, one per object.
+
+    Returns:
+        `objects`, `difference` (mean), `p` of the paired t-test and `interval_99` of the paired bootstrap; those that
+        need at least two objects, or differences that are not all alike, are None.
+    """
+    result: dict[str, Any] = {"objects": len(differences), "difference": None, "p": None, "interval_99": None}
+    if len(differences):
+        result["difference"] = float(differences.mean())
+    if len(differences) > 1 and np.ptp(differences):
+        result["p"] = float(scipy.stats.ttest_1samp(differences, 0).pvalue)
+        rng = np.random.default_rng(seed)
+        means = [rng.choice(differences, len(differences)).mean() for _ in range(RESAMPLES)]
+        result["interval_99"] = np.percentile(means, (0.5, 99.5)).tolist()
+    return result
+
+
+def _table(sources: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
+    lines = ["| source | rated | mean | 95 % |", "|---|---|---|---|"]
+    for source, row in sources.items():
+        lines.append(f"| {source} | {row['ratings']} | {_number(row['mean'])} | ± {_number(row['half_width_95'])} |")
+    lines += ["", "| pair | objects | mean difference | 99 %, bootstrap | p, t-test |", "|---|---|---|---|---|"]
+    for row in pairs:
+        low, high = row["interval_99"] or (None, None)
+        interval = f"{_number(low)} to {_number(high)}"
+        p = "-" if row["p"] is None else f"{row['p']:.2g}"
+        pair = f"{row['first']} - {row['second']}"
+        lines.append(f"| {pair} | {row['objects']} | {_number(row['difference'])} | {interval} | {p} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,216 @@
+"""Which masks are rated, and the ratings so far, as files of one folder.
+
+`study.json` holds the jobs in the order in which they are shown; `ratings.jsonl` gets a line with every rating.
+
+Reference: paper, section D.5 (data, ratings); one rating per mask, each object's masks from every source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_jax.data.examples import check_rle, read_json
+from sam_jax.evals.report import write_atomically
+from sam_jax.evals.result_files import read_results
+from sam_jax.evals.truth import Truth, TruthPicture, shorten
+from sam_jax.ops.rle import Rle, rle_area
+
+LOWEST, HIGHEST = 1, 10
+MIN_AREA = 24 * 24  # pixels; smaller masks are not rated
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One mask to rate."""
+
+    picture: str  # path
+    segmentation: Rle
+    box: tuple[float, ...] | None  # what the mask was asked for with, (x, y, w, h) ...
+    point: tuple[float, ...] | None  # ... or (x, y)
+    object: int  # jobs of one number show one object, from several sources
+    source: str  # not shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Rating:
+    job: int
+    rating: int
+    seconds: float | None = None  # that it took
+
+    def __post_init__(self) -> None:
+        if isinstance(self.job, bool) or not isinstance(self.job, int):
+            raise ValueError(f"expected the number of a job, got {self.job!r}")
+        if isinstance(self.rating, bool) or not isinstance(self.rating, int) or not LOWEST <= self.rating <= HIGHEST:
+            raise ValueError(f"expected a rating of {LOWEST} to {HIGHEST}, a whole number, got {self.rating!r}")
+        if self.seconds is not None and not (
+            isinstance(self.seconds, int | float) and math.isfinite(self.seconds) and self.seconds >= 0
+        ):
+            raise ValueError(f"expected seconds of at least 0, got {self.seconds!r}")
+
+
+class Study:
+    """Jobs and ratings of a folder. Several threads may rate.
+
+    Raises:
+        FileNotFoundError, ValueError: no study there, or one that can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "study.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a study at {path}, found none; make one with sam-jax rate sample")
+        content = read_json(path.read_bytes(), path)
+        try:
+            self.jobs = [Job(**job) for job in content["jobs"]]
+            self.sources: list[str] = list(content["sources"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
+        self._file = folder / "ratings.jsonl"
+        self._lock = threading.Lock()
+        self.ratings = self._read()
+
+    def _read(self) -> dict[int, Rating]:
+        lines = self._file.read_text().split("\n") if self._file.exists() else [""]
+        if lines[-1]:  # the process was ended within a line
+            write_atomically(self._file, "".join(f"{line}\n" for line in lines[:-1]))
+        ratings = {}
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                rating = self._check(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} of {self._file} is no rating: {error}") from error
+            ratings[rating.job] = rating  # a job that was rated again has its last rating
+        return ratings
+
+    def _check(self, content: Any) -> Rating:
+        known = {field.name for field in dataclasses.fields(Rating)}
+        if not isinstance(content, dict) or not {"job", "rating"} <= content.keys() <= known:
+            raise ValueError(f"expected an object with job, rating and perhaps seconds, got {str(content)[:80]}")
+        rating = Rating(**content)
+        if not 0 <= rating.job < len(self.jobs):
+            raise ValueError(f"expected a job of 0 to {len(self.jobs) - 1}, got {rating.job}")
+        return rating
+
+    def rate(self, content: Any) -> Rating:
+        """Takes a rating as it comes from a page, and keeps it on disk before it returns.
+
+        Raises:
+            ValueError: not a rating of one of the jobs.
+        """
+        rating = self._check(content)
+        with self._lock, self._file.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(rating)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self.ratings[rating.job] = rating
+        return rating
+
+    def next_job(self) -> int | None:
+        """The first job that has no rating."""
+        return next((i for i in range(len(self.jobs)) if i not in self.ratings), None)
+
+
+def sample_study(
+    truth: Truth, sources: Mapping[str, Path], masks: int, seed: int, min_area: int = MIN_AREA
+) -> dict[str, Any]:
+    """Draws objects that all sources have a mask of, and shuffles their masks.
+
+    Masks are of one object if picture, category and prompt are the same: `prompt_bbox` or else `bbox`, or
+    `point_coords`. A detector's results and those of a model that was asked with its boxes go together, and so do the
+    annotations.
+
+    Args:
+        truth: the pictures.
+        sources: name -> file in COCO's result format; the file of `truth` stands for the annotated masks.
+        masks: of each source; fewer if there are fewer.
+        min_area: pixels; an object whose largest mask has fewer is not drawn.
+
+    Returns:
+        What goes to `study.json`. A function of the arguments alone.
+
+    Raises:
+        ValueError: fewer than two sources, no object in common, or a file that can't be used.
+        FileNotFoundError: no such file.
+    """
+    if len(sources) < 2:
+        raise ValueError(f"expected at least two sources to compare, got {', '.join(sources) or 'none'}")
+    if masks < 1:
+        raise ValueError(f"expected at least one mask, got {masks}")
+    found = {name: _read_source(truth, path) for name, path in sources.items()}
+    common = set.intersection(*(set(rows) for rows in found.values()))
+    large = [key for key in sorted(common) if max(rle_area(rows[key]) for rows in found.values()) >= min_area]
+    if not large:
+        counts = shorten(f"{name}: {len(rows)}" for name, rows in found.items())
+        raise ValueError(
+            f"expected objects of at least {min_area} pixels that all sources have a mask of, got none among {counts}, "
+            f"of which {len(common)} in common; their results must be for the same boxes or points"
+        )
+    rng = np.random.default_rng(seed)
+    drawn = [large[i] for i in rng.permutation(len(large))[:masks]]
+    jobs = [
+        dataclasses.asdict(
+            Job(
+                str(truth.pictures[key[0]].path.resolve()),
+                rows[key],
+                key[3] if key[2] == "box" else None,
+                key[3] if key[2] == "point" else None,
+                number,
+                name,
+            )
+        )
+        for number, key in enumerate(drawn)
+        for name, rows in found.items()
+    ]
+    return {"sources": list(sources), "seed": seed, "jobs": [jobs[i] for i in rng.permutation(len(jobs))]}
+
+
+def write_study(folder: Path, study: Mapping[str, Any]) -> None:
+    """Makes a study's folder.
+
+    Raises:
+        ValueError: there are ratings of another study.
+    """
+    path, content = folder / "study.json", json.dumps(study)
+    if path.exists() and path.read_text() != content and (folder / "ratings.jsonl").exists():
+        raise ValueError(f"{folder} holds another study with ratings; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def _read_source(truth: Truth, file: Path) -> dict[tuple, Rle]:
+    """(picture, category, kind of prompt, prompt) -> mask; of several the best."""
+    rows: list[tuple[TruthPicture, dict]]
+    if file.resolve() == truth.file.resolve():
+        rows = [(p, o) for p in truth.pictures.values() for o in p.objects() if not o["iscrowd"]]
+    else:
+        results = read_results(file, truth, "segmentation")
+        rows = [(truth.pictures[id_], result) for id_, of_picture in results.items() for result in of_picture]
+    masks: dict[tuple, Rle] = {}
+    for picture, row in rows:
+        check_rle(row["segmentation"], picture.size, f"{file}, {picture.name}")
+        masks.setdefault((picture.id, row["category_id"], *_prompt(row, file)), row["segmentation"])
+    return masks
+
+
+def _prompt(row: Mapping[str, Any], file: Path) -> tuple[str, tuple[float, ...]]:
+    try:
+        if "point_coords" in row:
+            x, y = row["point_coords"][0]
+            return "point", (round(float(x), 1), round(float(y), 1))
+        x, y, w, h = row["prompt_bbox"] if "prompt_bbox" in row else row["bbox"]
+        return "box", tuple(round(float(number), 1) for number in (x, y, w, h))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected prompt_bbox or bbox (x, y, w, h), or point_coords [[x, y]], in each result of {file}, "
+            f"got {sorted(row)}"
+        ) from error

@@ -1,0 +1,83 @@
+"""What is shown of a mask: five views, as in the paper's study (section D.5)."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from sam_jax.evals.rating.study import Job
+from sam_jax.ops.rle import decode_rle
+from sam_jax.ops.transforms import read_image
+
+VIEWS = ("picture", "overlay", "mask", "zoom", "zoom_overlay")
+MAX_SIDE = 2000  # pixels of a view
+RED, YELLOW, PURPLE, BLUE, WHITE = (255, 0, 0), (253, 231, 37), (68, 1, 84), (30, 100, 255), (255, 255, 255)
+
+
+def render(job: Job, view: str) -> bytes:
+    """A view as PNG: the picture, the mask in red over it, the mask in yellow on purple, all with a blue dot or box
+    that it was asked for with; and from near, without that, the picture and the mask over it.
+
+    Raises:
+        FileNotFoundError, ValueError: the picture can't be read, or has another size than the mask.
+    """
+    assert view in VIEWS
+    image, mask = _load(job.picture), decode_rle(job.segmentation)
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f"expected a picture of the mask's size {mask.shape}, {job.picture} has {image.shape[:2]}")
+    near = view in ("zoom", "zoom_overlay")
+    x0, y0, x1, y1 = _surroundings(job, mask) if near else (0, 0, mask.shape[1], mask.shape[0])
+    image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    # From near, pixels are shown large, so that the mask's boundary is seen against the picture's.
+    scale = min(MAX_SIDE / max(mask.shape), max(1.0, 800 / max(mask.shape)))
+    size = tuple(max(1, round(length * scale)) for length in mask.shape[::-1])
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    if view == "mask":
+        image = np.where(mask[..., None], YELLOW, PURPLE).astype(np.uint8)
+    elif view in ("overlay", "zoom_overlay"):
+        image[mask] = (0.5 * image[mask] + 0.5 * np.array(RED)).astype(np.uint8)
+    if not near:
+        _draw_prompt(image, job, scale)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png", compress_level=1)
+    return file.getvalue()
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str) -> UInt8[np.ndarray, "H W 3"]:
+    return read_image(path)
+
+
+def _surroundings(job: Job, mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+    """A part (x0, y0, x1, y1) of the picture around mask and prompt, with a quarter of its side on each side."""
+    H, W = mask.shape
+    ys, xs = np.nonzero(mask)
+    x, y, w, h = job.box or (*(job.point or (W / 2, H / 2)), 1, 1)
+    low = np.array([min(x, xs.min(initial=W)), min(y, ys.min(initial=H))])
+    high = np.array([max(x + w, xs.max(initial=0) + 1), max(y + h, ys.max(initial=0) + 1)])
+    margin = 0.25 * max(*(high - low), 16)
+    x0, y0 = np.clip(np.floor(low - margin), 0, (W - 1, H - 1)).astype(int)
+    x1, y1 = np.clip(np.ceil(high + margin), (x0 + 1, y0 + 1), (W, H)).astype(int)
+    return int(x0), int(y0), int(x1), int(y1)
+
+
+def _draw_prompt(image: np.ndarray, job: Job, scale: float) -> None:
+    line = max(1, round(max(image.shape[:2]) / 500))
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        return round(x * scale), round(y * scale)
+
+    if job.point is not None:
+        x, y = job.point
+        cv2.circle(image, place(x + 0.5, y + 0.5), 4 * line, WHITE, -1, cv2.LINE_AA)
+        cv2.circle(image, place(x + 0.5, y + 0.5), 3 * line, BLUE, -1, cv2.LINE_AA)
+    elif job.box is not None:
+        x, y, w, h = job.box
+        cv2.rectangle(image, place(x, y), place(x + w, y + h), WHITE, 3 * line)
+        cv2.rectangle(image, place(x, y), place(x + w, y + h), BLUE, line)

@@ -44,6 +44,15 @@ def check_params(
         ValueError: names every missing, extra and misshapen tensor at once.
     """
     expected = expected_shapes(config) if expected is None else expected
+    compare_shapes(flat, expected, f"{source} does not fit model {config.name!r}")
+
+
+def compare_shapes(flat: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], complaint: str) -> None:
+    """Compares the arrays of a checkpoint, of any model, with the names and shapes that it should have.
+
+    Raises:
+        ValueError: the complaint, and every missing, extra and misshapen tensor.
+    """
     problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - flat.keys())]
     problems += [f"extra {name} {tuple(flat[name].shape)}" for name in sorted(flat.keys() - expected.keys())]
     problems += [
@@ -52,7 +61,7 @@ def check_params(
         if tuple(flat[name].shape) != expected[name]
     ]
     if problems:
-        raise ValueError(f"{source} does not fit model {config.name!r}:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{complaint}:\n  " + "\n  ".join(problems))
 
 
 def save_checkpoint(path: str | Path, params: Params, config: SamConfig, dtype: Any = np.float32) -> None:

@@ -55,7 +55,7 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
     if path.is_dir():
         state = _read_huggingface_folder(path)
         config = _agree(config, _read_huggingface_config(path), path)
-    elif _is_pytorch(path):
+    elif is_pytorch(path):
         state = _read_pytorch(path)
         if _config_beside(path).is_file():
             config = _agree(config, _read_config(_config_beside(path)), path)
@@ -125,7 +125,7 @@ def read_state(path: Path) -> State:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
-    return _read_pytorch(path) if _is_pytorch(path) else _read_safetensors(path)
+    return _read_pytorch(path) if is_pytorch(path) else _read_safetensors(path)
 
 
 def _import_torch(path: Path) -> Any:
@@ -136,22 +136,33 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _is_pytorch(path: Path) -> bool:
+def is_pytorch(path: Path) -> bool:
+    """Whether a file is of the kinds that `torch.save` writes."""
     with path.open("rb") as file:
         head = file.read(9)
     # A safetensors file starts with the length of its JSON header, whose first byte may be 0x80 too.
     return head.startswith(PYTORCH_MAGIC) and head[8:] != b"{"
 
 
-def _read_pytorch(path: Path) -> State:
+def load_pytorch(path: Path) -> Any:
+    """What `torch.save` wrote there: tensors on the CPU in plain containers. No code in it is run.
+
+    Raises:
+        ImportError: no PyTorch.
+        ValueError: not such a file, or one with other things in it.
+    """
     torch = _import_torch(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises for a foreign zip or pickle is not documented: pickle, zip, key, runtime and other errors.
     except Exception as error:
         raise ValueError(
             f"expected a PyTorch checkpoint of tensors alone, cannot read {path} as one: {error}"
         ) from error
+
+
+def _read_pytorch(path: Path) -> State:
+    torch, state = _import_torch(path), load_pytorch(path)
     for wrapper in ("model", "state_dict"):  # training scripts put the weights beside the optimizer's state
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

@@ -27,7 +27,9 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "everything.py": BASE | {"ops", "automatic_mask_generator"},
     "convert": BASE | {"modeling", "checkpoint"},
     "hub.py": BASE | {"checkpoint", "convert", "model"},
-    "evals": BASE | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub"},
+    "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
+    "evals": BASE
+    | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "ritm"},
 }
 
 

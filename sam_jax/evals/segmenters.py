@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt8
 from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
 from sam_jax.predictor import SamPredictor
+from sam_jax.types import Params
 
 
 class Clicks(NamedTuple):
@@ -52,8 +53,13 @@ class Segmenter(Protocol):
 
 def model_identity(model: Sam) -> str:
     """Config and params, not the name: a model of the same name may have been trained further."""
-    digest = hashlib.sha256(f"{model.config.to_json()} {np.dtype(model.dtype)}".encode())
-    for path, leaf in jax.tree.leaves_with_path(model.params):
+    return params_digest(f"{model.config.to_json()} {np.dtype(model.dtype)}", model.params)
+
+
+def params_digest(settings: str, params: Params) -> str:
+    """16 digits that stand for settings and params."""
+    digest = hashlib.sha256(settings.encode())
+    for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -22,6 +22,7 @@ from sam_jax.evals.baselines import BASELINES
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
 from sam_jax.evals.report import Report
+from sam_jax.evals.ritm import PREFIX, RitmSegmenter
 from sam_jax.evals.segmenters import Clicks, SamSegmenter, Segmenter
 from sam_jax.hub import load_model
 from sam_jax.model import Sam
@@ -38,7 +39,7 @@ class SinglePointConfig:
     data: Path = Path("../shared/data")  # folder with bsds500, coco_small, grabcut20, dsb2018
     model: str = "tiny"  # name or path of a checkpoint
     datasets: tuple[str, ...] = ("bsds500", "coco_small", "grabcut20", "dsb2018")
-    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")
+    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # and ritm:PATH
     max_pictures: int = 100  # per dataset, the same for every method; 0 means all
     max_masks: int = 3  # per picture, likewise
     clicks: int = 5  # the last number of clicks
@@ -53,8 +54,10 @@ class SinglePointConfig:
     def _segmenter(self, method: str) -> Segmenter:
         if method == SamSegmenter.name:
             return SamSegmenter(load_model(self.model))
+        if method.startswith(PREFIX):
+            return RitmSegmenter.from_method(method)
         if method not in BASELINES:
-            raise ValueError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES]}")
+            raise ValueError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES, PREFIX + 'PATH']}")
         return BASELINES[method]()
 
 
@@ -140,7 +143,7 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
         make_segmenter: method's name -> segmenter.
 
     Returns:
-        method -> dataset -> summary. Records go to `out/METHOD.jsonl`, one line per picture.
+        method -> dataset -> summary. Records go to `out/NAME.jsonl`, by the segmenter's name, one line per picture.
 
     Raises:
         ValueError: an unknown dataset.
@@ -166,7 +169,7 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
         segmenter = make_segmenter(method)
         protocol = {"segmenter": segmenter.identity, "clicks": config.clicks, "seed": config.seed}
         protocol |= {"pictures": config.max_pictures, "masks": config.max_masks}
-        log = RecordLog(config.out / f"{method.replace(' ', '_')}.jsonl", protocol)
+        log = RecordLog(config.out / f"{segmenter.name.replace(' ', '_')}.jsonl", protocol)
         todo = [e for rows in examples.values() for e in rows if (e.dataset, e.path.stem) not in log.done]
         done = evaluate_pictures(segmenter, todo, config.clicks, config.workers)
         for records in tqdm(done, total=len(todo), desc=method, unit="picture"):

@@ -1,0 +1,75 @@
+"""RITM as a segmenter, with the settings of its published evaluation: the baseline of the Segment Anything paper.
+
+In a config of an evaluation it is the method `ritm:PATH`, with the path of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sam_jax.evals.segmenters import Answer, Clicks, Session, params_digest
+from sam_jax.ritm import THRESHOLD, Ritm, RitmPredictor, ZoomIn, load_ritm
+
+PREFIX = "ritm:"
+
+
+class RitmSegmenter:
+    """One mask per object, from all clicks on it and the probabilities after the last one.
+
+    Args:
+        name: of the results.
+        zoom: the default is that of the published figures for all sets but DAVIS, which has a `side` of 600.
+    """
+
+    def __init__(self, model: Ritm, name: str = "ritm", zoom: ZoomIn = ZoomIn()) -> None:  # noqa: B008
+        self.name = name
+        self._model, self._zoom = model, zoom
+
+    @classmethod
+    def from_method(cls, method: str) -> RitmSegmenter:
+        """`ritm:PATH` -> the model there, under the name `ritm FILE`.
+
+        Raises:
+            FileNotFoundError, ImportError, ValueError: as `sam_jax.ritm.load_ritm`.
+        """
+        path = Path(method.removeprefix(PREFIX))
+        return cls(load_ritm(path), f"ritm {path.stem}")
+
+    @property
+    def identity(self) -> str:
+        digest = params_digest(f"{self._model.config.to_json()} {self._zoom}", self._model.params)
+        return f"ritm {digest}"
+
+    def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
+        return _RitmSession(self._model, self._zoom, image)
+
+
+class _RitmSession:
+    def __init__(self, model: Ritm, zoom: ZoomIn, image: np.ndarray) -> None:
+        self._model, self._zoom, self._image = model, zoom, image
+        self._objects: list[_Object] = []
+
+    def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
+        if not self._objects:
+            self._objects = [_Object(self._model, self._zoom, self._image) for _ in clicks]
+        return [one.segment(its) for one, its in zip(self._objects, clicks, strict=True)]
+
+
+class _Object:
+    """The history of one object; a call without a new click changes nothing."""
+
+    def __init__(self, model: Ritm, zoom: ZoomIn, image: np.ndarray) -> None:
+        self._predictor = RitmPredictor(model, zoom)
+        self._predictor.set_image(image)
+        self._answer: Answer | None = None
+        self._seen = 0
+
+    def segment(self, clicks: Clicks) -> Answer:
+        if self._answer is None or len(clicks.points) != self._seen:
+            mask = self._predictor.predict(clicks.points, clicks.labels) > THRESHOLD
+            self._answer, self._seen = Answer(mask[None]), len(clicks.points)
+        return self._answer

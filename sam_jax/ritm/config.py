@@ -1,0 +1,73 @@
+"""The numbers that define one RITM model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RitmConfig:
+    """An HRNet with the OCR head that takes clicks, and a previous mask, into its stem.
+
+    The defaults are the model that the Segment Anything paper compares with.
+
+    Reference: Sofiiuk et al. 2021, section 4; the published code's `models/iter_mask`.
+    """
+
+    name: str = "hrnet32"
+    width: int = 32  # channels of the highest resolution; each lower one has twice as many
+    ocr_width: int = 128  # channels of the head's keys; its features have twice as many
+    small: bool = False  # fewer blocks and modules ("HRNet18s")
+    previous_mask: bool = True  # takes the previous mask as an input; the non-iterative baselines do not
+    leaky_relu: bool = True  # slope 0.2, between the two convolutions of the clicks; else ReLU
+    click_radius: float = 5.0  # of the disks that clicks are drawn as, pixels of the network's input
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, 0-1
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB, 0-1
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
+        for field in ("pixel_mean", "pixel_std"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("width", "ocr_width", "click_radius"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+
+    @property
+    def blocks(self) -> int:
+        """Residual blocks in a row, in the stem and in each branch of each module."""
+        return 2 if self.small else 4
+
+    @property
+    def modules(self) -> tuple[int, int, int]:
+        """Modules with two, three and four resolutions."""
+        return (1, 3, 2) if self.small else (1, 4, 3)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> RitmConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: not a JSON object, or fields that this version does not know.
+        """
+        try:
+            fields: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a RITM config as JSON, got {text[:80]!r}") from error
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"expected a JSON object with fields of RitmConfig, got a {type(fields).__name__}")
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"expected a JSON object with fields of RitmConfig, got unknown {sorted(unknown)}")
+        return cls(**fields)
+
+
+HRNET32 = RitmConfig()
+HRNET18 = RitmConfig(name="hrnet18", width=18, ocr_width=64)
+HRNET18S = RitmConfig(name="hrnet18s", width=18, ocr_width=48, small=True)
+RITM_SIZES: dict[str, RitmConfig] = {config.name: config for config in (HRNET18S, HRNET18, HRNET32)}

@@ -1,0 +1,148 @@
+"""Interactive segmentation with RITM as its published evaluation does it: zoom-in, mirrored copy, previous mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sam_jax.ops.transforms import as_rgb
+from sam_jax.ritm.model import Ritm, look, place, probabilities
+from sam_jax.ritm.zoom import Box, ZoomIn
+from sam_jax.types import BACKGROUND, FOREGROUND, PAD
+
+THRESHOLD = 0.49
+"""Probability above which the published evaluation takes a pixel for the object."""
+
+# Sides of the arrays that pictures and parts of them are put into: few, so that few shapes are compiled. 416 is for
+# the side of 400 that the network sees, 608 for DAVIS's 600.
+SIDES = (128, 224, 320, 416, 512, 608, 832, 1024)
+ZOOM = ZoomIn()
+MIN_SLOTS = 32  # of clicks; twice as many, and so on, where they do not suffice
+
+
+def padded_side(side: int) -> int:
+    """The least side of `SIDES` that suffices; beyond them, the next multiple of 256."""
+    return next((known for known in SIDES if known >= side), -(-side // 256) * 256)
+
+
+class RitmPredictor:
+    """One object after another in one picture after another.
+
+    Example:
+        predictor = RitmPredictor(load_ritm("coco_lvis_h32_itermask.pth"))
+        predictor.set_image(image)
+        probabilities = predictor.predict([(320, 210)], [1])
+        probabilities = predictor.predict([(320, 210), (80, 40)], [1, 0])
+        mask = probabilities > THRESHOLD
+
+    Args:
+        zoom: None: the network always sees the whole picture.
+        flip: average with the mirrored picture.
+    """
+
+    def __init__(self, model: Ritm, zoom: ZoomIn | None = ZOOM, flip: bool = True) -> None:
+        self.model = model
+        self._zoom, self._flip = zoom, flip
+        self._image: Array | None = None
+        self.reset()
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Takes a picture, and forgets the object of the one before.
+
+        Args:
+            image: (H, W, 3), uint8, 0-255; grey and RGBA are taken too.
+            image_format: RGB or BGR.
+
+        Raises:
+            TypeError, ValueError: not such a picture. The one that was set before stays.
+        """
+        image = as_rgb(image, image_format)
+        self._size = image.shape[0], image.shape[1]
+        h, w = (padded_side(side) for side in self._size)
+        self._image = jnp.asarray(np.pad(image, ((0, h - self._size[0]), (0, w - self._size[1]), (0, 0))))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the object; the picture stays."""
+        self._answer: np.ndarray | None = None  # probabilities after the last click
+        self._box: Box | None = None  # what was zoomed in on last
+        if self._image is not None:
+            self._previous = jnp.zeros(self._image.shape[:2])  # the probabilities, padded as the picture is
+
+    @property
+    def box(self) -> Box | None:
+        """What was zoomed in on last; None: nothing yet."""
+        return self._box
+
+    def predict(self, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> Float[np.ndarray, "H W"]:
+        """Probabilities of the object, given all clicks on it so far; to be called after each.
+
+        What the network predicted at the call before is its input at this one, so the same clicks give different
+        results in another order.
+
+        Args:
+            points: (x, y), pixels of the original picture.
+            labels: 1 in the object, 0 outside.
+
+        Raises:
+            RuntimeError: no picture is set.
+            ValueError: no click, clicks outside the picture, other labels.
+        """
+        if self._image is None:
+            raise RuntimeError("no picture is set; call set_image(image) first")
+        clicks, kinds = _checked(points, labels, self._size)
+        whole = Box(0, self._size[0] - 1, 0, self._size[1] - 1)
+        part = self._part(clicks, kinds)
+        box = part or whole
+        seen_size = self._zoom.seen_size(box) if self._zoom and part else box.size
+        corner, old, new = (np.array(pair, np.int32) for pair in ((box.top, box.left), box.size, seen_size))
+        shape = padded_side(seen_size[0]), padded_side(seen_size[1])
+        seen = look(self._image, self._previous, corner, old, new, shape=shape)
+        slots = _pack((clicks - corner[::-1]) * new[::-1] / old[::-1], kinds)
+        result = probabilities(self.model.params, *seen, new, *slots, config=self.model.config, flip=self._flip)
+        # What the network saw goes back into the box; also where, for want of an object to zoom in on, it saw the
+        # whole picture while there was a box from before. The published evaluation does that.
+        target = self._box or whole
+        corner, extent = np.array([target.top, target.left], np.int32), np.array(target.size, np.int32)
+        self._previous = place(result, new, corner, extent, shape=self._image.shape[:2])
+        self._answer = np.array(self._previous[: self._size[0], : self._size[1]])
+        return self._answer.copy()
+
+    def _part(self, clicks: np.ndarray, kinds: np.ndarray) -> Box | None:
+        """What to zoom in on; None at the first click, and where there is no object yet."""
+        if self._zoom is None or len(clicks) == 1 or self._answer is None:
+            return None
+        mask = self._answer > self._zoom.threshold
+        if not mask.any():
+            return None
+        foreground = clicks[kinds == FOREGROUND].astype(np.int64)
+        self._box = self._zoom.choose(self._zoom.wanted(mask, foreground), self._box, foreground)
+        return self._box
+
+
+def _checked(
+    points: Sequence[tuple[float, float]], labels: Sequence[int], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clicks as (N, 2) and (N,) arrays."""
+    clicks, kinds = np.asarray(points, np.float64), np.asarray(labels)
+    if clicks.ndim != 2 or clicks.shape[1] != 2 or len(clicks) == 0 or kinds.shape != clicks.shape[:1]:
+        raise ValueError(
+            f"expected N > 0 points (x, y) and as many labels, got shapes {clicks.shape} and {kinds.shape}"
+        )
+    if not np.isin(kinds, (FOREGROUND, BACKGROUND)).all():
+        raise ValueError(f"expected labels {FOREGROUND} (in the object) and {BACKGROUND} (outside), got {kinds}")
+    if not ((clicks >= 0) & (clicks < np.array(size[::-1]))).all():
+        raise ValueError(f"expected clicks in a picture of {size[1]} x {size[0]} pixels, got {clicks.tolist()}")
+    return clicks, kinds
+
+
+def _pack(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clicks in a number of slots that few more clicks do not change."""
+    slots = MIN_SLOTS
+    while slots < len(points):
+        slots *= 2
+    rest = slots - len(points)
+    return np.pad(points, ((0, rest), (0, 0))).astype(np.float32), np.pad(labels, (0, rest), constant_values=PAD)

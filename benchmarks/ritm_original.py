@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,16 @@ def original_logits(
     return model(inputs, torch.from_numpy(slots[None]))["instances"][0, 0].numpy()
 
 
-def original_answers(
-    model: Any, image: np.ndarray, points: Sequence[tuple[int, int]], labels: Sequence[int], **zoom: Any
-) -> list[tuple[np.ndarray, tuple[int, int, int, int] | None]]:
-    """Probabilities (H, W) and box after each click, from the predictor and settings of the published evaluation.
+def original_predictor(
+    model: Any, image: np.ndarray, **zoom: Any
+) -> Callable[[tuple[int, int], int], tuple[np.ndarray, tuple[int, int, int, int] | None]]:
+    """The predictor of the published evaluation, with its settings, on one object in a picture.
 
     Args:
-        zoom: what is to differ from them in the original's ZoomIn.
+        zoom: what is to differ from these settings in the original's ZoomIn.
+
+    Returns:
+        point (x, y) and label of one more click -> probabilities (H, W) and box.
     """
     import torch
     from isegm.inference.clicker import Click, Clicker  # pyright: ignore[reportMissingImports]
@@ -100,13 +103,15 @@ def original_answers(
     settings = {"target_size": 400} | zoom
     predictor = get_predictor(model, "NoBRS", torch.device("cpu"), prob_thresh=0.49, zoom_in_params=settings)
     predictor.set_input_image(image)
-    clicker, results = Clicker(), []
-    for (x, y), label in zip(points, labels, strict=True):
-        clicker.add_click(Click(is_positive=bool(label), coords=(int(y), int(x))))
+    clicker = Clicker()
+
+    def answer(point: tuple[int, int], label: int) -> tuple[np.ndarray, tuple[int, int, int, int] | None]:
+        clicker.add_click(Click(is_positive=bool(label), coords=(int(point[1]), int(point[0]))))
         probabilities = predictor.get_prediction(clicker)
         box = predictor.zoom_in._object_roi
-        results.append((probabilities, None if box is None else tuple(int(end) for end in box)))
-    return results
+        return probabilities, None if box is None else tuple(int(end) for end in box)
+
+    return answer
 
 
 def random_params(config: RitmConfig, seed: int = 0, clicks: float = 1.0, threshold: float = 0.0) -> Params:

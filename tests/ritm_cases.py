@@ -45,7 +45,7 @@ def photo() -> np.ndarray:
 
 
 def record(folder: Path) -> None:
-    from ritm_original import original_answers, original_logits, original_model, random_params, use_original
+    from ritm_original import original_logits, original_model, original_predictor, random_params, use_original
 
     use_original(folder)
     image, previous = inputs()
@@ -54,13 +54,12 @@ def record(folder: Path) -> None:
         model = original_model(random_params(config), config)
         logits = original_logits(model, image, previous if config.previous_mask else None, POINTS, LABELS)
         results["logits"][name] = logits[::STEP, ::STEP].round(6).tolist()
-    points, labels = zip(*CLICKS, strict=True)
+    zoom = {"target_size": ZOOM["side"], "min_crop_size": ZOOM["min_side"]}
     for name, (seed, weight, threshold) in OBJECTS.items():
-        model = original_model(random_params(TINY, seed, weight, threshold), TINY)
-        zoom = {"target_size": ZOOM["side"], "min_crop_size": ZOOM["min_side"]}
+        answer = original_predictor(original_model(random_params(TINY, seed, weight, threshold), TINY), photo(), **zoom)
         results["answers"][name] = [
-            {"box": box, "probabilities": answer[::STEP, ::STEP].round(6).tolist(), "area": int((answer > 0.5).sum())}
-            for answer, box in original_answers(model, photo(), points, labels, **zoom)
+            {"box": box, "probabilities": found[::STEP, ::STEP].round(6).tolist(), "area": int((found > 0.5).sum())}
+            for found, box in (answer(point, label) for point, label in CLICKS)
         ]
     RECORDED.write_text(json.dumps(results, default=float) + "\n")
 

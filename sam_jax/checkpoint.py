@@ -73,15 +73,17 @@ def save_checkpoint(path: str | Path, params: Params, config: SamConfig, dtype: 
     Raises:
         ValueError: the params do not fit the config.
     """
-    path = Path(path)
     flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     check_params(flat, config, "the params to save")
+    write_tensors(Path(path), flat, {CONFIG_KEY: config.to_json()}, dtype)
+
+
+def write_tensors(path: Path, flat: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: Any) -> None:
+    """A safetensors file, under a temporary name first."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(
-            {name: np.ascontiguousarray(value.astype(dtype)) for name, value in flat.items()},
-            temporary,
-            {CONFIG_KEY: config.to_json()},
+            {name: np.ascontiguousarray(value.astype(dtype)) for name, value in flat.items()}, temporary, metadata
         )
         temporary.replace(path)
     finally:
@@ -95,19 +97,31 @@ def load_checkpoint(path: str | Path) -> tuple[Params, SamConfig]:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of this project, or its tensors do not fit its config.
     """
-    path = Path(path)
+    text, flat = read_tensors(Path(path), CONFIG_KEY)
+    config = SamConfig.from_json(text)
+    check_params(flat, config, str(path))
+    return unflatten_dict(flat, sep="/"), config
+
+
+def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray]]:
+    """The text under a key of a safetensors file's metadata, and its tensors in float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, or nothing under that key.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            if CONFIG_KEY not in metadata:
+            if config_key not in metadata:
                 raise ValueError(
                     f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
                 )
-            config = SamConfig.from_json(metadata[CONFIG_KEY])
-            flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+            return metadata[config_key], {
+                name: file.get_tensor(name).astype(np.float32)
+                for name in file.keys()  # noqa: SIM118
+            }
     except SafetensorError as error:
         raise ValueError(f"expected a safetensors checkpoint, {path} is none: {error}") from error
-    check_params(flat, config, str(path))
-    return unflatten_dict(flat, sep="/"), config

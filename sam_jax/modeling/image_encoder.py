@@ -193,8 +193,8 @@ class Block(nn.Module):
         return x + drop(y, deterministic)
 
 
-class ImageEncoder(nn.Module):
-    """Normalised pictures (B, S, S, 3) in the input frame -> embedding (B, h, w, prompt_dim)."""
+class PlainViT(nn.Module):
+    """Normalised pictures (B, S, S, 3) in the input frame -> what the last block makes of each patch (B, h, w, D)."""
 
     config: SamConfig
     dtype: jnp.dtype = jnp.float32
@@ -203,6 +203,9 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        return self._transform(images, deterministic)
+
+    def _transform(self, images: jax.Array, deterministic: bool) -> jax.Array:
         c = self.config
         x = PatchConv(3, c.encoder_dim, c.patch_size, self.dtype, name="patch_embed_proj")(images)
         shape = (1, c.grid_size, c.grid_size, c.encoder_dim)
@@ -217,6 +220,16 @@ class ImageEncoder(nn.Module):
                 dtype=self.dtype,
                 name=f"blocks_{i}",
             )(x, deterministic)
+        return x
+
+
+class ImageEncoder(PlainViT):
+    """Normalised pictures (B, S, S, 3) in the input frame -> embedding (B, h, w, prompt_dim): blocks and a neck."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        c = self.config
+        x = self._transform(images, deterministic)
         x = self._convolve(x, c.prompt_dim, 1, "neck_0")
         x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
         x = self._convolve(x, c.prompt_dim, 3, "neck_2")

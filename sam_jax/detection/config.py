@@ -1,0 +1,115 @@
+"""The numbers that define a ViTDet detector, and the published ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of anchors, height / width
+BOX_BINS, MASK_BINS = 7, 14  # side of what is pooled from a box
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+LVIS_IDS = tuple(range(1, 1204))
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """The defaults are detectron2's `mask_rcnn_vitdet_b`; `DETECTORS` holds every published one.
+
+    Reference: Li et al. 2022, sections 3 and A; detectron2, projects/ViTDet.
+    """
+
+    name: str = "mask_rcnn_vitdet_b"
+    encoder: SamConfig = VIT_B  # its frame, colours, patches and blocks; neck, prompts and decoder are not used
+    category_ids: tuple[int, ...] = COCO_IDS  # of the classes, in their order, as result files call them
+    cascade: bool = False  # three box heads, each on the boxes of the one before, and one box for all classes
+    channels: int = 256  # of the pyramid and the heads
+    fc_dim: int = 1024  # of the box heads' last layer
+    convolutions: int = 4  # 3 x 3, in each box head and in the mask head
+    anchor_cells: float = 8.0  # side of an anchor, cells of its map
+    box_size: float = 224.0  # from this side on a box is pooled from the map with the encoder's own stride, pixels
+    pre_nms: int = 1000  # best anchors of each map that enter non-maximum suppression
+    proposals: int = 1000  # that are left of all maps
+    proposal_nms: float = 0.7  # IoU
+    score_threshold: float = 0.05
+    box_nms: float = 0.5  # IoU, within a class
+    detections: int = 100  # per picture
+    sigmoid_scores: bool = False  # a sigmoid for each class (LVIS) in place of a softmax over all and the background
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "category_ids", tuple(self.category_ids))  # JSON gives lists, which jit can't hash
+        if self.encoder.patch_size % 4 or self.encoder.grid_size < 4:
+            raise ValueError(
+                "expected an encoder with patches of a multiple of 4 pixels and at least 4 along a side, for the "
+                f"pyramid's strides; got patch_size {self.encoder.patch_size}, {self.encoder.grid_size} along a side"
+            )
+        if not self.category_ids:
+            raise ValueError("expected at least one class in category_ids, got none")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.category_ids)
+
+    @property
+    def strides(self) -> tuple[int, int, int, int, int]:
+        """Pixels of the input frame per cell, of the maps p2 to p6."""
+        p = self.encoder.patch_size
+        return p // 4, p // 2, p, 2 * p, 4 * p
+
+    @property
+    def sides(self) -> tuple[int, int, int, int, int]:
+        """Cells along a side of the maps p2 to p6."""
+        grid = self.encoder.grid_size
+        return 4 * grid, 2 * grid, grid, grid // 2, (grid // 2 + 1) // 2
+
+    @property
+    def box_weights(self) -> tuple[tuple[float, float], ...]:
+        """Of each box head: what the offsets of centres, and the logarithms of sizes, are multiplied by to learn."""
+        return ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0)) if self.cascade else ((10.0, 5.0),)
+
+    @property
+    def box_classes(self) -> int:
+        """For how many classes a box head moves a box."""
+        return 1 if self.cascade else self.num_classes
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DetectorConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, or fields that this version does not know.
+        """
+        try:
+            fields: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a detector's config as JSON, got {text[:80]!r}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) - known or "encoder" not in fields:
+            raise ValueError(f"expected a JSON object with fields of DetectorConfig, encoder among them, got {fields}")
+        return cls(**fields | {"encoder": SamConfig.from_json(json.dumps(fields["encoder"]))})
+
+
+def _published() -> dict[str, DetectorConfig]:
+    detectors = {}
+    for encoder in (VIT_B, VIT_L, VIT_H):
+        for kind in ("mask_rcnn", "cascade_mask_rcnn"):
+            name = f"{kind}_{encoder.name.replace('vit', 'vitdet')}"
+            coco = DetectorConfig(name=name, encoder=encoder, cascade=kind.startswith("cascade"))
+            lvis = dataclasses.replace(
+                coco,
+                name=f"{name}_lvis",
+                category_ids=LVIS_IDS,
+                score_threshold=0.02,
+                detections=300,
+                sigmoid_scores=True,
+            )
+            detectors |= {coco.name: coco, lvis.name: lvis}
+    return detectors
+
+
+DETECTORS = _published()

@@ -1,0 +1,180 @@
+"""Detectors from files: our own, and those that detectron2 publishes.
+
+Our names are detectron2's with `/` for `.` and digits joined by `_`, but for the parts of the model, which are ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sam_jax.checkpoint import compare_shapes, read_tensors, write_tensors
+from sam_jax.convert.files import read_state
+from sam_jax.convert.mae import resize_bicubic
+from sam_jax.detection.config import DETECTORS, DetectorConfig
+from sam_jax.detection.detector import init_detector
+from sam_jax.detection.pickles import read_pickled_tensors
+from sam_jax.types import Params
+
+CONFIG_KEY = "sam_jax_detector_config"
+POSITIONS = "backbone.net.pos_embed"
+# In published files beside the weights: constants, which the config has too.
+CONSTANTS = r"^pixel_(mean|std)$|\.cell_anchors\.\d+$|\.fed_loss_cls_weights$"
+# Applied one after the other to `path/to/param` of our tree.
+RULES = (
+    (r"^image_encoder/", "backbone/net/"),
+    (r"^pyramid/", "backbone/"),
+    (r"^rpn_head/conv_", "proposal_generator/rpn_head/conv/"),
+    (r"^rpn_head/", "proposal_generator/rpn_head/"),
+    (r"^box_heads(_\d+)/(cls_score|bbox_pred)", r"roi_heads/box_predictor\1/\2"),
+    (r"^box_heads", "roi_heads/box_head"),
+    (r"^mask_head/", "roi_heads/mask_head/"),
+    (r"patch_embed_proj", "patch_embed/proj"),
+    (r"/mlp/lin(\d)", r"/mlp/fc\1"),
+    (r"_norm/", "/norm/"),
+    (r"simfp_(\d)_(\d)", r"simfp_\1/\2"),
+    (r"(blocks|box_head|box_predictor)_(\d+)", r"\1/\2"),
+    (r"/(kernel|scale)$", "/weight"),
+    (r"/", "."),
+)
+
+
+@functools.lru_cache(maxsize=16)
+def detector_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+    """`path/to/param` -> shape, of a detector with this config."""
+    shapes = jax.eval_shape(functools.partial(init_detector, config), jax.random.key(0))
+    return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+
+
+def save_detector(path: str | Path, params: Params, config: DetectorConfig, dtype: Any = np.float32) -> None:
+    """Writes params and config as safetensors, under a temporary name first.
+
+    Raises:
+        ValueError: the params do not fit the config.
+    """
+    flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    compare_shapes(flat, detector_shapes(config), f"the params to save does not fit model {config.name!r}")
+    write_tensors(Path(path), flat, {CONFIG_KEY: config.to_json()}, dtype)
+
+
+def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tuple[Params, DetectorConfig]:
+    """Reads a detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth, or its tensors as .safetensors).
+
+    No code in a file is run: a .pkl goes through a reader that knows arrays and containers alone, a .pth through
+    `torch.load(weights_only=True)`. detectron2 keeps position embeddings at the size of the pre-training and resizes
+    them with every picture; here they are resized once.
+
+    Args:
+        config: of a detectron2 file; None: the published detector with the same size, heads and classes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a .pth, and no PyTorch.
+        ValueError: not a detector; tensors missing, extra or misshapen (all are named).
+
+    Returns:
+        float32 numpy params and their config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a detector at {path}, found no file")
+    if path.suffix == ".pkl":
+        return from_detectron2(read_pickled_tensors(path), config, str(path))
+    if path.suffix == ".safetensors" and POSITIONS not in read_state(path):
+        text, flat = read_tensors(path, CONFIG_KEY)
+        own = DetectorConfig.from_json(text)
+        compare_shapes(flat, detector_shapes(own), f"{path} does not fit model {own.name!r}")
+        return unflatten_dict(flat, sep="/"), own
+    return from_detectron2(read_state(path), config, str(path))
+
+
+def from_detectron2(
+    state: Mapping[str, np.ndarray], config: DetectorConfig | None = None, source: str = "the state dict"
+) -> tuple[Params, DetectorConfig]:
+    """detectron2's ViTDet, as numpy arrays -> params and config. See `load_detector`.
+
+    Raises:
+        ValueError: names every missing, extra and misshapen tensor at once, as detectron2 calls them.
+    """
+    state = {name: value for name, value in state.items() if not re.search(CONSTANTS, name)}
+    config = _guess(state, source) if config is None else config
+    ours = {detectron2_name(name, config): name for name in detector_shapes(config)}
+    expected = {theirs: _their_shape(name, detector_shapes(config)[name]) for theirs, name in ours.items()}
+    grid = expected[POSITIONS]
+    if POSITIONS in state:
+        expected[POSITIONS] = _pretraining_shape(state[POSITIONS].shape, grid[-1])
+    compare_shapes(state, expected, f"{source} does not fit model {config.name!r}")
+    flat = {}
+    for theirs, name in ours.items():
+        value = np.asarray(state[theirs], np.float32)
+        if theirs == POSITIONS:
+            side = round((value.shape[1] - 1) ** 0.5)
+            flat[name] = resize_bicubic(value[0, 1:].reshape(side, side, -1), config.encoder.grid_size)[None]
+        else:
+            flat[name] = _to_our_axes(name, value, detector_shapes(config)[name])
+    return unflatten_dict(flat, sep="/"), config
+
+
+def detectron2_name(ours: str, config: DetectorConfig) -> str:
+    """detectron2's name of a tensor `path/to/param` of ours."""
+    name = ours
+    for pattern, replacement in RULES:
+        name = re.sub(pattern, replacement, name)
+    return name if config.cascade else re.sub(r"(box_head|box_predictor)\.0\.", r"\1.", name)
+
+
+def _their_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not ours.endswith("/kernel"):
+        return shape
+    axes = _their_axes(ours, len(shape))
+    shape = tuple(shape[axis] for axis in axes)
+    return (shape[0], int(np.prod(shape[1:]))) if ours.endswith("/fc1/kernel") else shape
+
+
+def _to_our_axes(ours: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if not ours.endswith("/kernel"):
+        return value
+    axes = _their_axes(ours, len(shape))
+    value = value.reshape([shape[axis] for axis in axes])  # of the first full layer, which is flat in detectron2
+    return np.ascontiguousarray(value.transpose(np.argsort(axes)))
+
+
+def _their_axes(ours: str, ndim: int) -> tuple[int, ...]:
+    """Theirs = ours.transpose(axes)."""
+    if ndim == 2:
+        return 1, 0  # (in, out) -> (out, in)
+    if re.search(r"simfp_2_[03]/|simfp_3_0/|deconv/", ours):
+        return 2, 3, 0, 1  # transposed convolution: (h, w, in, out) -> (in, out, h, w)
+    return 3, 2, 0, 1  # convolution: (h, w, in, out) -> (out, in, h, w)
+
+
+def _pretraining_shape(shape: tuple[int, ...], D: int) -> tuple[int, ...]:
+    """Of position embeddings: any square grid and a class token will do."""
+    side = round(max(shape[1] - 1, 0) ** 0.5) if len(shape) == 3 else 0
+    return (1, side**2 + 1, D) if side else (1, 14**2 + 1, D)
+
+
+def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
+    if POSITIONS not in state:
+        raise ValueError(
+            f"expected detectron2's ViTDet with a tensor {POSITIONS} in {source}, it has {len(state)} others: "
+            f"{sorted(state)[:8]}"
+        )
+    cascade = any(name.startswith("roi_heads.box_head.0.") for name in state)
+    scores = state.get("roi_heads.box_predictor.0.cls_score.bias" if cascade else "roi_heads.box_predictor.cls_score.bias")
+    width, classes = state[POSITIONS].shape[-1], None if scores is None else len(scores) - 1
+    alike = [c for c in DETECTORS.values() if (c.encoder.encoder_dim, c.cascade) == (width, cascade)]
+    same = [c for c in alike if c.num_classes == classes]
+    if not alike or (classes is not None and not same):
+        known = ", ".join(sorted({f"{c.encoder.encoder_dim} with {c.num_classes}" for c in DETECTORS.values()}))
+        raise ValueError(
+            f"{source} has embeddings {width} wide and {classes} classes; published detectors have {known}: give the config"
+        )
+    return (same or alike)[0]

@@ -1,0 +1,229 @@
+"""The whole detector as pure functions: params and arrays in, arrays out. Shapes are static; what is not there is marked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sam_jax.detection.boxes import clip_boxes, decode_boxes, make_anchors, not_empty
+from sam_jax.detection.config import BOX_BINS, MASK_BINS, DetectorConfig
+from sam_jax.detection.heads import BoxHead, FeaturePyramid, MaskHead, ProposalHead
+from sam_jax.detection.nms import boxes_that_stay, pick_best
+from sam_jax.detection.roi_align import pool_boxes
+from sam_jax.modeling.image_encoder import PlainViT
+from sam_jax.types import Params
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, best first."""
+
+    boxes: Float[Array, "B R 4"]  # input frame
+    logits: Float[Array, "B R"]  # objectness; -inf where there is no box
+    valid: Bool[Array, "B R"]
+
+
+class Detections(NamedTuple):
+    """Objects, best first."""
+
+    boxes: Float[Array, "B N 4"]  # input frame, within the picture
+    scores: Float[Array, "B N"]  # 0 where there is nothing
+    classes: Int[Array, "B N"]  # place in the config's category_ids
+    valid: Bool[Array, "B N"]
+    masks: Float[Array, "B N 28 28"]  # probabilities; the mask fills its box
+
+
+def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
+    return module.apply({"params": params}, *args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_detector(config: DetectorConfig, key: Key[Array, ""]) -> Params:
+    """Random float32 params. Shapes alone: `jax.eval_shape` over this function."""
+    c, keys = config, jax.random.split(key, 4 + len(config.box_weights))
+    encoder, side = c.encoder, c.encoder.image_size
+    grid = jnp.zeros((1, encoder.grid_size, encoder.grid_size, encoder.encoder_dim))
+    pooled = jnp.zeros((1, 1, BOX_BINS, BOX_BINS, c.channels))
+    to_mask = jnp.zeros((1, 1, MASK_BINS, MASK_BINS, c.channels))
+    modules: dict[str, tuple] = {
+        "image_encoder": (PlainViT(encoder), jnp.zeros((1, side, side, 3))),
+        "pyramid": (FeaturePyramid(c), grid),
+        "rpn_head": (ProposalHead(c), grid[..., :1].repeat(c.channels, -1)),
+        "mask_head": (MaskHead(c), to_mask, jnp.zeros((1, 1), int)),
+        **{f"box_heads_{i}": (BoxHead(c), pooled) for i in range(len(c.box_weights))},
+    }
+    return {
+        name: module.init(key, *arguments)["params"]
+        for key, (name, (module, *arguments)) in zip(keys, modules.items(), strict=True)
+    }
+
+
+def extract_features(
+    params: Params,
+    images: Float[Array, "B S S 3"],
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "B h w C"], ...]:
+    """Normalised pictures -> maps p2 to p6.
+
+    Args:
+        images: from `sam_jax.modeling.normalize_images` with `config.encoder`.
+        drop_path: rate of the last block; takes effect only with a `key`, that is in training.
+        remat: recompute blocks in the backward pass.
+
+    Raises:
+        ValueError: pictures of another size.
+    """
+    side = config.encoder.image_size
+    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise ValueError(
+            f"expected images of shape (B, {side}, {side}, 3) for detector {config.name!r}, got {images.shape}; "
+            "resize and pad them first (sam_jax.ops.transforms)"
+        )
+    module = PlainViT(config.encoder, dtype, drop_path, remat)
+    rngs = None if key is None else {"drop_path": key}
+    x = _apply(module, params["image_encoder"], images, deterministic=key is None, rngs=rngs)
+    return _apply(FeaturePyramid(config, dtype), params["pyramid"], x)
+
+
+def score_anchors(
+    params: Params, features: Sequence[Float[Array, "B h w C"]], config: DetectorConfig, *, dtype: jnp.dtype
+) -> tuple[list[Float[Array, "B n"]], list[Float[Array, "B n 4"]]]:
+    """Objectness logits and deltas of the anchors of each map."""
+    pairs = [_apply(ProposalHead(config, dtype), params["rpn_head"], x) for x in features]
+    return [logits for logits, _ in pairs], [deltas for _, deltas in pairs]
+
+
+def select_proposals(
+    logits: Sequence[Float[Array, "B n"]],
+    deltas: Sequence[Float[Array, "B n 4"]],
+    sizes: Int[Array, "B 2"],
+    config: DetectorConfig,
+    pre_nms: int,
+) -> Proposals:
+    """The best boxes: of each map the best `pre_nms` anchors, suppressed within the map; then the best of all maps.
+
+    Args:
+        sizes: (h, w) of the part of the input frame that is picture.
+    """
+    rows = []
+    for anchors, logit, delta in zip(make_anchors(config), logits, deltas, strict=True):
+        few = min(pre_nms, logit.shape[1])
+        scores, best = jax.lax.top_k(logit, few)
+        boxes = decode_boxes(jnp.take_along_axis(delta, best[..., None], 1), anchors[best], (1.0, 1.0))
+        lacking = pre_nms - few
+        rows.append(
+            (
+                jnp.pad(clip_boxes(boxes, sizes), ((0, 0), (0, lacking), (0, 0))),
+                jnp.pad(scores, ((0, 0), (0, lacking)), constant_values=-jnp.inf),
+            )
+        )
+    boxes, scores = (jnp.stack(parts, 1) for parts in zip(*rows, strict=True))  # (B, maps, pre_nms, ...)
+    valid = not_empty(boxes) & jnp.isfinite(scores)
+    suppress = functools.partial(boxes_that_stay, threshold=config.proposal_nms)
+    scores = jnp.where(jax.vmap(jax.vmap(suppress))(boxes, valid), scores, -jnp.inf)
+    B = boxes.shape[0]
+    top, best = jax.lax.top_k(scores.reshape(B, -1), min(config.proposals, scores[0].size))
+    stays = jnp.isfinite(top)
+    boxes = jnp.take_along_axis(boxes.reshape(B, -1, 4), best[..., None], 1)
+    return Proposals(jnp.where(stays[..., None], boxes, 0), top, stays)
+
+
+def score_boxes(
+    params: Params,
+    features: Sequence[Float[Array, "B h w C"]],
+    boxes: Float[Array, "B R 4"],
+    stage: int,
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype,
+    gradient_scale: float = 1.0,
+) -> tuple[Float[Array, "B R K1"], Float[Array, "B R G 4"]]:
+    """Class logits, the background last, and deltas of boxes, by one stage's head.
+
+    Args:
+        features: maps p2 to p6, of which the last is not used.
+        gradient_scale: on what flows back into the maps.
+    """
+    pooled = pool_boxes(features[:4], boxes, config, BOX_BINS)
+    if gradient_scale != 1.0:
+        pooled = gradient_scale * pooled + (1 - gradient_scale) * jax.lax.stop_gradient(pooled)
+    return _apply(BoxHead(config, dtype), params[f"box_heads_{stage}"], pooled)
+
+
+def score_masks(
+    params: Params,
+    features: Sequence[Float[Array, "B h w C"]],
+    boxes: Float[Array, "B N 4"],
+    classes: Int[Array, "B N"],
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype,
+) -> Float[Array, "B N 28 28"]:
+    """Logits of each box's mask, of its class."""
+    pooled = pool_boxes(features[:4], boxes, config, MASK_BINS)
+    return _apply(MaskHead(config, dtype), params["mask_head"], pooled, classes)
+
+
+def refine_proposals(
+    params: Params,
+    features: Sequence[Float[Array, "B h w C"]],
+    proposals: Proposals,
+    sizes: Int[Array, "B 2"],
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, "B R G 4"], Float[Array, "B R K"]]:
+    """All stages of box heads: boxes for each class (or one for all), and scores, the mean over the stages.
+
+    A stage sees the boxes that the one before has made, cut to the picture.
+    """
+    boxes, scores = proposals.boxes, jnp.zeros(())
+    refined = boxes[:, :, None]
+    for stage, weights in enumerate(config.box_weights):
+        logits, deltas = score_boxes(params, features, boxes, stage, config, dtype=dtype)
+        probabilities = jax.nn.sigmoid(logits) if config.sigmoid_scores else jax.nn.softmax(logits)
+        scores += probabilities[..., :-1] / len(config.box_weights)
+        refined = clip_boxes(decode_boxes(deltas, boxes[:, :, None], weights), sizes)
+        boxes = refined[:, :, 0]
+    valid = proposals.valid & jnp.isfinite(refined).all((-1, -2)) & jnp.isfinite(scores).all(-1)
+    return refined, jnp.where(valid[..., None], scores, -jnp.inf)
+
+
+def detect_objects(
+    params: Params,
+    images: Float[Array, "B S S 3"],
+    sizes: Int[Array, "B 2"],
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Detections:
+    """Normalised pictures -> at most `config.detections` objects on each.
+
+    Args:
+        images: from `sam_jax.modeling.normalize_images` with `config.encoder`.
+        sizes: (h, w) of the part that is picture, pixels of the input frame.
+        dtype: of the arithmetic; boxes and scores are float32.
+    """
+    features = extract_features(params, images, config, dtype=dtype)
+    logits, deltas = score_anchors(params, features, config, dtype=dtype)
+    proposals = select_proposals(logits, deltas, sizes, config, config.pre_nms)
+    boxes, scores = refine_proposals(params, features, proposals, sizes, config, dtype=dtype)
+    scores = jnp.where(scores > config.score_threshold, scores, -jnp.inf)
+    pick = functools.partial(pick_best, threshold=config.box_nms, count=config.detections)
+    which, classes, scores = jax.vmap(pick)(boxes, scores)
+    valid = jnp.isfinite(scores)
+    of_class = jnp.zeros_like(classes) if config.box_classes == 1 else classes
+    boxes = jax.vmap(lambda boxes, r, k: boxes[r, k])(boxes, which, of_class)
+    boxes = jnp.where(valid[..., None], boxes, 0)
+    masks = jax.nn.sigmoid(score_masks(params, features, boxes, classes, config, dtype=dtype))
+    return Detections(boxes, jnp.where(valid, scores, 0), classes, valid, masks)

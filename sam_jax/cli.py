@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment pictures, prepare data, convert or export checkpoints, rate masks."""
+"""The `sam-jax` command: segment pictures, detect, prepare data, convert or export checkpoints, rate masks."""
 
 from __future__ import annotations
 
@@ -89,11 +89,37 @@ class Everything:
 
 
 @dataclasses.dataclass(frozen=True)
+class Detect:
+    """Finds objects with a ViTDet detector and writes them as one COCO result file.
+
+    An entry has image_id, category_id, bbox (x, y, width, height), score and segmentation (run lengths).
+    Example: sam-jax detect annotations/instances_val2017.json --model vitdet.safetensors --out boxes.json
+    """
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """A COCO-format JSON file, or pictures and folders, whose entries then have the file's name too."""
+    model: Path
+    """Detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth)."""
+    out: Path = Path("detections.json")
+    """Result file; replaced when all is done."""
+    images: Path | None = None
+    """Folder of a JSON file's pictures, where they are not near it."""
+    min_score: float | None = None
+    """Objects with a score above this; without it as the detector was published (0.05, LVIS 0.02)."""
+    batch: int = 1
+    """Pictures computed together."""
+    boxes_only: bool = False
+    """Leave segmentations out."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Convert:
     """Converts a checkpoint between the official .pth, Hugging Face and this project's safetensors.
 
     The source's format is seen from its content, the target's from its name: .pth official, .safetensors ours, a
-    folder Hugging Face.
+    folder Hugging Face. A .pkl is one of detectron2's ViTDet detectors, which becomes .safetensors.
     """
 
     source: tyro.conf.Positional[Path]
@@ -202,6 +228,33 @@ def everything(options: Everything) -> int:
     return 1 if report.failures else 0
 
 
+def detect(options: Detect) -> int:
+    import jax.numpy as jnp
+
+    from sam_jax.detection.convert import load_detector
+    from sam_jax.detection.run import detect_pictures, find_targets
+
+    if options.batch < 1:
+        raise ValueError(f"expected --batch of at least 1, got {options.batch}")
+    targets = find_targets(options.inputs, options.images, options.out)
+    params, config = load_detector(options.model)
+    if options.min_score is not None:
+        config = dataclasses.replace(config, score_threshold=options.min_score)
+    report = detect_pictures(
+        params,
+        config,
+        targets,
+        options.out,
+        batch_size=options.batch,
+        masks=not options.boxes_only,
+        dtype=jnp.dtype(options.dtype),
+    )
+    print(f"{report.objects} objects on {report.pictures} pictures, in {options.out}")
+    for path, reason in report.failures.items():
+        print(f"sam-jax: not read: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
+    return 1 if report.failures else 0
+
+
 def demo(options: Demo) -> None:
     from sam_jax.hub import load_model
     from sam_jax.predictor import SamPredictor
@@ -234,8 +287,10 @@ def demo(options: Demo) -> None:
 
 def convert(options: Convert) -> None:
     from sam_jax.convert import convert_file
+    from sam_jax.detection.convert import convert_detector
 
-    convert_file(options.source, options.target, overwrite=options.overwrite)
+    run = convert_detector if options.source.suffix == ".pkl" else convert_file
+    run(options.source, options.target, overwrite=options.overwrite)
     print(f"wrote {options.target}")
 
 
@@ -286,11 +341,12 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback.
 
-    1: some pictures could not be segmented; 130: interrupted.
+    1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Prepare | Convert | Export | Rate | Demo = tyro.cli(
+    options: Segment | Everything | Detect | Prepare | Convert | Export | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
+        | Annotated[Detect, tyro.conf.subcommand("detect")]
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
@@ -306,6 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 segment(options)
             case Everything():
                 return everything(options)
+            case Detect():
+                return detect(options)
             case Prepare():
                 prepared = prepare(options)
                 left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())

@@ -25,7 +25,7 @@ class CocoSource:
     Kept as JSON text per picture: half a million polygons as Python numbers would take gigabytes.
 
     Args:
-        image_folder: to which the file's `file_name`s are relative; None: see `_find_pictures`.
+        image_folder: to which the file's `file_name`s are relative; None: see `picture_folder`.
         keep_image: says which entries of `images` to take.
         min_area: pixels; smaller masks are left out.
 
@@ -63,7 +63,7 @@ class CocoSource:
                 f"image_id; got {type(error).__name__} {error}"
             ) from error
         names = [json.loads(record)[0] for record in self._records[:8]]
-        self.folder = _find_pictures(annotation_file, names, image_folder)
+        self.folder = picture_folder(annotation_file, names, image_folder)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -166,7 +166,7 @@ def find_coco_files(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def _find_pictures(annotation_file: Path, names: Sequence[str], given: Path | None) -> Path:
+def picture_folder(annotation_file: Path, names: Sequence[str], given: Path | None) -> Path:
     """The folder that holds most of the named pictures: `given`, or one of the usual ones near the annotation file."""
     here = annotation_file.parent
     part = annotation_file.stem.rpartition("_")[2]  # instances_train2017 -> train2017

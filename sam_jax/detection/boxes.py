@@ -72,10 +72,7 @@ def make_anchors(config: DetectorConfig) -> list[Float[Array, "n 4"]]:
         area = (config.anchor_cells * stride) ** 2
         widths = [math.sqrt(area / ratio) for ratio in ASPECT_RATIOS]
         shapes = jnp.array(
-            [
-                [-w / 2, -ratio * w / 2, w / 2, ratio * w / 2]
-                for ratio, w in zip(ASPECT_RATIOS, widths, strict=True)
-            ]
+            [[-w / 2, -ratio * w / 2, w / 2, ratio * w / 2] for ratio, w in zip(ASPECT_RATIOS, widths, strict=True)]
         )
         ys, xs = jnp.meshgrid(*2 * [jnp.arange(side, dtype=jnp.float32) * stride], indexing="ij")
         corners = jnp.stack([xs, ys, xs, ys], -1)

@@ -95,7 +95,7 @@ class DetectorConfig:
 
 
 def _published() -> dict[str, DetectorConfig]:
-    detectors = {}
+    detectors: dict[str, DetectorConfig] = {}
     for encoder in (VIT_B, VIT_L, VIT_H):
         for kind in ("mask_rcnn", "cascade_mask_rcnn"):
             name = f"{kind}_{encoder.name.replace('vit', 'vitdet')}"

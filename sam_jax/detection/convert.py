@@ -25,6 +25,7 @@ from sam_jax.types import Params
 
 CONFIG_KEY = "sam_jax_detector_config"
 POSITIONS = "backbone.net.pos_embed"
+PRETRAINING_GRID = 14  # of masked autoencoders on pictures of 224 pixels
 # In published files beside the weights: constants, which the config has too.
 CONSTANTS = r"^pixel_(mean|std)$|\.cell_anchors\.\d+$|\.fed_loss_cls_weights$"
 # Applied one after the other to `path/to/param` of our tree.
@@ -95,6 +96,23 @@ def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tup
     return from_detectron2(read_state(path), config, str(path))
 
 
+def convert_detector(src: str | Path, dst: str | Path, *, overwrite: bool = False) -> None:
+    """Any detector that `load_detector` reads -> `*.safetensors`, ours.
+
+    Raises:
+        FileExistsError: `dst` exists, and no `overwrite`.
+        ValueError: another name; and what `load_detector` raises.
+    """
+    dst = Path(dst)
+    if dst.suffix != ".safetensors":
+        raise ValueError(f"expected a destination *.safetensors for a detector, got {dst}")
+    if dst.exists() and not overwrite:
+        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
+    params, config = load_detector(src)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    save_detector(dst, params, config)
+
+
 def from_detectron2(
     state: Mapping[str, np.ndarray], config: DetectorConfig | None = None, source: str = "the state dict"
 ) -> tuple[Params, DetectorConfig]:
@@ -105,21 +123,26 @@ def from_detectron2(
     """
     state = {name: value for name, value in state.items() if not re.search(CONSTANTS, name)}
     config = _guess(state, source) if config is None else config
-    ours = {detectron2_name(name, config): name for name in detector_shapes(config)}
-    expected = {theirs: _their_shape(name, detector_shapes(config)[name]) for theirs, name in ours.items()}
-    grid = expected[POSITIONS]
-    if POSITIONS in state:
-        expected[POSITIONS] = _pretraining_shape(state[POSITIONS].shape, grid[-1])
+    expected = detectron2_shapes(config)
+    if POSITIONS in state and (side := _grid_side(state[POSITIONS].shape)):
+        expected[POSITIONS] = (1, side**2 + 1, config.encoder.encoder_dim)
     compare_shapes(state, expected, f"{source} does not fit model {config.name!r}")
     flat = {}
-    for theirs, name in ours.items():
+    for name in detector_shapes(config):
+        theirs = detectron2_name(name, config)
         value = np.asarray(state[theirs], np.float32)
         if theirs == POSITIONS:
-            side = round((value.shape[1] - 1) ** 0.5)
+            side = _grid_side(value.shape)
             flat[name] = resize_bicubic(value[0, 1:].reshape(side, side, -1), config.encoder.grid_size)[None]
         else:
             flat[name] = _to_our_axes(name, value, detector_shapes(config)[name])
     return unflatten_dict(flat, sep="/"), config
+
+
+def detectron2_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of detectron2's model, with the position embeddings of the usual pre-training."""
+    shapes = {detectron2_name(name, config): _their_shape(name, s) for name, s in detector_shapes(config).items()}
+    return shapes | {POSITIONS: (1, PRETRAINING_GRID**2 + 1, config.encoder.encoder_dim)}
 
 
 def detectron2_name(ours: str, config: DetectorConfig) -> str:
@@ -155,10 +178,10 @@ def _their_axes(ours: str, ndim: int) -> tuple[int, ...]:
     return 3, 2, 0, 1  # convolution: (h, w, in, out) -> (out, in, h, w)
 
 
-def _pretraining_shape(shape: tuple[int, ...], D: int) -> tuple[int, ...]:
-    """Of position embeddings: any square grid and a class token will do."""
+def _grid_side(shape: tuple[int, ...]) -> int:
+    """Of the square grid that position embeddings beside a class token are for; 0 if they are for none."""
     side = round(max(shape[1] - 1, 0) ** 0.5) if len(shape) == 3 else 0
-    return (1, side**2 + 1, D) if side else (1, 14**2 + 1, D)
+    return side if side and side**2 + 1 == shape[1] else 0
 
 
 def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
@@ -168,13 +191,16 @@ def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
             f"{sorted(state)[:8]}"
         )
     cascade = any(name.startswith("roi_heads.box_head.0.") for name in state)
-    scores = state.get("roi_heads.box_predictor.0.cls_score.bias" if cascade else "roi_heads.box_predictor.cls_score.bias")
+    scores = state.get(
+        "roi_heads.box_predictor.0.cls_score.bias" if cascade else "roi_heads.box_predictor.cls_score.bias"
+    )
     width, classes = state[POSITIONS].shape[-1], None if scores is None else len(scores) - 1
     alike = [c for c in DETECTORS.values() if (c.encoder.encoder_dim, c.cascade) == (width, cascade)]
     same = [c for c in alike if c.num_classes == classes]
     if not alike or (classes is not None and not same):
         known = ", ".join(sorted({f"{c.encoder.encoder_dim} with {c.num_classes}" for c in DETECTORS.values()}))
         raise ValueError(
-            f"{source} has embeddings {width} wide and {classes} classes; published detectors have {known}: give the config"
+            f"{source} has embeddings {width} wide and {classes} classes; published detectors have {known}: "
+            "give the config"
         )
     return (same or alike)[0]

@@ -1,4 +1,7 @@
-"""The whole detector as pure functions: params and arrays in, arrays out. Shapes are static; what is not there is marked."""
+"""The whole detector as pure functions: params and arrays in, arrays out.
+
+Shapes are static; what is not there is marked as such.
+"""
 
 from __future__ import annotations
 

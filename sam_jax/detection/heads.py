@@ -26,7 +26,7 @@ def normed_conv(
 
 
 def lay_out(x: jax.Array) -> jax.Array:
-    """The pixels that `Upconv` made, once or twice, on a grid: (B, h, w, 4, [4,] C) -> (B, 2h, 2w, C) or (B, 4h, 4w, C)."""
+    """The pixels that `Upconv` made in n steps, on a grid: (B, h, w, 4, ..., C) -> (B, 2^n h, 2^n w, C)."""
     B, h, w, *fours, C = x.shape
     n = len(fours)
     x = x.reshape(B, h, w, *[2] * (2 * n), C)
@@ -52,9 +52,7 @@ class FeaturePyramid(nn.Module):
         half = lay_out(Upconv(D, D // 2, dtype, name="simfp_3_0")(x))
         double = nn.max_pool(x, (2, 2), (2, 2))
         # The numbers are the layers' places in the official sequences, where activations and pooling count too.
-        p2, p3, p4, p5 = (
-            self._project(*given) for given in ((quarter, 2, 4), (half, 3, 1), (x, 4, 0), (double, 5, 1))
-        )
+        p2, p3, p4, p5 = (self._project(*given) for given in ((quarter, 2, 4), (half, 3, 1), (x, 4, 0), (double, 5, 1)))
         return p2, p3, p4, p5, p5[:, ::2, ::2]
 
     def _project(self, x: jax.Array, level: int, place: int) -> jax.Array:
@@ -126,7 +124,7 @@ class ClassProduct(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Pooled boxes (B, R, 14, 14, C) and their classes (B, R) -> logits (B, R, 28, 28) of a mask in each box, float32."""
+    """Pooled boxes (B, R, 14, 14, C) and classes (B, R) -> logits (B, R, 28, 28) of a mask in each box, float32."""
 
     config: DetectorConfig
     dtype: jnp.dtype = jnp.float32

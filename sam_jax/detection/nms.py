@@ -13,9 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.detection.boxes import pairwise_iou
 
 
-def boxes_that_stay(
-    boxes: Float[Array, "N 4"], valid: Bool[Array, " N"], threshold: float
-) -> Bool[Array, " N"]:
+def boxes_that_stay(boxes: Float[Array, "N 4"], valid: Bool[Array, " N"], threshold: float) -> Bool[Array, " N"]:
     """Which boxes no better one that stays overlaps with an IoU above the threshold.
 
     Who stays follows from who of the better ones stays. So the rule, applied to all boxes at once again and again, has

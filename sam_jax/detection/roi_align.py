@@ -61,14 +61,10 @@ def axis_weights(
 def most_cells(config: DetectorConfig) -> int:
     """How many cells a box within the picture can touch on the map that it is pooled from."""
     *finer, coarsest = config.sides[:4]
-    area = (2 * config.box_size / config.encoder.patch_size) ** 2  # above it a box belongs to the next map
-    most = coarsest**2
-    for side in finer:
-        # A product of (h + 3) and (w + 3) under h w < area and h, w <= side is largest at one of the ends.
-        longest = max(min(side, math.sqrt(area)), side)
-        shapes = ((longest, min(side, area / longest)), (min(side, math.sqrt(area)),) * 2)
-        most = max(most, *(min(side**2, math.ceil((h + 3) * (w + 3))) for h, w in shapes))
-    return most
+    area = (2 * config.box_size / config.encoder.patch_size) ** 2  # in cells; a box above it belongs to the next map
+    # Under h w < area and h, w <= side, (h + 3)(w + 3) is largest for the longest box.
+    bounds = [min(side**2, math.ceil((side + 3) * (min(side, area / side) + 3))) for side in finer]
+    return max(coarsest**2, *bounds)
 
 
 def pool_boxes(

@@ -1,0 +1,170 @@
+"""A detector over many pictures: pictures or a COCO-format set in, one COCO result file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tqdm import tqdm
+
+from sam_jax.data.coco import picture_folder
+from sam_jax.data.examples import read_json
+from sam_jax.detection.config import DetectorConfig
+from sam_jax.detection.detector import Detections, detect_objects
+from sam_jax.detection.results import to_results
+from sam_jax.everything import find_pictures
+from sam_jax.modeling import normalize_images
+from sam_jax.ops.transforms import fit_image, read_image
+from sam_jax.types import Params
+
+READERS = 2  # threads
+
+
+class Target(NamedTuple):
+    """A picture to look at, and how the result file calls it."""
+
+    path: Path
+    labels: dict[str, Any]  # image_id, and the file's name where no annotation file has it
+
+
+class Frame(NamedTuple):
+    """A picture in the input frame."""
+
+    target: Target
+    size: tuple[int, int]  # (H, W) of the original
+    pixels: np.ndarray
+    input_size: tuple[int, int]
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run did."""
+
+    pictures: int = 0
+    objects: int = 0
+    failures: dict[Path, str] = dataclasses.field(default_factory=dict)  # pictures that can't be read, and why
+
+
+def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list[Target]:
+    """The pictures of one COCO-format JSON file; or pictures, and those in folders, with ids made from their names.
+
+    Args:
+        images: folder of a JSON file's pictures; None: looked for near it.
+        out: the result file.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there; not COCO-format JSON; no pictures.
+    """
+    if not any(path.suffix.lower() == ".json" for path in inputs):
+        pictures = find_pictures(inputs, out)
+        return [Target(p.path, {"image_id": p.image_id, "file_name": str(p.name)}) for p in pictures]
+    if len(inputs) != 1:
+        raise ValueError(f"expected one COCO-format JSON file, or pictures and folders, got {list(map(str, inputs))}")
+    (file,) = inputs
+    if not file.is_file():
+        raise FileNotFoundError(f"expected a COCO-format JSON file at {file}, found none")
+    content = read_json(file.read_bytes(), file)
+    try:
+        entries = [(image["id"], image["file_name"]) for image in content["images"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"expected COCO-format JSON with images that have id and file_name in {file}") from error
+    if not entries:
+        raise ValueError(f"expected pictures in {file}, it lists none")
+    folder = picture_folder(file, [name for _, name in entries[:8]], images)
+    return [Target(folder / name, {"image_id": image_id}) for image_id, name in entries]
+
+
+def detect_pictures(
+    params: Params,
+    config: DetectorConfig,
+    targets: Sequence[Target],
+    out: Path,
+    *,
+    batch_size: int = 1,
+    masks: bool = True,
+    dtype: Any = jnp.float32,
+) -> Report:
+    """Writes the objects of all pictures as one JSON list, in the order of the pictures, with a progress bar.
+
+    The file appears when all is done, whole. Pictures that can't be read are left out and reported.
+
+    Args:
+        batch_size: pictures that are computed together.
+        masks: write each object's segmentation.
+        dtype: of the arithmetic.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    params = jax.tree.map(jnp.asarray, params)
+    report = Report()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file, tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar:
+            file.write("[")
+            for batch in _batches(targets, config.encoder.image_size, batch_size, report.failures):
+                filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]  # one program for all batches
+                pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
+                found = jax.device_get(_detect(params, pixels, sizes, config=config, dtype=dtype))
+                for i, frame in enumerate(batch):
+                    of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
+                    for entry in to_results(of_picture, frame.size, config, masks=masks):
+                        file.write(",\n" if report.objects else "\n")
+                        file.write(json.dumps(frame.target.labels | entry))
+                        report.objects += 1
+                report.pictures += len(batch)
+                bar.update(report.pictures + len(report.failures) - bar.n)
+            bar.update(len(targets) - bar.n)
+            file.write("\n]\n")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return report
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _detect(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
+    return detect_objects(params, normalize_images(pixels, sizes, config.encoder), sizes, config, dtype=dtype)
+
+
+def _batches(targets: Iterable[Target], side: int, batch_size: int, failures: dict[Path, str]) -> Iterator[list[Frame]]:
+    """Frames, `batch_size` at a time and read ahead; of pictures that can't be read the reason."""
+
+    def read(target: Target) -> Frame:
+        image = read_image(target.path)
+        return Frame(target, image.shape[:2], *fit_image(image, side))
+
+    remaining = iter(targets)
+    reading: deque[tuple[Target, Future[Frame]]] = deque()
+    batch: list[Frame] = []
+    with ThreadPoolExecutor(READERS) as readers:
+        try:
+            while True:
+                while len(reading) < batch_size + READERS and (target := next(remaining, None)):
+                    reading.append((target, readers.submit(read, target)))
+                if not reading:
+                    break
+                target, future = reading.popleft()
+                try:
+                    batch.append(future.result())
+                except (OSError, ValueError, TypeError) as error:
+                    failures[target.path] = str(error)
+                if len(batch) == batch_size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)

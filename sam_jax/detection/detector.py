@@ -202,6 +202,28 @@ def refine_proposals(
     return refined, jnp.where(valid[..., None], scores, -jnp.inf)
 
 
+def find_objects(
+    params: Params,
+    features: Sequence[Float[Array, "B h w C"]],
+    proposals: Proposals,
+    sizes: Int[Array, "B 2"],
+    config: DetectorConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Detections:
+    """The second half of `detect_objects`: proposals -> objects with classes, boxes and masks."""
+    boxes, scores = refine_proposals(params, features, proposals, sizes, config, dtype=dtype)
+    scores = jnp.where(scores > config.score_threshold, scores, -jnp.inf)
+    pick = functools.partial(pick_best, threshold=config.box_nms, count=config.detections)
+    which, classes, scores = jax.vmap(pick)(boxes, scores)
+    valid = jnp.isfinite(scores)
+    of_class = jnp.zeros_like(classes) if config.box_classes == 1 else classes
+    boxes = jax.vmap(lambda boxes, r, k: boxes[r, k])(boxes, which, of_class)
+    boxes = jnp.where(valid[..., None], boxes, 0)
+    masks = jax.nn.sigmoid(score_masks(params, features, boxes, classes, config, dtype=dtype))
+    return Detections(boxes, jnp.where(valid, scores, 0), classes, valid, masks)
+
+
 def detect_objects(
     params: Params,
     images: Float[Array, "B S S 3"],
@@ -220,13 +242,4 @@ def detect_objects(
     features = extract_features(params, images, config, dtype=dtype)
     logits, deltas = score_anchors(params, features, config, dtype=dtype)
     proposals = select_proposals(logits, deltas, sizes, config, config.pre_nms)
-    boxes, scores = refine_proposals(params, features, proposals, sizes, config, dtype=dtype)
-    scores = jnp.where(scores > config.score_threshold, scores, -jnp.inf)
-    pick = functools.partial(pick_best, threshold=config.box_nms, count=config.detections)
-    which, classes, scores = jax.vmap(pick)(boxes, scores)
-    valid = jnp.isfinite(scores)
-    of_class = jnp.zeros_like(classes) if config.box_classes == 1 else classes
-    boxes = jax.vmap(lambda boxes, r, k: boxes[r, k])(boxes, which, of_class)
-    boxes = jnp.where(valid[..., None], boxes, 0)
-    masks = jax.nn.sigmoid(score_masks(params, features, boxes, classes, config, dtype=dtype))
-    return Detections(boxes, jnp.where(valid, scores, 0), classes, valid, masks)
+    return find_objects(params, features, proposals, sizes, config, dtype=dtype)

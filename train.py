@@ -3,6 +3,8 @@
 import sys
 
 from sam_jax.cli_config import load_config
+from sam_jax.training.detector.config import DetectorTrainConfig
+from sam_jax.training.detector.loop import train_detector
 from sam_jax.training.loop import train
 
 
@@ -10,7 +12,8 @@ def main(arguments: list[str]) -> int:
     resume = "--resume" in arguments
     try:
         config = load_config([argument for argument in arguments if argument != "--resume"])
-        train(config, resume=resume)
+        run = train_detector if isinstance(config, DetectorTrainConfig) else train
+        run(config, resume=resume)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -4,13 +4,14 @@
 
 FOLDER is a checkout of github.com/facebookresearch/detectron2; its Python code runs as it is and needs fvcore, iopath
 and omegaconf (pip). For the compiled operators of torchvision and for timm plain PyTorch stands in. Exits with an error
-when boxes are more than 1e-3 pixels or scores more than 1e-5 apart. With --record, detectron2's results are written
+when boxes are more than 1e-3 pixels, scores more than 1e-5 or losses more than 1e-4 apart. With --record, detectron2's results are written
 for the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -24,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from vitdet_cases import CASES, SIZES, pictures, random_state, summary
+from PIL import Image
+from vitdet_cases import CASES, SIZES, SMALL, pictures, random_state, summary
 
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.convert import from_detectron2
@@ -37,6 +39,9 @@ from sam_jax.detection.detector import (
 )
 from sam_jax.detection.roi_align import pool_boxes
 from sam_jax.modeling import normalize_images
+from sam_jax.training.detector.config import DetectorTrainConfig, SamplingConfig
+from sam_jax.training.detector.losses import detector_losses
+from sam_jax.types import Batch
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -130,8 +135,12 @@ def use_detectron2(folder: Path) -> None:
             setattr(sys.modules[parent], own, module)
 
 
-def detectron2_model(config: DetectorConfig) -> Any:
-    """The model that detectron2's published configs describe, with our numbers; call `use_detectron2` first."""
+def detectron2_model(config: DetectorConfig, drawn: int = 512) -> Any:
+    """The model that detectron2's published configs describe, with our numbers; call `use_detectron2` first.
+
+    Args:
+        drawn: anchors, and boxes, that a training step learns from.
+    """
     from detectron2.layers import ShapeSpec
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
     from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -183,7 +192,7 @@ def detectron2_model(config: DetectorConfig) -> Any:
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        batch_size_per_image=256,
+        batch_size_per_image=drawn,
         positive_fraction=0.5,
         pre_nms_topk=(c.pre_nms, c.pre_nms),
         post_nms_topk=(c.proposals, c.proposals),
@@ -214,8 +223,8 @@ def detectron2_model(config: DetectorConfig) -> Any:
     mask_shape = ShapeSpec(channels=c.channels, height=14, width=14)
     shared = {
         "num_classes": c.num_classes,
-        "batch_size_per_image": 512,
-        "positive_fraction": 0.25,
+        "batch_size_per_image": drawn,
+        "positive_fraction": 0.5,
         "box_in_features": names[:4],
         "box_pooler": pooler(7),
         "mask_in_features": names[:4],
@@ -245,6 +254,49 @@ def detectron2_model(config: DetectorConfig) -> Any:
     return model.eval()
 
 
+def compare_losses(cascade: bool) -> dict[str, tuple[float, float]]:
+    """Ours and detectron2's losses of a class-agnostic detector, where so many are drawn that all are."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    drawn, side = 100_000, SMALL.encoder.image_size
+    config = dataclasses.replace(SMALL, cascade=cascade, category_ids=(1,))
+    model = detectron2_model(config, drawn).train()
+    rng = np.random.default_rng(5)
+    images = np.stack([np.asarray(Image.fromarray(x).resize((side, side))) for x in pictures()])
+    masks, valid = np.zeros((2, 5, side, side), bool), np.array([[True] * 5, [True] * 3 + [False] * 2])
+    boxes = np.zeros((2, 5, 4), np.float32)
+    for b, q in np.argwhere(valid):
+        (w, h), (x, y) = rng.integers(12, 90, 2), rng.integers(0, 70, 2)
+        w, h = min(w, side - x), min(h, side - y)
+        masks[b, q, y : y + h, x : x + w] = rng.uniform(size=(h, w)) < 0.8
+        boxes[b, q] = x, y, x + w - 1, y + h - 1
+    inputs = []
+    for b in range(2):
+        truth = Instances((side, side))
+        truth.gt_boxes = Boxes(torch.from_numpy(boxes[b, valid[b]] + np.float32([0, 0, 1, 1])))
+        truth.gt_classes = torch.zeros(int(valid[b].sum()), dtype=torch.long)
+        truth.gt_masks = BitMasks(torch.from_numpy(masks[b, valid[b]]))
+        inputs.append({"image": torch.from_numpy(images[b].transpose(2, 0, 1).copy()).float(), "instances": truth})
+    with EventStorage():
+        theirs = {name: float(value.detach()) for name, value in model(inputs).items()}
+
+    sampling = SamplingConfig(drawn, 0.5, boxes=drawn, box_positives=0.5, pre_nms=config.pre_nms)
+    training = DetectorTrainConfig(Path(), config, sampling=sampling, drop_path=0.0)
+    batch = Batch(images, np.full((2, 2), side), masks, boxes, valid)
+    params, _ = from_detectron2(random_state(config), config)
+    losses = functools.partial(detector_losses, config=training, training=True, axis_name=None)
+    run = jax.jit(lambda *arguments: losses(*arguments)[0])
+    ours = {name: float(value) for name, value in run(params, batch, jax.random.key(0), jnp.arange(2)).items()}
+    names = {"anchor_scores": "loss_rpn_cls", "anchor_boxes": "loss_rpn_loc", "masks": "loss_mask"}
+    for stage in range(len(config.box_weights)):
+        ending = f"_stage{stage}" if cascade else ""
+        names |= {f"box_scores_{stage}": f"loss_cls{ending}", f"boxes_{stage}": f"loss_box_reg{ending}"}
+    assert set(names) == set(ours)
+    assert set(names.values()) == set(theirs)
+    return {name: (ours[name], theirs[their_name]) for name, their_name in names.items()}
+
+
 def nhwc(x: torch.Tensor) -> np.ndarray:
     return x.permute(0, 2, 3, 1).numpy()
 
@@ -265,6 +317,11 @@ def main() -> None:
             print(f"| {name} | {part} | {error:.1e} | {largest:.3g} |", flush=True)
             limit = 1e-3 if "boxes" in part else 1e-5 if "scores" in part else 1e-4
             lost |= not error < limit
+    for cascade in (False, True):
+        for part, (ours, theirs) in compare_losses(cascade).items():
+            name = "cascade" if cascade else "mask_rcnn"
+            print(f"| {name} | loss: {part} | {abs(ours - theirs):.1e} | {theirs:.3g} |", flush=True)
+            lost |= not abs(ours - theirs) < 1e-4
     if arguments.record:
         temporary = arguments.record.with_suffix(".tmp")
         temporary.write_text(json.dumps(recorded) + "\n")

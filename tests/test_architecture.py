@@ -20,7 +20,8 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "data": BASE | {"ops"},
     "parallel": BASE,
     "checkpoint.py": BASE | {"modeling"},
-    "training": BASE | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint", "convert", "hub"},
+    "training": BASE
+    | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint", "convert", "hub", "detection"},
     "model.py": BASE | {"modeling"},
     "predictor.py": BASE | {"modeling", "ops", "model"},
     "automatic_mask_generator.py": BASE | {"modeling", "ops", "model", "parallel"},
@@ -30,6 +31,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
     "evals": BASE
     | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "ritm"},
+    "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},
 }
 
 
@@ -62,7 +64,7 @@ def test_nothing_in_the_package_imports_the_scripts():
 
 def test_inference_needs_neither_torch_nor_the_training_code():
     code = (
-        "import sys, sam_jax, sam_jax.predictor, sam_jax.hub, sam_jax.cli, sam_jax.convert\n"
+        "import sys, sam_jax, sam_jax.predictor, sam_jax.hub, sam_jax.cli, sam_jax.convert, sam_jax.detection.run\n"
         "heavy = ('torch', 'transformers', 'tensorflow_datasets', 'grain', 'array_record', 'apache_beam')\n"
         "bad = [m for m in sys.modules if m.split('.')[0] in heavy or m == 'sam_jax.training']\n"
         "sys.exit(str(bad) if bad else 0)"

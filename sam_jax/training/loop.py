@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     if config.finetune.cache_embeddings and encoder != "cached":
         raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
-        _claim_folder(out, config, resume)
+        claim_folder(out, config, resume)
     run_key = jax.random.key(config.seed)
     flops, peak = step_flops(config, encoder=encoder), peak_flops(jax.devices()[0])
     tqdm.write(
@@ -89,7 +89,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
     with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
         if resume and manager.latest_step() is not None:
-            restored = manager.restore(manager.latest_step(), args=_restore_args(program))
+            restored = manager.restore(manager.latest_step(), args=restore_args(program))
             state, first_step = program.place(restored.state), restored.data["batches"]
             run_key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
         else:
@@ -133,7 +133,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
                     tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
                     pictures = _preview(program, state, whole_batches[0], run_key)
                     if main:
-                        _save_picture(pictures, out / "predictions" / f"{step:07d}.png")
+                        save_picture(pictures, out / "predictions" / f"{step:07d}.png")
                         plot_curves(out)
                 if step % config.save_every == 0 or stopping:
                     position = {"batches": step, "key": np.asarray(jax.random.key_data(run_key)).tolist()}
@@ -199,14 +199,14 @@ def _preview(program: Wrapped, state: Any, batch: Batch, key: jax.Array) -> np.n
     return draw_predictions(few, *jax.device_get(program.preview(state, few, key)))
 
 
-def _save_picture(image: np.ndarray, path: Path) -> None:
+def save_picture(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     Image.fromarray(image).save(temporary, "PNG")
     temporary.replace(path)
 
 
-def _restore_args(program: Wrapped) -> Any:
+def restore_args(program: Wrapped) -> Any:
     return ocp.args.Composite(state=ocp.args.StandardRestore(program.template), data=ocp.args.JsonRestore())
 
 
@@ -239,7 +239,7 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
+def claim_folder(out: Path, config: Any, resume: bool) -> None:
     """Makes the run's folder, or checks that it is this run's."""
     record = out / "config.json"
     if record.exists():

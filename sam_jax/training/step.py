@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sam_jax.config import TrainConfig
+from sam_jax.config import FinetuneConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.prompting.simulate import first_prompts, next_points, picture_pixels, round_schedule
 from sam_jax.training.losses import segmentation_loss
@@ -30,8 +30,17 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]  # updates left out in a row, for want of finite gradients
 
 
+class Learning(Protocol):
+    """What a config says of the params that learn."""
+
+    @property
+    def finetune(self) -> FinetuneConfig: ...
+    @property
+    def ema_decay(self) -> float | None: ...
+
+
 def init_state(
-    params: Params, key: Key[Array, ""], config: TrainConfig, make_optimizer: Callable[[Params], Any]
+    params: Params, key: Key[Array, ""], config: Learning, make_optimizer: Callable[[Params], Any]
 ) -> TrainState:
     """A run's state at step 0, from the params of a whole model."""
     trained, frozen = split_params(params, config.finetune, key)
@@ -40,9 +49,33 @@ def init_state(
     return TrainState(trained, frozen, opt_state, ema, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def model_params(state: TrainState, config: TrainConfig) -> Params:
+def model_params(state: TrainState, config: Learning) -> Params:
     """The params of the whole model, for use: averaged where the run keeps an average."""
     return join_params(state.params if state.ema is None else state.ema, state.frozen, config.finetune)
+
+
+def update_state(
+    state: TrainState, grads: Params, config: Learning, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The next state from the gradients of the params that learn, and `grad_norm` and `skipped`.
+
+    An update whose gradients are not finite is left out: the step counts, and nothing else changes.
+    """
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None
+    if state.ema is not None:
+        assert config.ema_decay is not None
+        ema = optax.incremental_update(params, state.ema, 1.0 - config.ema_decay)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    before = (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before
+    )
+    state = TrainState(params, state.frozen, opt_state, ema, state.step + 1, skipped)
+    return state, {"grad_norm": grad_norm, "skipped": skipped}
 
 
 class Rounds(NamedTuple):
@@ -183,11 +216,12 @@ def cut_batch(batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _total(tree: Any, axis_name: str | None) -> Any:
+def total_of(tree: Any, axis_name: str | None) -> Any:
+    """Sums over the devices of `jax.pmap`; under any other way of running, all is here."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def _numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
+def picture_numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
     """Of the pictures in the global batch."""
     B = len(batch.sizes)
     return jnp.arange(B) + (0 if axis_name is None else B * jax.lax.axis_index(axis_name))
@@ -202,9 +236,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from all rounds on one batch; the loss is the sum over rounds of the mean over masks.
-
-    An update whose gradients are not finite is left out: the step counts, and nothing else changes.
+    """One update (`update_state`) from all rounds on one batch; the loss is the sum over rounds of the mean over masks.
 
     Args:
         key: the run's key; the step's own is folded from it, so that a resumed run draws what it would have drawn.
@@ -214,7 +246,7 @@ def train_step(
         the new state, and metrics: arrays per round, `masks`, `grad_norm` and `skipped`.
     """
     step_key = jax.random.fold_in(key, state.step)
-    masks = _total(batch.valid.sum(), axis_name)
+    masks = total_of(batch.valid.sum(), axis_name)
 
     def loss_fn(trained: Params, part: Batch, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = join_params(trained, state.frozen, config.finetune)
@@ -224,7 +256,7 @@ def train_step(
         return metrics["loss"].sum(), metrics
 
     gradient = jax.grad(loss_fn, has_aux=True)
-    numbers = _numbers(batch, axis_name)
+    numbers = picture_numbers(batch, axis_name)
     if config.accumulate == 1:
         grads, metrics = gradient(state.params, batch, numbers)
     else:
@@ -238,32 +270,19 @@ def train_step(
             return jax.tree.map(jnp.add, sums, gradient(state.params, *part)), None
 
         (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
-    grads, metrics = _total((grads, metrics), axis_name)
+    grads, metrics = total_of((grads, metrics), axis_name)
 
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = None
-    if state.ema is not None:
-        assert config.ema_decay is not None
-        ema = optax.incremental_update(params, state.ema, 1.0 - config.ema_decay)
-    skipped = jnp.where(finite, 0, state.skipped + 1)
-    before = (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before
-    )
-    state = TrainState(params, state.frozen, opt_state, ema, state.step + 1, skipped)
-    return state, metrics | {"masks": masks, "grad_norm": grad_norm, "skipped": skipped}
+    state, update = update_state(state, grads, config, optimizer)
+    return state, metrics | {"masks": masks} | update
 
 
 def validation_step(
     state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig, axis_name: str | None = None
 ) -> dict[str, jax.Array]:
     """The rounds without learning: per round the sums over the global batch's masks, and the number of `masks`."""
-    numbers = _numbers(batch, axis_name)
+    numbers = picture_numbers(batch, axis_name)
     rounds = run_rounds(model_params(state, config), batch, key, config, training=False, numbers=numbers)
-    return _total(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
+    return total_of(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
 
 
 def preview_step(

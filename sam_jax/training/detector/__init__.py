@@ -1,0 +1,1 @@
+"""Training of ViTDet detectors that find objects of any kind: one class, boxes and masks."""

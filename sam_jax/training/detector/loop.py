@@ -1,0 +1,193 @@
+"""A detector's training run: data, step, validation, checkpoints, as `sam_jax.training.loop` has them for SAM."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from sam_jax.convert import load_mae_encoder
+from sam_jax.data.loader import fixed_batches, local_part, make_loader
+from sam_jax.data.sources import open_source
+from sam_jax.detection.convert import save_detector
+from sam_jax.detection.detector import Detections, init_detector
+from sam_jax.hub import load_model
+from sam_jax.modeling.resize import resize_positions
+from sam_jax.ops.draw import draw_masks
+from sam_jax.parallel.start import start_processes
+from sam_jax.parallel.wrap import Wrapped, wrap
+from sam_jax.training.detector.config import DetectorTrainConfig
+from sam_jax.training.detector.step import preview_step, train_step, validation_step
+from sam_jax.training.loop import PREVIEW_PICTURES, StopSignal, claim_folder, restore_args, save_picture
+from sam_jax.training.optimizer import make_optimizer
+from sam_jax.training.step import init_state, model_params
+from sam_jax.training.watch import Clock, MetricsLog, peak_memory_gib
+from sam_jax.types import Batch, Params
+
+
+def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path:
+    """Trains until `config.steps`, or until SIGTERM or Ctrl-C, after which `resume` goes on from the last step.
+
+    Args:
+        resume: continue the run in `config.out`; without it that folder must hold no run.
+
+    Returns:
+        path of the exported detector, `model.safetensors` in `config.out`.
+
+    Raises:
+        FileExistsError: `config.out` holds a run and `resume` is False.
+        ValueError: the run in `config.out` was started with another model; devices that do not fit the batch.
+        FloatingPointError: `max_skipped` updates in a row had no finite gradients.
+    """
+    start_processes(config.parallel)
+    params = initial_params(config)
+    out, main = config.out.resolve(), jax.process_index() == 0
+    train_set, validation_set = open_source(config.data)
+    program = compile_program(config, params)
+    if main:
+        claim_folder(out, config, resume)
+    run_key = jax.random.key(config.seed)
+    tqdm.write(
+        f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
+        f"on {program.devices} x {jax.devices()[0].device_kind}"
+    )
+    batch_args: dict[str, Any] = {
+        "model": config.model.encoder,
+        "config": config.data,
+        "loss_size": config.mask_size,
+        "seed": config.seed,
+    }
+    part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    whole_batches = fixed_batches(validation_set, config.validation_batches, **batch_args)
+    validation_batches = [local_part(batch, **part) for batch in whole_batches]
+    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
+    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
+        if resume and manager.latest_step() is not None:
+            restored = manager.restore(manager.latest_step(), args=restore_args(program))
+            state, first_step = program.place(restored.state), restored.data["batches"]
+        else:
+            state, first_step = program.init(params), 0
+        del params
+        log, clock = MetricsLog(out, first_step, enabled=main), Clock()
+        with (
+            contextlib.closing(make_loader(train_set, first_batch=first_step, **batch_args, **part)) as loader,
+            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
+        ):
+            for step in range(first_step + 1, config.steps + 1):
+                with clock.waiting():
+                    batch = next(loader)
+                state, metrics = program.step(state, batch, run_key)
+                bar.update()
+                if step % config.log_every == 0:
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    if values["skipped"] >= config.max_skipped:
+                        raise FloatingPointError(
+                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
+                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
+                        )
+                    seconds, waited = clock.look()
+                    speed = {
+                        "seconds_per_step": seconds,
+                        "pictures_per_second": config.data.batch_size / seconds,
+                        "data_wait_share": waited,
+                        "peak_memory_gib": peak_memory_gib(),
+                    }
+                    log.write(step, values | speed)
+                    bar.set_postfix(loss=f"{values['loss']:.3f}")
+                stopping = step == config.steps or stop.requested(step)
+                if step % config.validate_every == 0 or step == config.steps:
+                    values = validate(program, state, validation_batches, run_key)
+                    log.write(step, {f"validation_{name}": value for name, value in values.items()})
+                    tqdm.write(
+                        f"step {step}: validation loss {values['loss']:.3f}; boxes found with IoU 0.5: "
+                        f"{values['found']:.1%}, with 0.75: {values['found_closely']:.1%}"
+                    )
+                    few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], whole_batches[0])
+                    found = jax.device_get(program.preview(state, few, run_key))
+                    if main:
+                        save_picture(draw_detections(few, found), out / "predictions" / f"{step:07d}.png")
+                if step % config.save_every == 0 or stopping:
+                    position = ocp.args.JsonSave({"batches": step})
+                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": position}
+                    manager.save(step, args=ocp.args.Composite(**saved), force=stopping)
+                if stopping:
+                    break
+        log.close()
+    path = out / "model.safetensors"
+    state = program.whole(state)
+    exported = jax.jit(functools.partial(model_params, config=config))(state)
+    if main:
+        save_detector(path, jax.device_get(exported), config.model)
+        tqdm.write(f"step {int(state.step)} of {config.steps}; detector in {path}")
+    return path
+
+
+def compile_program(config: DetectorTrainConfig, params: Params) -> Wrapped:
+    """The run's functions on its devices."""
+    make = functools.partial(make_optimizer, config.optimizer, config.model.encoder)
+    init = functools.partial(init_state, key=jax.random.key(config.seed), config=config, make_optimizer=make)
+    trained = jax.eval_shape(init, params).params
+    return wrap(
+        init,
+        functools.partial(train_step, config=config, optimizer=make(trained)),
+        functools.partial(validation_step, config=config),
+        functools.partial(preview_step, config=config),
+        params,
+        config.parallel,
+        config.data.batch_size,
+    )
+
+
+def initial_params(config: DetectorTrainConfig) -> Params:
+    """Random params, with the image encoder of a SAM model or of a masked autoencoder where the config names one.
+
+    Raises:
+        ValueError: both are named, or an encoder of another size.
+    """
+    if config.init_from is not None and config.init_encoder_from is not None:
+        raise ValueError("expected one start of the image encoder, got init-from and init-encoder-from")
+    params, encoder = init_detector(config.model, jax.random.key(config.seed)), config.model.encoder
+    if config.init_from is not None:
+        start = load_model(config.init_from)
+        new = dataclasses.replace(start.config, image_size=encoder.image_size)
+        learned = resize_positions(start.params, start.config, new)["image_encoder"]
+        learned = {name: value for name, value in learned.items() if not name.startswith("neck_")}
+        shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (learned, params["image_encoder"]))
+        if shapes != wanted:
+            raise ValueError(
+                f"expected an image encoder like that of model.encoder ({encoder.name}), {config.init_from} has "
+                f"another ({start.config.name}); change model.encoder or init-from"
+            )
+        params = params | {"image_encoder": learned}
+    if config.init_encoder_from is not None:
+        params = load_mae_encoder(config.init_encoder_from, params, encoder)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def validate(program: Wrapped, state: Any, batches: list[Batch], key: jax.Array) -> dict[str, float]:
+    """Mean losses of the batches, and the shares of their objects that were found; the same draws every time."""
+    results = [jax.device_get(program.evaluate(state, b, jax.random.fold_in(key, i))) for i, b in enumerate(batches)]
+    values = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+    objects = max(values.pop("objects"), 1e-9)
+    return {name: value / objects if name.startswith("found") else value for name, value in values.items()}
+
+
+def draw_detections(batch: Batch, found: Detections, most: int = 12) -> np.ndarray:
+    """A row per picture: the true boxes, and the best detections."""
+    assert batch.images is not None
+    rows = []
+    for image, boxes, valid, ours, is_there in zip(
+        batch.images, batch.boxes, batch.valid, found.boxes, found.valid, strict=True
+    ):
+        there = np.flatnonzero(np.asarray(is_there))[:most]
+        pair = [draw_masks(image, [], boxes=[tuple(box) for box in side]) for side in (boxes[valid], ours[there])]
+        rows.append(np.concatenate(pair, 1))
+    return np.concatenate(rows)

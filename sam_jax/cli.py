@@ -126,6 +126,8 @@ class Convert:
     """Checkpoint to read."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
+    ritm: bool = False
+    """The source is a checkpoint of RITM, the interactive baseline; the target *.safetensors."""
     overwrite: bool = False
     """Replace the target if it exists."""
 
@@ -288,9 +290,11 @@ def demo(options: Demo) -> None:
 def convert(options: Convert) -> None:
     from sam_jax.convert import convert_file
     from sam_jax.detection.convert import convert_detector
+    from sam_jax.ritm import convert_ritm
 
-    run = convert_detector if options.source.suffix == ".pkl" else convert_file
-    run(options.source, options.target, overwrite=options.overwrite)
+    pickled = options.source.suffix == ".pkl"
+    write = convert_ritm if options.ritm else convert_detector if pickled else convert_file
+    write(options.source, options.target, overwrite=options.overwrite)
     print(f"wrote {options.target}")
 
 

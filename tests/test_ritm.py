@@ -10,6 +10,7 @@ import torch
 from ritm_cases import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
 from ritm_original import random_params
 
+from sam_jax.cli import main
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
 from sam_jax.evals.single_point import SinglePointConfig
@@ -123,7 +124,7 @@ def test_pictures_of_other_sizes_compile_nothing_new(played):
 
 def test_arrays_have_few_sides():
     assert [padded_side(n) for n in (1, 128, 129, 400, 600, 1024, 1025, 3000)] == [
-        128, 128, 224, 416, 608, 1024, 1280, 3072,
+        128, 128, 192, 416, 608, 1024, 1280, 3072,
     ]  # fmt: skip
 
 
@@ -188,6 +189,7 @@ def test_a_box_stays_until_a_click_leaves_it_or_another_is_wanted_much_more():
 def test_the_longer_side_is_what_the_network_sees():
     assert ZoomIn().seen_size(Box(0, 199, 100, 600)) == (160, 400)
     assert ZoomIn(side=600).seen_size(Box(0, 99, 0, 49)) == (600, 300)
+    assert ZoomIn().seen_size(Box(0, 0, 0, 999)) == (1, 400)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,18 @@ def test_a_published_checkpoint_is_read_written_as_ours_and_read_again(tiny, tmp
     for params in (first.params, second.params):
         jax.tree.map(np.testing.assert_array_equal, params, tiny)
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".tmp"] == []
+
+
+def test_the_command_converts_once_and_overwrites_when_asked(tiny, tmp_path, capsys):
+    torch.save(published(tiny, TINY), tmp_path / "tiny.pth")
+    command = ["convert", str(tmp_path / "tiny.pth"), str(tmp_path / "new" / "tiny.safetensors"), "--ritm"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert main([*command[:2], str(tmp_path / "tiny.pt"), "--ritm"]) == 2
+    assert "*.safetensors" in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, load_ritm(tmp_path / "new" / "tiny.safetensors").params, tiny)
 
 
 def test_published_configs_are_known_by_name():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sam_jax.ritm.checkpoint import save_ritm
 from sam_jax.ritm.config import HRNET18, HRNET18S, HRNET32, RITM_SIZES, RitmConfig
-from sam_jax.ritm.convert import load_ritm_params
+from sam_jax.ritm.convert import convert_ritm, load_ritm_params
 from sam_jax.ritm.model import Ritm
 from sam_jax.ritm.predictor import THRESHOLD, RitmPredictor
 from sam_jax.ritm.zoom import ZoomIn
@@ -19,6 +19,7 @@ __all__ = [
     "RitmConfig",
     "RitmPredictor",
     "ZoomIn",
+    "convert_ritm",
     "load_ritm",
     "save_ritm",
 ]

@@ -16,9 +16,9 @@ from sam_jax.types import BACKGROUND, FOREGROUND, PAD
 THRESHOLD = 0.49
 """Probability above which the published evaluation takes a pixel for the object."""
 
-# Sides of the arrays that pictures and parts of them are put into: few, so that few shapes are compiled. 416 is for
-# the side of 400 that the network sees, 608 for DAVIS's 600.
-SIDES = (128, 224, 320, 416, 512, 608, 832, 1024)
+# Sides of the arrays that pictures and parts of them are put into: few, so that few shapes are compiled; near those of
+# the usual sets' pictures, and of the parts, whose longer side is 400 (for DAVIS 600).
+SIDES = (128, 192, 256, 320, 352, 384, 416, 480, 512, 608, 640, 736, 864, 1024)
 ZOOM = ZoomIn()
 MIN_SLOTS = 32  # of clicks; twice as many, and so on, where they do not suffice
 

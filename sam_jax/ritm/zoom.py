@@ -64,7 +64,7 @@ class ZoomIn:
         """(h, w) at which the network sees a box."""
         h, w = box.size
         scale = self.side / max(h, w)
-        return round(h * scale), round(w * scale)
+        return max(1, round(h * scale)), max(1, round(w * scale))
 
 
 def overlap(a: Box, b: Box) -> float:

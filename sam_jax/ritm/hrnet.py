@@ -101,7 +101,7 @@ class Bottleneck(nn.Module):
 
 
 def in_a_row(module: type[nn.Module], times: int) -> Callable[..., Any]:
-    """Modules that are alike, one after the other; params get a leading axis. Compiled once, which saves minutes."""
+    """Modules that are alike, one after the other; params get a leading axis. They are compiled once."""
     return nn.scan(module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=times)
 
 

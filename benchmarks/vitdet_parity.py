@@ -4,8 +4,8 @@
 
 FOLDER is a checkout of github.com/facebookresearch/detectron2; its Python code runs as it is and needs fvcore, iopath
 and omegaconf (pip). For the compiled operators of torchvision and for timm plain PyTorch stands in. Exits with an error
-when boxes are more than 1e-3 pixels, scores more than 1e-5 or losses more than 1e-4 apart. With --record, detectron2's results are written
-for the tests.
+when boxes are more than 1e-3 pixels, scores more than 1e-5 or losses more than 1e-4 apart. With --record, detectron2's
+results are written for the tests.
 """
 
 from __future__ import annotations
@@ -269,7 +269,8 @@ def compare_losses(cascade: bool) -> dict[str, tuple[float, float]]:
     for b, q in np.argwhere(valid):
         (w, h), (x, y) = rng.integers(12, 90, 2), rng.integers(0, 70, 2)
         w, h = min(w, side - x), min(h, side - y)
-        masks[b, q, y : y + h, x : x + w] = rng.uniform(size=(h, w)) < 0.8
+        ys, xs = np.mgrid[:h, :w]
+        masks[b, q, y : y + h, x : x + w] = ((ys + 0.5) / h - 0.5) ** 2 + ((xs + 0.5) / w - 0.5) ** 2 < 0.25
         boxes[b, q] = x, y, x + w - 1, y + h - 1
     inputs = []
     for b in range(2):

@@ -154,18 +154,20 @@ def initial_params(config: DetectorTrainConfig) -> Params:
     """
     if config.init_from is not None and config.init_encoder_from is not None:
         raise ValueError("expected one start of the image encoder, got init-from and init-encoder-from")
-    params, encoder = init_detector(config.model, jax.random.key(config.seed)), config.model.encoder
+    encoder, learned = config.model.encoder, {}
     if config.init_from is not None:
         start = load_model(config.init_from)
         new = dataclasses.replace(start.config, image_size=encoder.image_size)
-        learned = resize_positions(start.params, start.config, new)["image_encoder"]
-        learned = {name: value for name, value in learned.items() if not name.startswith("neck_")}
-        shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (learned, params["image_encoder"]))
-        if shapes != wanted:
+        whole = resize_positions(start.params, start.config, new)["image_encoder"]
+        learned = {name: value for name, value in whole.items() if not name.startswith("neck_")}
+        wanted = jax.eval_shape(functools.partial(init_detector, config.model), jax.random.key(0))["image_encoder"]
+        if jax.tree.map(jnp.shape, learned) != jax.tree.map(jnp.shape, wanted):
             raise ValueError(
                 f"expected an image encoder like that of model.encoder ({encoder.name}), {config.init_from} has "
                 f"another ({start.config.name}); change model.encoder or init-from"
             )
+    params = init_detector(config.model, jax.random.key(config.seed))
+    if learned:
         params = params | {"image_encoder": learned}
     if config.init_encoder_from is not None:
         params = load_mae_encoder(config.init_encoder_from, params, encoder)

@@ -1,0 +1,31 @@
+"""Chooses settings of the proposal baseline on training pictures of COCO: tune_felzenszwalb.py [DATA] [PICTURES].
+
+The setting with the best AR@1000 is the default in `sam_jax.evals.proposal_baselines`.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sam_jax.evals.mask_scores import Recall, count_found
+from sam_jax.evals.proposal_baselines import Felzenszwalb
+from sam_jax.evals.truth import read_truth
+
+NUMBERS = (10, 100, 1000)
+FINE, MIDDLE, COARSE = (800, 400, 200, 100, 50), (1600, 800, 400, 200, 100), (3200, 1600, 800, 400, 200)
+CANDIDATES = [
+    *(Felzenszwalb(scales, min_size=size) for scales in (FINE, MIDDLE, COARSE) for size in (50, 100, 200)),
+    *(Felzenszwalb(MIDDLE, sigma=sigma, min_size=100) for sigma in (0.5, 1.2)),
+]
+
+if __name__ == "__main__":
+    data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
+    truth = read_truth(data / "coco_small" / "instances.json", split="train2017")
+    truth = truth.take(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    pictures = [(picture.image(), picture.objects()) for picture in truth.pictures.values()]
+    print("AR@10, AR@100, AR@1000 in percent")
+    for method in tqdm(CANDIDATES, unit="setting"):
+        parts = [count_found(objects, method.propose([image])[0], {}, NUMBERS) for image, objects in pictures]
+        means = Recall.sum(parts, NUMBERS).average("all").values()
+        tqdm.write(f"{' '.join(f'{100 * (mean or 0):.1f}' for mean in means)}  {method}")

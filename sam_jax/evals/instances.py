@@ -50,7 +50,7 @@ class InstancesConfig:
     max_boxes: int | None = None  # best ones of a picture; without it 100, and 300 for LVIS
     max_pictures: int = 0  # the first ones; 0 means all
     pictures_per_batch: int = 4  # that pass the model together
-    workers: int = 2  # processes that score
+    workers: int = 1  # processes that score; more pay off from a thousand pictures on
 
     def evaluate(self) -> Report:
         """Segments every box with every method and scores the masks.

@@ -101,7 +101,7 @@ class ProposalsConfig:
     max_pictures: int = 0  # the first ones; 0 means all
     points_per_side: int = 64  # of sam's grid; with a single output twice as many
     pictures_per_device: int = 1  # that pass the model together
-    workers: int = 2  # processes that score
+    workers: int = 1  # processes that score; more pay off from a thousand pictures on
 
     def evaluate(self) -> Report:
         """Proposes masks with every method and counts the objects that they find.

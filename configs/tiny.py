@@ -1,4 +1,6 @@
-"""The embedded `tiny` model, on pictures and crops of 128 pixels. Four runs, each from the model of the one before:
+"""The embedded `tiny` model, on pictures and crops of 128 pixels.
+
+Five runs, each from the model of the one before, the last from the mean of the two before it:
 
     sam-jax prepare ../shared/data --format named --out prepared
     python train.py configs/tiny_crops.py --data.path prepared
@@ -8,9 +10,12 @@
         --init-from runs/tiny_1/model.safetensors --steps 4200 --optimizer.learning-rate 1e-3 \
         --optimizer.decay-steps 3900 --prompts.point-rounds 1 --prompts.refine-rounds 0
     python train.py configs/tiny.py --data.path prepared --init-from runs/tiny_2/model.safetensors
+    python train.py configs/tiny.py --data.path prepared --out runs/tiny_4 \
+        --init-from mean.safetensors --steps 6000 --optimizer.learning-rate 1e-3 --optimizer.decay-steps 4500 5500 \
+        --prompts.point-rounds 1 --prompts.refine-rounds 0 --ema-decay 0.995 --seed 7
 
-The last takes all rounds and lowers the rate near its end. Hardware: two CPU cores, shared with other work. What each
-of the four really was, how long it took and what the result measures is in docs/model_card_tiny.md.
+The fourth takes all rounds and lowers the rate near its end. Hardware: two CPU cores, shared with other work. What each
+of them really was, how long it took and what the result measures is in docs/model_card_tiny.md.
 """
 
 from pathlib import Path

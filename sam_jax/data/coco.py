@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ class CocoSource:
         image_folder: to which the file's `file_name`s are relative; None: see `picture_folder`.
         keep_image: says which entries of `images` to take.
         min_area: pixels; smaller masks are left out.
+        file_name: an entry of `images` -> the picture's path in the folder.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not COCO-format JSON; no pictures.
+        FileNotFoundError, ValueError: no such file; not COCO-format JSON, or ids that occur twice; no pictures.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class CocoSource:
         *,
         keep_image: Callable[[dict], bool] = lambda image: True,
         min_area: int = 1,
+        file_name: Callable[[dict], str] = lambda image: image["file_name"],
     ) -> None:
         self.file, self.dataset, self.min_area = annotation_file, dataset, min_area
         content = read_json(annotation_file.read_bytes(), annotation_file)
@@ -48,12 +51,13 @@ class CocoSource:
             if not isinstance(content, dict) or not isinstance(content.get(field), list):
                 raise ValueError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
         try:
+            _check_unique([image["id"] for image in content["images"]], annotation_file)
             segmentations: dict[Any, list] = {image["id"]: [] for image in content["images"] if keep_image(image)}
             for annotation in content["annotations"]:
                 if annotation["image_id"] in segmentations and not annotation.get("iscrowd"):
                     segmentations[annotation["image_id"]].append(annotation.get("segmentation"))
             self._records = [
-                json.dumps((image["file_name"], image.get("height"), image.get("width"), segmentations[image["id"]]))
+                json.dumps((file_name(image), image.get("height"), image.get("width"), segmentations[image["id"]]))
                 for image in content["images"]
                 if segmentations.get(image["id"])
             ]
@@ -81,6 +85,15 @@ class CocoSource:
         if not masks:
             raise BadRecord("no masks", path)
         return Example(path, (height, width), tuple(masks), self.dataset)
+
+
+def _check_unique(ids: list, annotation_file: Path) -> None:
+    twice = [id_ for id_, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"expected different ids of images in {annotation_file}, got {len(twice)} more than once, "
+            f"such as {', '.join(map(repr, twice[:5]))}"
+        )
 
 
 def read_coco(

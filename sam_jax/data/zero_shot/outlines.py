@@ -1,0 +1,188 @@
+"""Layouts whose masks are outlines or run lengths in JSON: COCO's, that of videos, and those of annotation tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.coco import CocoSource, to_rle
+from sam_jax.data.examples import Example, Source, check_rle, read_json
+from sam_jax.data.sources import Chain
+from sam_jax.data.zero_shot.maps import find_files
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoFiles:
+    """COCO-format files.
+
+    Args:
+        files: (pattern of the files, folder of their pictures from the file's folder; None: one of the usual ones).
+        file_name: an entry of `images` -> the picture's path in its folder.
+    """
+
+    files: tuple[tuple[str, str | None], ...]
+    file_name: Callable[[dict], str] = lambda image: image["file_name"]
+
+    def open(self, root: Path, dataset: str) -> Source:
+        """
+        Raises:
+            FileNotFoundError, ValueError: no such file; not COCO-format JSON.
+        """
+        sources: list[Source] = [
+            CocoSource(
+                file,
+                None if folder is None else Path(os.path.normpath(file.parent / folder)),
+                dataset,
+                min_area=0,  # those who use empty masks tell of them
+                file_name=self.file_name,
+            )
+            for pattern, folder in self.files
+            for file in find_files(root, pattern)
+        ]
+        return Chain(tuple(sources))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    path: Path
+    size: tuple[int, int] | None  # (h, w); None: the picture's
+    segmentations: tuple[Any, ...]  # in any of COCO's forms
+
+
+@dataclasses.dataclass(frozen=True)
+class _ItemSource:
+    dataset: str
+    items: tuple[_Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        item = self.items[index]
+        size = item.size or picture_size(item.path)
+        masks = tuple(to_rle(segmentation, size, str(item.path)) for segmentation in item.segmentations)
+        for mask in masks:
+            check_rle(mask, size, item.path)
+        return Example(item.path, size, masks, self.dataset)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(h, w), without decoding.
+
+    Raises:
+        BadRecord: no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.height, file.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadRecord("picture cannot be read", path, error) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoVideos:
+    """YouTube-VIS's format: of each object a mask, or none, in every frame of its video.
+
+    Args:
+        file: of the annotations.
+        frames: folder to which `file_names` are relative.
+    """
+
+    file: str
+    frames: str
+
+    def open(self, root: Path, dataset: str) -> Source:
+        """
+        Raises:
+            FileNotFoundError, ValueError: no such file; not that format.
+        """
+        (file,) = find_files(root, self.file)
+        content = read_json(file.read_bytes(), file)
+        try:
+            frames: dict[tuple[Any, int], list] = {}
+            for annotation in content["annotations"]:
+                for number, segmentation in enumerate(annotation["segmentations"]):
+                    if segmentation and not annotation.get("iscrowd"):
+                        frames.setdefault((annotation["video_id"], number), []).append(segmentation)
+            items = [
+                _Item(root / self.frames / name, (video["height"], video["width"]), tuple(frames[video["id"], number]))
+                for video in content["videos"]
+                for number, name in enumerate(video["file_names"])
+                if (video["id"], number) in frames
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"expected YouTube-VIS's format in {file}: videos with id, height, width and file_names, annotations "
+                f"with video_id and segmentations; got {type(error).__name__} {error}"
+            ) from error
+        return _ItemSource(dataset, tuple(items))
+
+
+Outlines = Iterable[tuple[str, list]]
+"""(path of a picture, its objects, each a list of polygons x, y, x, y, ...)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolygonFiles:
+    """JSON files of an annotation tool.
+
+    Args:
+        files: (pattern of the files, folder of their pictures from the folder of the data set).
+        parse: content and path of a file -> outlines.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    parse: Callable[[Any, Path], Outlines]
+
+    def open(self, root: Path, dataset: str) -> Source:
+        """
+        Raises:
+            FileNotFoundError, ValueError: no such file; not that format.
+        """
+        items = []
+        for pattern, folder in self.files:
+            for file in find_files(root, pattern):
+                try:
+                    outlines = list(self.parse(read_json(file.read_bytes(), file), file))
+                except (KeyError, TypeError, AttributeError, IndexError) as error:
+                    raise ValueError(
+                        f"expected outlines in {file} as {self.parse.__name__} takes them: "
+                        f"{type(error).__name__} {error}"
+                    ) from error
+                items += [_Item(root / folder / name, None, tuple(objects)) for name, objects in outlines if objects]
+        return _ItemSource(dataset, tuple(items))
+
+
+def via_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
+    """VGG Image Annotator: an entry per picture with `filename` and `regions`, as a list or numbered."""
+    for entry in content.values():
+        regions = entry["regions"]
+        shapes = [r["shape_attributes"] for r in (regions.values() if isinstance(regions, dict) else regions)]
+        yield entry["filename"], [[_flat(zip(s["all_points_x"], s["all_points_y"], strict=True))] for s in shapes]
+
+
+def woodscape_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
+    """WoodScape: a file per picture, its name the only key; [x, y] pairs in `segmentation`. Void is no object."""
+    (entry,) = content.values()
+    objects = [a for a in entry["annotation"] if "void" not in [tag.lower() for tag in a.get("tags", [])]]
+    yield f"{file.stem}.png", [[_flat(a["segmentation"])] for a in objects]
+
+
+def visor_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
+    """EPIC-KITCHENS VISOR: a file per video; `segments` are polygons of one object as [x, y] pairs."""
+    for frame in content["video_annotations"]:
+        video, name = frame["image"]["video"], frame["image"]["name"]
+        yield (
+            f"{video.split('_')[0]}/{video}/{name}",
+            [[_flat(polygon) for polygon in a["segments"]] for a in frame["annotations"] if a["segments"]],
+        )
+
+
+def _flat(points: Iterable[Any]) -> list[float]:
+    return [float(number) for x, y in points for number in (x, y)]

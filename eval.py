@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+
 from sam_jax.cli_config import load_config
 from sam_jax.evals.report import Evaluation
 
@@ -12,12 +14,14 @@ def main(arguments: list[str]) -> int:
         if not hasattr(config, "evaluate"):
             raise ValueError(f"{arguments[0]} is no evaluation; see configs/eval_tiny.py")
         report = config.evaluate()
+        if jax.process_index() != 0:  # every process has the same report
+            return int(report.failed)
         path = report.write(config.out)
     except (ValueError, OSError, ImportError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     print(f"{report.title}\n\n{report.table}\n{path}")
-    return 0
+    return int(report.failed)
 
 
 if __name__ == "__main__":

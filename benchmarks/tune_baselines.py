@@ -6,12 +6,14 @@ The setting with the best mean of both is the default in `sam_jax.evals.baseline
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from sam_jax.data.training_sets import read_training_sets
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
+from sam_jax.evals.click_runs import sample_examples
+from sam_jax.evals.play import ClickRules, play_pictures
 from sam_jax.evals.segmenters import Segmenter
-from sam_jax.evals.single_point import evaluate_pictures, sample_examples, summarize
 
 CANDIDATES: list[Segmenter] = [
     *(RegionGrowing(t) for t in (12, 16, 22, 28, 34, 40, 46)),
@@ -27,13 +29,14 @@ CANDIDATES: list[Segmenter] = [
 if __name__ == "__main__":
     data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
     samples = {
-        name: sample_examples(read_training_sets(data, (name,)), max_pictures=60, max_masks=3, seed=1)
+        name: list(sample_examples(read_training_sets(data, (name,)), 60, 3, seed=1).examples.values())
         for name in ("bsds500", "coco_small")
     }
     print("mIoU in percent after 1 click on", ", ".join(samples))
     for method in tqdm(CANDIDATES, unit="setting"):
         scores = [
-            summarize(r for records in evaluate_pictures(method, sample, clicks=1) for r in records)["iou@1"]
+            100
+            * np.mean([r["iou"][0] for played in play_pictures(method, sample, ClickRules(1)) for r in played.records])
             for sample in samples.values()
         ]
         tqdm.write(f"{sum(scores) / len(scores):.1f}  {' '.join(f'{score:.1f}' for score in scores)}  {method}")

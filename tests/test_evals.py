@@ -9,13 +9,18 @@ import pytest
 from test_loop import write_examples
 from test_training import SMALL
 
+from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
-from sam_jax.evals import single_point
+from sam_jax.data.zero_shot import registry
+from sam_jax.data.zero_shot.registry import ZeroShotDataset
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
-from sam_jax.evals.clicks import first_click, inscribed_radius, next_click
+from sam_jax.evals.click_runs import sample_examples
+from sam_jax.evals.clicks import deepest_pixel, first_click, inscribed_radius, next_click, random_click
 from sam_jax.evals.metrics import mask_iou
+from sam_jax.evals.play import ClickRules, play_picture, play_pictures
+from sam_jax.evals.records import add_up, read_lines
 from sam_jax.evals.segmenters import Answer, Clicks, SamSegmenter
-from sam_jax.evals.single_point import SinglePointConfig, evaluate_picture, report, run, sample_examples, summarize
+from sam_jax.evals.single_point import MEAN, SinglePointConfig, count_record, run, summarize
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
@@ -52,6 +57,31 @@ def test_the_next_click_goes_to_the_larger_error_and_never_twice_to_a_pixel():
     assert next_click(truth, rectangle(20, 2, 23, 5), [], ignore=truth)[1] == 0
 
 
+def test_the_deepest_pixel_is_that_of_the_whole_map():
+    for seed in range(20):
+        region = np.random.default_rng(seed).random((17, 23)) < (0.1 + 0.04 * seed)
+        whole = inscribed_radius(region)
+        clicked = [(int(x), int(y)) for y, x in np.argwhere(region)[:2]]
+        for x, y in clicked:
+            whole[y, x] = 0
+        y, x = divmod(int(whole.argmax()), 23)
+        assert deepest_pixel(region, clicked) == ((x, y), whole[y, x])
+    assert deepest_pixel(np.zeros((4, 5), bool))[1] == 0
+
+
+def test_a_random_click_is_uniform_over_the_object_and_a_function_of_its_generator():
+    truth = rectangle(3, 2, 6, 4)  # 6 pixels
+    ignore = rectangle(5, 0, 6, 20)  # of which 2 are not to be clicked
+    clicks = [random_click(truth, np.random.default_rng(seed), ignore) for seed in range(400)]
+    points, counts = np.unique([point for point, _ in clicks], axis=0, return_counts=True)
+    assert points.tolist() == [[3, 2], [3, 3], [4, 2], [4, 3]]
+    assert counts.min() > 70
+    assert {label for _, label in clicks} == {1}
+    assert clicks[7] == random_click(truth, np.random.default_rng(7), ignore)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        random_click(truth, np.random.default_rng(0), ignore=truth)
+
+
 def test_iou_by_hand_and_without_the_ignored_pixels():
     assert mask_iou(rectangle(0, 0, 4, 4), rectangle(2, 0, 6, 4)) == 8 / 24
     assert mask_iou(rectangle(0, 0, 4, 4), rectangle(2, 0, 6, 4), ignore=rectangle(0, 0, 2, 20)) == 8 / 16
@@ -71,37 +101,116 @@ class Oracle:
         return [Answer(truth[None] * (self.name == "oracle")) for truth in self._truths]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("oracle", 1.0), ("nothing", 0.0)])
+def play(segmenter, example, clicks):
+    return play_picture(segmenter, example, ClickRules(clicks)).records
+
+
+def add(records):
+    return add_up(count_record(record) for record in records)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("oracle", 1), ("nothing", 0)])
 def test_a_perfect_method_scores_one_and_an_empty_one_nothing(tmp_path, name, expected):
     example = write_examples(tmp_path, 1)[0]
-    for record in evaluate_picture(Oracle(example, name), example, clicks=3):
+    records = play(Oracle(example, name), example, clicks=3)
+    for record in records:
         assert record["iou"] == [expected] * 3
         assert record["best"] == expected
-    assert summarize(evaluate_picture(Oracle(example, name), example, 3))["iou@3"] == 100 * expected
+    assert summarize(add(records)) == {"masks": 2} | dict.fromkeys(
+        ("best@1", "iou@1", "iou@2", "iou@3"), 100 * expected
+    )
+
+
+class Scripted:
+    """Gives three masks at the first click, one later, and notes the clicks."""
+
+    name = identity = "scripted"
+
+    def __init__(self, *answers: list[np.ndarray]) -> None:
+        self.answers, self.clicks = answers, []
+
+    def open(self, image):
+        return self
+
+    def segment(self, clicks):
+        answer = self.answers[len(self.clicks)]
+        self.clicks.append([(list(c.points), list(c.labels)) for c in clicks])
+        return [Answer(np.array(answer))]
+
+
+def test_a_game_of_a_few_pixels_by_hand(tmp_path):
+    """A square of 4 x 4; the most trusted of three masks, then two corrections."""
+    example = write_examples(tmp_path, 1)[0]
+    square = lambda x0, x1: rectangle(x0, 4, x1, 8, example.size)  # noqa: E731
+    truth = square(4, 8)
+    segmenter = Scripted([square(4, 6), truth, square(0, 0)], [square(4, 10)], [truth])
+    (record,) = play(segmenter, dataclasses.replace(example, masks=(encode_rle(truth),)), clicks=4)
+    assert record == {"mask": 0, "area": 16, "iou": [0.5, 0.666667, 1, 1], "best": 1}
+    assert segmenter.clicks == [
+        [([(5, 5)], [1])],
+        [([(5, 5), (6, 4)], [1, 1])],  # the missed half, x 6..7: radius 1 everywhere, the first pixel
+        [([(5, 5), (6, 4), (8, 4)], [1, 1, 0])],  # the wrong part, x 8..9
+    ]
+    assert summarize(add([record]))["best@1"] == 100
+
+
+def test_an_object_that_is_good_enough_gets_no_further_click(tmp_path):
+    example = write_examples(tmp_path, 1)[0]
+    truth = rectangle(4, 4, 8, 8, example.size)
+    segmenter = Scripted([truth & ~rectangle(4, 4, 5, 5, example.size)], [truth])
+    example = dataclasses.replace(example, masks=(encode_rle(truth),))
+    (record,) = play_picture(segmenter, example, ClickRules(20, enough=0.9)).records
+    assert record["iou"] == [15 / 16] * 20
+    assert len(segmenter.clicks) == 1
 
 
 @pytest.mark.parametrize("method", [RegionGrowing(16), GrabCut(0.03, 6.0), Disc(0.15)])
 def test_the_baselines_find_a_plain_object_better_than_chance(tmp_path, method):
-    records = [r for e in write_examples(tmp_path, 2) for r in evaluate_picture(method, e, clicks=2)]
+    records = [r for e in write_examples(tmp_path, 2) for r in play(method, e, clicks=2)]
     assert np.mean([r["iou"][0] for r in records]) > (0.4 if isinstance(method, Disc) else 0.8)
 
 
 def test_the_sample_is_a_function_of_its_seed_and_0_means_all(tmp_path):
     examples = write_examples(tmp_path, 6)
-    names = lambda sample: [(e.path.name, e.masks) for e in sample]  # noqa: E731
-    one = sample_examples(examples, 3, 1, seed=0)
-    assert (
-        names(one) == names(sample_examples(examples, 3, 1, seed=0)) != names(sample_examples(examples, 3, 1, seed=1))
-    )
-    assert [len(e.masks) for e in one] == [1, 1, 1]
-    assert names(sample_examples(examples, 0, 0, seed=0)) == names(examples)
+    draw = lambda *args, **kwargs: {n: e.masks for n, e in sample_examples(examples, *args, **kwargs).examples.items()}  # noqa: E731
+    one = draw(3, 1, seed=0)
+    assert one == draw(3, 1, seed=0) != draw(3, 1, seed=1)
+    assert [len(masks) for masks in one.values()] == [1, 1, 1]
+    assert draw(0, 0, seed=0) == {e.path.stem: e.masks for e in examples}
+    assert len(draw(seed=0, enough=5)) == 3  # two masks a picture
+    assert len(draw(0, 1, seed=0, enough=5)) == 5
+
+
+def test_the_sample_names_what_it_leaves_out(tmp_path):
+    examples = write_examples(tmp_path, 3)
+
+    class Bad(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise BadRecord("no masks", "second.png")
+            return super().__getitem__(index)
+
+    sample = sample_examples(Bad([*examples, examples[0]]), folder=tmp_path)
+    assert list(sample.examples) == ["0", "2"]
+    assert sorted(sample.problems) == ["0 occurs more than once; the first one counts", "no masks: second.png"]
+
+
+class InMemory:
+    def __init__(self, examples):
+        self.examples = examples
+
+    def open(self, root, dataset):
+        return self.examples
+
+
+def register(monkeypatch, name, examples):
+    monkeypatch.setitem(registry.DATASETS, name, ZeroShotDataset(name, "", "", 0, 0, "", "", InMemory(examples)))
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    examples = write_examples(tmp_path / "data", 3)
-    monkeypatch.setitem(single_point.DATASETS, "synthetic", lambda root: examples)
+    register(monkeypatch, "synthetic", write_examples(tmp_path / "data", 3))
     return SinglePointConfig(
         out=tmp_path / "out",
         data=tmp_path,
@@ -112,29 +221,56 @@ def config(tmp_path, monkeypatch):
     )
 
 
-def make_segmenter(method):
-    return Disc() if method == "disc" else SamSegmenter(Sam(SMALL, init_params(SMALL, jax.random.key(0))))
+def small_model(seed):
+    """Any params do; drawing them with NumPy compiles nothing."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_params(SMALL, key), jax.random.key(0))
+    return Sam(SMALL, jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes))
 
 
-def test_model_and_baseline_run_end_to_end_and_a_missing_set_is_left_out(config, capsys):
-    results = run(config, make_segmenter)
-    assert set(results) == {"sam", "disc"}
-    assert set(results["sam"]) == {"synthetic"}
+@pytest.fixture(scope="module")
+def model():
+    return small_model(0)
+
+
+@pytest.fixture
+def make_segmenter(model):
+    return lambda method: Disc() if method == "disc" else SamSegmenter(model)
+
+
+def only_disc(config):
+    return dataclasses.replace(config, datasets=("synthetic",), methods=("disc",))
+
+
+def test_model_and_baseline_run_end_to_end_and_a_missing_set_is_left_out(config, make_segmenter, capsys):
+    report = run(config, make_segmenter)
+    methods = report.results["methods"]
+    assert set(methods) == {"sam", "disc"}
+    assert set(methods["sam"]) == {"synthetic", MEAN}
     assert "bsds500 is left out" in capsys.readouterr().out
-    assert results["sam"]["synthetic"]["masks"] == 6
-    assert 0 <= results["sam"]["synthetic"]["iou@3"] <= 100
-    assert results["sam"]["synthetic"]["best@1"] >= results["sam"]["synthetic"]["iou@1"]
-    table = report(results)
-    assert "sam, best of three" in table
-    assert "synthetic (6 masks) @5" in table
+    assert report.results["missing"]["bsds500"].startswith(f"BSDS500 is not in {config.data / 'bsds500'}")
+    assert "Get it from github.com/BIDS/BSDS500" in report.table
+    sam = methods["sam"]["synthetic"]
+    assert sam["masks"] == 6
+    assert 0 <= sam["iou@3"] <= 100
+    assert sam["best@1"] >= sam["iou@1"]
+    assert f"| synthetic | sam | 6 | {sam['best@1']:.1f} |" in report.table
+    assert "| mean of the paper's 23 | SAM ViT-H |  |  | 58.1 |  |  | 81.3 |  | published |" in report.table
+    _, lines = read_lines(config.out / "sam.jsonl")
+    assert np.mean([r["iou"][2] for line in lines for r in line["masks"]]) * 100 == pytest.approx(sam["iou@3"])
+
+
+def test_every_data_set_counts_alike_in_the_mean(config, monkeypatch, tmp_path):
+    examples = write_examples(tmp_path / "data", 3)
+    register(monkeypatch, "one mask", [dataclasses.replace(examples[0], masks=examples[0].masks[:1])])
+    methods = run(dataclasses.replace(config, datasets=("synthetic", "one mask"), methods=("disc",)), lambda m: Disc())
+    disc = methods.results["methods"]["disc"]
+    assert disc[MEAN]["iou@1"] == (disc["synthetic"]["iou@1"] + disc["one mask"]["iou@1"]) / 2
+    assert (disc[MEAN]["datasets"], disc[MEAN]["masks"]) == (2, 7)
 
 
 def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(config):
-    whole = run(config, make_segmenter)
-    path = config.out / "disc.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:10])  # killed while it wrote the second picture
-
+    config = only_disc(config)
     opened = []
 
     class Counting(Disc):
@@ -142,13 +278,64 @@ def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(conf
             opened.append(image)
             return super().open(image)
 
-    assert run(config, lambda method: Counting() if method == "disc" else make_segmenter(method)) == whole
-    assert len(opened) == 2
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [json.loads(line) for line in lines]
-    path.write_text("\n".join([json.dumps({"clicks": 9}), *lines[1:]]) + "\n")
+    whole = run(config, lambda method: Counting())
+    path = config.out / "disc.jsonl"
+    assert [p.name for p in config.out.iterdir()] == ["disc.jsonl"]
+    lines = path.read_text().splitlines()
+    path.unlink()
+    part = config.out / "disc.part-0.jsonl"
+    part.write_text("\n".join(lines[:2]) + "\n" + lines[2][:10])  # killed while it wrote the second picture
     opened.clear()
-    run(config, lambda method: Counting() if method == "disc" else make_segmenter(method))
+    assert run(config, lambda method: Counting()).results == whole.results
+    assert len(opened) == 2
+    assert path.read_text().splitlines() == lines
+    assert not part.exists()
+    opened.clear()
+    assert run(config, lambda method: Counting()).results == whole.results
+    assert not opened
+    path.write_text("\n".join([json.dumps({"clicks": 9}), *lines[1:]]) + "\n")
+    run(config, lambda method: Counting())
     assert len(opened) == 3
+    assert (config.out / "disc.jsonl.old").exists()
+
+
+def test_bad_pictures_and_masks_are_named_and_the_rest_is_kept(config, monkeypatch, tmp_path):
+    good, missing, other_size, empty, wrong = write_examples(tmp_path / "data", 5)
+    missing.path.unlink()
+    nothing = encode_rle(np.zeros(empty.size, bool))
+    examples = [
+        good,
+        missing,
+        dataclasses.replace(other_size, size=(7, 9), masks=(encode_rle(np.ones((7, 9), bool)),)),
+        dataclasses.replace(empty, masks=(*empty.masks, nothing)),
+        wrong,
+    ]
+    register(monkeypatch, "synthetic", examples)
+    config = dataclasses.replace(only_disc(config), max_masks=0)
+
+    class Small(Disc):
+        def open(self, image):
+            return super().open(image[:50] if image.shape == (*wrong.size, 3) and image.sum() == total else image)
+
+    total = wrong.image().sum()
+    report = run(config, lambda method: Small())
+    assert report.results["methods"]["disc"]["synthetic"]["masks"] == 4
+    problems = report.results["left_out"]["disc"]["synthetic"]
+    assert problems[0] == "3: mask 2 has no pixel to click"
+    assert problems[1].startswith("1: picture cannot be read: ")
+    assert problems[2].startswith("2: masks of another size: ")
+    assert problems[3] == f"4: expected two masks of one size, got (50, {wrong.size[1]}) and {wrong.size}"
+    for problem in problems:
+        assert f"- disc, synthetic: {problem}" in report.table
+    assert run(config, lambda method: Small()).results == report.results  # also when it goes on
+
+
+def test_an_evaluation_without_a_picture_says_why(config, monkeypatch, tmp_path):
+    (example,) = write_examples(tmp_path / "data", 1)
+    example.path.unlink()
+    register(monkeypatch, "synthetic", [example])
+    with pytest.raises(ValueError, match="disc: no picture could be evaluated; the first: 0: picture cannot"):
+        run(only_disc(config), lambda method: Disc())
 
 
 def test_ignored_pixels_do_not_count_in_an_evaluation(tmp_path):
@@ -157,7 +344,7 @@ def test_ignored_pixels_do_not_count_in_an_evaluation(tmp_path):
     wide = truth | np.roll(truth, 10, axis=1)
     half = Example(example.path, example.size, (encode_rle(truth),), "x", ignore=encode_rle(wide & ~truth))
     answer = Oracle(Example(example.path, example.size, (encode_rle(wide),), "x"), "oracle")
-    assert evaluate_picture(answer, half, clicks=2)[0]["iou"] == [1.0, 1.0]
+    assert play(answer, half, clicks=2)[0]["iou"] == [1.0, 1.0]
 
 
 def test_a_mask_without_an_error_gets_no_further_click(tmp_path):
@@ -171,7 +358,7 @@ def test_a_mask_without_an_error_gets_no_further_click(tmp_path):
             assert [len(click.points) for click in clicks] == [1] * len(clicks)
             return super().segment(clicks)
 
-    assert [r["iou"] for r in evaluate_picture(Watching(example, "oracle"), example, clicks=3)] == [[1.0] * 3] * 2
+    assert [r["iou"] for r in play(Watching(example, "oracle"), example, clicks=3)] == [[1.0] * 3] * 2
 
 
 def test_the_first_click_avoids_ignored_pixels_and_needs_a_pixel():
@@ -182,29 +369,47 @@ def test_the_first_click_avoids_ignored_pixels_and_needs_a_pixel():
         first_click(np.zeros((5, 5), bool))
 
 
-def test_a_model_that_was_trained_further_is_evaluated_anew(config):
-    params = init_params(SMALL, jax.random.key(0))
-    config = dataclasses.replace(config, methods=("sam",), clicks=1)
-    first = run(config, lambda method: SamSegmenter(Sam(SMALL, params)))
-    assert run(config, lambda method: SamSegmenter(Sam(SMALL, params))) == first
-    other = init_params(SMALL, jax.random.key(1))
-    assert SamSegmenter(Sam(SMALL, other)).identity != SamSegmenter(Sam(SMALL, params)).identity
-    run(config, lambda method: SamSegmenter(Sam(SMALL, other)))
-    header = json.loads((config.out / "sam.jsonl").read_text().splitlines()[0])
-    assert header["segmenter"] == SamSegmenter(Sam(SMALL, other)).identity
+def test_a_random_first_click_is_drawn_anew_for_each_mask_and_seed_and_only_the_first(tmp_path):
+    example = write_examples(tmp_path, 1)[0]
+
+    def clicks_of(rules):
+        class Watching(Oracle):
+            def segment(self, clicks):
+                self.clicks = clicks
+                return super().segment(clicks)
+
+        watching = Watching(example, "nothing")
+        play_picture(watching, example, rules)
+        return [click.points for click in watching.clicks]
+
+    first = clicks_of(ClickRules(2, "random", seed=0))
+    assert first == clicks_of(ClickRules(2, "random", seed=0)) != clicks_of(ClickRules(2, "random", seed=1))
+    center = clicks_of(ClickRules(2))
+    assert [points[0] for points in first] != [points[0] for points in center]
+    assert [points[1] for points in first] == [points[0] for points in center]  # nothing was found: all is missed
 
 
-def test_validation_gives_the_same_numbers_as_the_evaluation_of_the_same_masks(config):
-    model = Sam(SMALL, init_params(SMALL, jax.random.key(0)))
-    examples = single_point.DATASETS["synthetic"](config.data)
-    results = run(dataclasses.replace(config, methods=("sam",)), lambda method: SamSegmenter(model))
-    assert single_point.evaluate(model, examples, clicks=3) == results["sam"]["synthetic"]
+def test_a_model_that_was_trained_further_is_evaluated_anew(config, model):
+    config = dataclasses.replace(config, datasets=("synthetic",), methods=("sam",), clicks=1)
+    first = run(config, lambda method: SamSegmenter(model))
+    assert run(config, lambda method: SamSegmenter(model)).results == first.results
+    other = small_model(1)
+    assert SamSegmenter(other).identity != SamSegmenter(model).identity
+    run(config, lambda method: SamSegmenter(other))
+    header, _ = read_lines(config.out / "sam.jsonl")
+    assert header["segmenter"] == SamSegmenter(other).identity
 
 
-def test_unknown_and_missing_datasets_are_named(config):
-    with pytest.raises(ValueError, match=r"unknown datasets \['cats'\]"):
+def test_pictures_are_played_in_order_however_many_at_a_time(tmp_path):
+    examples = write_examples(tmp_path, 4)
+    one, many = ([p.records for p in play_pictures(Disc(), examples, ClickRules(3), workers=n)] for n in (1, 3))
+    assert one == many
+
+
+def test_unknown_and_missing_datasets_are_named(config, make_segmenter):
+    with pytest.raises(ValueError, match="unknown dataset 'cats'"):
         run(dataclasses.replace(config, datasets=("cats",)), make_segmenter)
-    with pytest.raises(FileNotFoundError, match="none of the datasets bsds500"):
+    with pytest.raises(FileNotFoundError, match=r"no dataset can be evaluated:\n  bsds500: BSDS500 is not in"):
         run(dataclasses.replace(config, datasets=("bsds500",)), make_segmenter)
 
 

@@ -11,9 +11,9 @@ from ritm_cases import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAP
 from ritm_original import random_params
 
 from sam_jax.cli import main
+from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
-from sam_jax.evals.single_point import SinglePointConfig
 from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn, load_ritm, save_ritm
 from sam_jax.ritm.checkpoint import expected_shapes
 from sam_jax.ritm.convert import config_from_published, params_from_state, published_tensors, state_from_params
@@ -331,7 +331,7 @@ def test_bad_clicks_are_explained(tiny):
 
 def test_an_evaluation_takes_ritm_by_its_path(tiny, tmp_path, played):
     save_ritm(tmp_path / "some.safetensors", tiny, TINY)
-    segmenter = SinglePointConfig()._segmenter(f"ritm:{tmp_path / 'some.safetensors'}")
+    segmenter = open_segmenter(f"ritm:{tmp_path / 'some.safetensors'}", "tiny")
     assert segmenter.name == "ritm some"
     assert segmenter.identity == RitmSegmenter(Ritm(TINY, tiny)).identity
     assert segmenter.identity != RitmSegmenter(Ritm(TINY, random_params(TINY, 1))).identity

@@ -23,6 +23,31 @@ def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"
     return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
 
 
+def deepest_pixel(
+    region: Bool[np.ndarray, "H W"], without: Sequence[tuple[int, int]] = ()
+) -> tuple[tuple[int, int], float]:
+    """((x, y), radius) of the pixel farthest from the region's boundary; of several, the first in reading order.
+
+    Looks only at the rectangle around the region: a pixel's nearest one outside the region is never beyond its rim.
+
+    Args:
+        without: (x, y) of pixels that are not to be chosen. They are of the region all the same.
+
+    Returns:
+        Radius 0 where there is no pixel to choose.
+    """
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    if not len(rows):
+        return (0, 0), 0.0
+    top, left = int(rows[0]), int(columns[0])
+    radius = inscribed_radius(region[top : rows[-1] + 1, left : columns[-1] + 1])
+    for x, y in without:
+        if 0 <= y - top < radius.shape[0] and 0 <= x - left < radius.shape[1]:
+            radius[y - top, x - left] = 0
+    y, x = divmod(int(np.argmax(radius)), radius.shape[1])
+    return (left + x, top + y), float(radius[y, x])
+
+
 def first_click(truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None) -> Click:
     """The interior pixel farthest from the boundary; of several, the first in reading order.
 
@@ -32,10 +57,25 @@ def first_click(truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] 
     Raises:
         ValueError: no pixel to click.
     """
-    click = next_click(truth, np.zeros_like(truth), [], ignore)
-    if click is None:
+    point, radius = deepest_pixel(truth if ignore is None else truth & ~ignore)
+    if radius == 0:
         raise ValueError("expected a mask with at least one pixel to click, got an empty one")
-    return click
+    return point, FOREGROUND
+
+
+def random_click(
+    truth: Bool[np.ndarray, "H W"], rng: np.random.Generator, ignore: Bool[np.ndarray, "H W"] | None = None
+) -> Click:
+    """Any pixel of the object, all alike.
+
+    Raises:
+        ValueError: no pixel to click.
+    """
+    pixels = np.flatnonzero(truth if ignore is None else truth & ~ignore)
+    if not len(pixels):
+        raise ValueError("expected a mask with at least one pixel to click, got an empty one")
+    y, x = divmod(int(rng.choice(pixels)), truth.shape[1])
+    return (x, y), FOREGROUND
 
 
 def next_click(
@@ -57,10 +97,8 @@ def next_click(
     missed, wrong = truth & ~predicted, predicted & ~truth
     if ignore is not None:
         missed, wrong = missed & ~ignore, wrong & ~ignore
-    missed_radius, wrong_radius = inscribed_radius(missed), inscribed_radius(wrong)
-    for x, y in clicked:
-        missed_radius[y, x] = wrong_radius[y, x] = 0
-    label = FOREGROUND if missed_radius.max() > wrong_radius.max() else BACKGROUND
-    radius = missed_radius if label == FOREGROUND else wrong_radius
-    y, x = divmod(int(np.argmax(radius)), radius.shape[1])
-    return ((x, y), label) if radius[y, x] > 0 else None
+    missed_point, missed_radius = deepest_pixel(missed, clicked)
+    wrong_point, wrong_radius = deepest_pixel(wrong, clicked)
+    if max(missed_radius, wrong_radius) == 0:
+        return None
+    return (missed_point, FOREGROUND) if missed_radius > wrong_radius else (wrong_point, BACKGROUND)

@@ -13,6 +13,7 @@ class Report:
     title: str  # what the table shows, one line
     table: str  # Markdown
     results: dict[str, Any]  # the numbers, as JSON takes them
+    failed: bool = False  # a part of several went wrong, and not for want of its data
 
     def write(self, folder: Path) -> Path:
         """Writes report.json and report.md, and gives the path of the latter."""

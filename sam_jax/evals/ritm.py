@@ -30,14 +30,14 @@ class RitmSegmenter:
         self._model, self._zoom = model, zoom
 
     @classmethod
-    def from_method(cls, method: str) -> RitmSegmenter:
+    def from_method(cls, method: str, zoom: ZoomIn = ZoomIn()) -> RitmSegmenter:  # noqa: B008
         """`ritm:PATH` -> the model there, under the name `ritm FILE`.
 
         Raises:
             FileNotFoundError, ImportError, ValueError: as `sam_jax.ritm.load_ritm`.
         """
         path = Path(method.removeprefix(PREFIX))
-        return cls(load_ritm(path), f"ritm {path.stem}")
+        return cls(load_ritm(path), f"ritm {path.stem}", zoom)
 
     @property
     def identity(self) -> str:

@@ -32,6 +32,8 @@ def detect_launcher() -> str | None:
 def start_processes(config: ParallelConfig) -> None:
     """Connects this process with the others; to be called before JAX is used. Does nothing where there is but one.
 
+    The first call counts: later ones do nothing.
+
     Args:
         config: explicit addresses; without them TPU pods, SLURM and Open MPI are detected.
 
@@ -47,7 +49,10 @@ def start_processes(config: ParallelConfig) -> None:
             )
         if not 0 <= (config.process or 0) < (config.processes or 0):
             raise ValueError(f"expected parallel.process in 0..{(config.processes or 0) - 1}, got {config.process}")
-        jax.distributed.initialize(*explicit)
+        if not jax.distributed.is_initialized():
+            jax.distributed.initialize(*explicit)
+    elif jax.distributed.is_initialized():
+        return
     elif detect_launcher():
         jax.distributed.initialize()
     elif any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*")):

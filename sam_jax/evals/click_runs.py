@@ -1,0 +1,171 @@
+"""An evaluation by clicks over data sets and methods: sampled alike, split over processes, resumed, summed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example, Source
+from sam_jax.evals.play import ClickRules, play_pictures
+from sam_jax.evals.records import Record, RecordLog, add_up
+from sam_jax.evals.segmenters import Segmenter
+from sam_jax.parallel.gather import gather
+
+Problems = dict[str, list[str]]
+"""Name of a data set -> what of it could not be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The part of a data set that is evaluated."""
+
+    examples: dict[str, Example]  # by name of the picture, unique in the data set
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def sample_examples(
+    source: Source, max_pictures: int = 0, max_masks: int = 0, seed: int = 0, *, enough: int = 0, folder: Path = Path()
+) -> Sample:
+    """A random part of the pictures, and of each picture's masks. A function of the arguments alone.
+
+    Args:
+        max_pictures, max_masks: of a picture; 0 means all.
+        enough: pictures are drawn until there are so many masks; 0 means no end.
+        folder: pictures are named by their paths in it.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(source))[: max_pictures or None]
+    drawn: dict[int, Example] = {}
+    problems = []
+    masks = 0
+    for row in rows:
+        if enough and masks >= enough:
+            break
+        try:
+            drawn[row] = source[int(row)]
+        except BadRecord as error:
+            problems.append(str(error))
+            continue
+        count = len(drawn[row].masks)
+        masks += min(count, max_masks) if max_masks else count
+    examples: dict[str, Example] = {}
+    for row in sorted(drawn):
+        example = drawn[row]
+        chosen = sorted(rng.permutation(len(example.masks))[: max_masks or None])
+        name = picture_name(example, folder)
+        if name in examples:
+            problems.append(f"{name} occurs more than once; the first one counts")
+        else:
+            examples[name] = dataclasses.replace(example, masks=tuple(example.masks[i] for i in chosen))
+    return Sample(examples, problems)
+
+
+def picture_name(example: Example, folder: Path) -> str:
+    """Path of a picture in a folder, without its ending."""
+    path = Path(example.member or example.path)
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    return inside.with_suffix("").as_posix()
+
+
+def open_datasets(names: Sequence[str], open_one: Callable[[str], Sample]) -> tuple[dict[str, Sample], dict[str, str]]:
+    """({name: sample}, {name: why it is left out}): what can't be opened is told of once and left out.
+
+    Raises:
+        FileNotFoundError: none can be opened; says what is missing of each.
+    """
+    samples, missing = {}, {}
+    for name in tqdm(names, desc="read masks", unit="dataset", disable=len(names) < 2):
+        try:
+            samples[name] = open_one(name)
+        except (OSError, ValueError, ImportError) as error:
+            missing[name] = str(error)
+            tqdm.write(f"{name} is left out: {error}")
+    if not samples:
+        raise FileNotFoundError(
+            "no dataset can be evaluated:\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items())
+        )
+    return samples, missing
+
+
+def run_clicks(
+    segmenter: Segmenter,
+    samples: Mapping[str, Sample],
+    rules: ClickRules,
+    out: Path,
+    protocol: dict[str, Any],
+    count: Callable[[Record], Counter[str]],
+    *,
+    workers: int = 2,
+) -> tuple[dict[str, Counter[str]], Problems]:
+    """Plays a method on samples; finished pictures are not done again. Several processes share the pictures.
+
+    Args:
+        out: folder of the records, NAME.jsonl of the segmenter's name.
+        protocol: what the records depend on besides segmenter and rules.
+        count: record of a mask -> whole numbers, which are added up.
+
+    Returns:
+        ({data set: sums}, {data set: problems}), the same in every process, however many there are.
+
+    Raises:
+        ValueError: no picture of any data set can be used.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
+    log = RecordLog(out, segmenter.name.replace(" ", "_"), protocol, process)
+    wanted = {(name, picture): e for name, s in samples.items() for picture, e in s.examples.items()}
+    known = {(line["dataset"], line["picture"]): line for part in gather(list(log.lines.values())) for line in part}
+    todo = [key for key in wanted if key not in known][process::processes]
+    mine, failed = [], []
+    played = play_pictures(segmenter, [wanted[key] for key in todo], rules, workers)
+    for (name, picture), result in zip(
+        todo, tqdm(played, total=len(todo), desc=segmenter.name, unit="picture"), strict=True
+    ):
+        if not result.complete:
+            failed.append([name, f"{picture}: {result.problems[0]}"])
+            continue
+        line = {"dataset": name, "picture": picture, "masks": result.records, "problems": result.problems}
+        log.write(line)
+        mine.append(line)
+    known |= {(line["dataset"], line["picture"]): line for part in gather(mine) for line in part}
+    if process == 0:
+        log.finish(known.values())
+    lines = {key: known[key] for key in wanted if key in known}
+    problems: Problems = {name: list(sample.problems) for name, sample in samples.items()}
+    for (name, picture), line in lines.items():
+        problems[name] += [f"{picture}: {problem}" for problem in line["problems"]]
+    for name, problem in (row for part in gather(failed) for row in part):
+        problems[name].append(problem)
+    if not any(line["masks"] for line in lines.values()):
+        first = next((p for rows in problems.values() for p in rows), "there is no mask")
+        raise ValueError(f"{segmenter.name}: no picture could be evaluated; the first: {first}")
+    return {
+        name: add_up(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
+        for name in samples
+    }, {name: rows for name, rows in problems.items() if rows}
+
+
+def describe_left_out(missing: Mapping[str, str], problems: Mapping[str, Problems]) -> str:
+    """Lines of a report on what no figure is of.
+
+    Args:
+        missing: data set -> why.
+        problems: of each method.
+    """
+    lines = [f"- {name}: {why}" for name, why in missing.items()]
+    text = "\nNot there, and in no figure:\n\n" + "\n".join(lines) + "\n" if lines else ""
+    rows = [
+        f"- {method}, {name}: {problem}"
+        for method, by_name in problems.items()
+        for name, of_set in by_name.items()
+        for problem in of_set
+    ]
+    return text + ("\nLeft out, and in no figure:\n\n" + "\n".join(rows) + "\n" if rows else "")

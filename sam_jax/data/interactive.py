@@ -1,0 +1,58 @@
+"""Folders of interactive segmentation: one picture, one object, as GrabCut, Berkeley and DAVIS are laid out there.
+
+Reference: Sofiiuk et al. 2021 (RITM), whose data these folders are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example
+from sam_jax.data.sa1b import PICTURES
+from sam_jax.ops.rle import encode_rle
+
+FOLDERS = (("data_GT", "boundary_GT"), ("images", "masks"), ("img", "gt"))  # GrabCut, Berkeley, DAVIS
+VOID = 128
+
+
+class InteractiveSource:
+    """Pictures, each with a mask of its name.
+
+    Args:
+        graded: the value 128 of masks is void, which no metric counts, and what is above it object; else all above 0.
+
+    Raises:
+        FileNotFoundError: neither of the known pairs of folders, or no picture with a mask.
+    """
+
+    def __init__(self, root: Path, dataset: str, *, graded: bool = True) -> None:
+        self.dataset, self.graded = dataset, graded
+        pair = next((pair for pair in FOLDERS if all((root / name).is_dir() for name in pair)), None)
+        if pair is None:
+            known = ", ".join(f"{images}/ with {masks}/" for images, masks in FOLDERS)
+            raise FileNotFoundError(f"expected pictures and masks in {root}, as {known}; found neither")
+        masks = {path.stem: path for path in sorted((root / pair[1]).iterdir()) if path.is_file()}
+        pictures = sorted(path for path in (root / pair[0]).iterdir() if path.suffix.lower() in PICTURES)
+        self._files = [(path, masks.get(path.stem)) for path in pictures]
+        if not any(mask for _, mask in self._files):
+            raise FileNotFoundError(f"no picture of {root / pair[0]} has a mask of its name in {root / pair[1]}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        path, file = self._files[index]
+        if file is None:
+            raise BadRecord("no mask", path)
+        try:
+            with Image.open(file) as image:
+                values = np.asarray(image.convert("RGB")).max(-1)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadRecord("mask cannot be decoded", file, error) from error
+        mask = values > (VOID if self.graded else 0)
+        void = encode_rle(values == VOID) if self.graded else None
+        return Example(path, values.shape, (encode_rle(mask),), self.dataset, void)

@@ -1,0 +1,172 @@
+"""Number of clicks: how many a method needs for an IoU of 80, 85 and 90 percent, at most 20.
+
+Reference: Sofiiuk et al. 2021 (RITM), whose rules these are: a click at the centre of the largest error, by the largest
+inscribed circle; an object that never gets there counts as the most clicks; ignored pixels count nowhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sam_jax.config import ParallelConfig
+from sam_jax.data.examples import Source, read_grabcut
+from sam_jax.data.interactive import InteractiveSource
+from sam_jax.evals.click_runs import Problems, describe_left_out, open_datasets, run_clicks, sample_examples
+from sam_jax.evals.methods import open_segmenter
+from sam_jax.evals.play import ClickRules
+from sam_jax.evals.records import Record
+from sam_jax.evals.report import Report
+from sam_jax.evals.ritm import PREFIX
+from sam_jax.evals.segmenters import Segmenter
+from sam_jax.parallel.start import start_processes
+from sam_jax.ritm import ZoomIn
+
+TARGETS = (80, 85, 90)  # IoU in percent
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractiveSet:
+    """One data set of the community's benchmark."""
+
+    open: Callable[[Path], Source]  # the data folder -> pictures
+    source: str  # where to get it
+    zoom_side: int = 400  # with which RITM's figures were published, pixels
+
+
+_RELEASE = "the release page of github.com/saic-vul/ritm_interactive_segmentation (or fbrs_interactive_segmentation)"
+INTERACTIVE_SETS = {
+    "GrabCut": InteractiveSet(lambda data: InteractiveSource(data / "GrabCut", "GrabCut"), _RELEASE),
+    "Berkeley": InteractiveSet(lambda data: InteractiveSource(data / "Berkeley", "Berkeley"), _RELEASE),
+    "DAVIS": InteractiveSet(lambda data: InteractiveSource(data / "DAVIS", "DAVIS", graded=False), _RELEASE, 600),
+    "grabcut20": InteractiveSet(
+        lambda data: read_grabcut(data / "grabcut20", data / "bsds500"),
+        "github.com/flandrade/dataset-interactive-algorithms, beside bsds500",
+    ),
+}
+PUBLISHED = {  # RITM, table of the repository: NoC@85, NoC@90
+    "RITM HRNet18, COCO+LVIS": {"GrabCut": (1.42, 1.54), "Berkeley": (None, 2.26), "DAVIS": (4.36, 5.74)},
+    "RITM HRNet32, COCO+LVIS": {"GrabCut": (1.46, 1.56), "Berkeley": (None, 2.10), "DAVIS": (4.11, 5.34)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NocConfig:
+    """What `eval.py` measures."""
+
+    out: Path = Path("runs/eval_noc")  # folder of the records and the report
+    data: Path = Path("../shared/data")  # folder with GrabCut, Berkeley, DAVIS or grabcut20
+    model: str = "tiny"  # name or path of a checkpoint
+    datasets: tuple[str, ...] = tuple(INTERACTIVE_SETS)
+    methods: tuple[str, ...] = ("sam", "region growing", "disc")  # and GrabCut, ritm:PATH
+    max_pictures: int = 0  # per dataset, drawn at random; 0 means all
+    clicks: int = 20  # the most
+    seed: int = 0  # of the sample
+    workers: int = 2  # pictures at a time
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+
+    def evaluate(self) -> Report:
+        """Plays every method on every data set that is there.
+
+        Raises:
+            ValueError: an unknown data set or method, or not a picture can be evaluated.
+            FileNotFoundError: no data set is there. One that is missing among others is named and left out.
+        """
+        start_processes(self.parallel)
+        return run(self, lambda method, zoom: open_segmenter(method, self.model, zoom))
+
+
+def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -> Report:
+    """`NocConfig.evaluate` with segmenters of the caller's; records go to out/DATASET/NAME.jsonl."""
+    unknown = sorted(set(config.datasets) - set(INTERACTIVE_SETS))
+    if unknown:
+        raise ValueError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_SETS)}")
+    samples, missing = open_datasets(
+        config.datasets,
+        lambda name: sample_examples(
+            open_interactive(name, config.data), config.max_pictures, 0, config.seed, folder=config.data
+        ),
+    )
+    rules = ClickRules(config.clicks, enough=max(TARGETS) / 100)
+    protocol = {"seed": config.seed, "pictures": config.max_pictures}
+    methods: dict[str, dict[str, dict[str, Any]]] = {}
+    left_out: dict[str, Problems] = {}
+    for method in config.methods:
+        methods[method], left_out[method] = {}, {}
+        made: dict[int, Segmenter] = {}
+        for name, sample in samples.items():
+            side = INTERACTIVE_SETS[name].zoom_side if method.startswith(PREFIX) else 0
+            if side not in made:
+                made[side] = make_segmenter(method, ZoomIn(side=side) if side else ZoomIn())
+            segmenter = made[side]
+            sums, problems = run_clicks(
+                segmenter, {name: sample}, rules, config.out / name, protocol, count_clicks, workers=config.workers
+            )
+            methods[method][name] = summarize(sums[name], rules.clicks)
+            left_out[method] |= problems
+    results = {"methods": methods, "missing": missing, "left_out": left_out}
+    return Report(
+        f"Clicks for an IoU of {', '.join(map(str, TARGETS))} percent, at most {config.clicks}",
+        noc_table(methods) + describe_left_out(missing, left_out),
+        results,
+    )
+
+
+def open_interactive(name: str, data: Path) -> Source:
+    """
+    Raises:
+        FileNotFoundError: it is not there; says how to get it.
+    """
+    known = INTERACTIVE_SETS[name]
+    try:
+        return known.open(data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. Get {name} from {known.source} and unpack it to {data / name}") from error
+
+
+def clicks_needed(iou: list[float], target: float) -> int | None:
+    """The first number of clicks after which the IoU is not below the target; None: never."""
+    return next((n for n, value in enumerate(iou, start=1) if value >= target), None)
+
+
+def count_clicks(record: Record) -> Counter[str]:
+    """Whole numbers of one object."""
+    counts = Counter({"masks": 1})
+    for target in TARGETS:
+        needed = clicks_needed(record["iou"], target / 100)
+        counts[f"clicks@{target}"] = needed or len(record["iou"])
+        counts[f"failed@{target}"] = needed is None
+    return counts
+
+
+def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
+    """Mean clicks `noc@T`, and how many objects are not there after the most: `failed@T`."""
+    masks = sums["masks"]
+    return {"masks": masks, "most": most} | {
+        key: value
+        for target in TARGETS
+        for key, value in (
+            (f"noc@{target}", sums[f"clicks@{target}"] / masks if masks else None),
+            (f"failed@{target}", sums[f"failed@{target}"]),
+        )
+    }
+
+
+def noc_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A Markdown table: a row per data set and method, measured and published."""
+    head = ["dataset", "method", "objects", *(f"NoC@{t}" for t in TARGETS), *(f"failed@{t}" for t in TARGETS), ""]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in next(iter(methods.values())):
+        for method, by_dataset in methods.items():
+            result = by_dataset[name]
+            cells = ["" if result[f"noc@{t}"] is None else f"{result[f'noc@{t}']:.2f}" for t in TARGETS]
+            cells += [str(result[f"failed@{t}"]) for t in TARGETS]
+            lines.append(f"| {name} | {method} | {result['masks']} | {' | '.join(cells)} | measured |")
+        for method, figures in PUBLISHED.items():
+            if name in figures:
+                shown = " | ".join("" if value is None else f"{value:.2f}" for value in figures[name])
+                lines.append(f"| {name} | {method} | | | {shown} | | | | published |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,162 @@
+"""Two methods mask by mask: differences per data set, drawn as the paper's figure 9a does."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sam_jax.data.zero_shot import PAPER_DATASETS
+from sam_jax.evals.records import Line, read_lines
+from sam_jax.evals.report import Report, write_atomically
+
+RESAMPLES = 2000  # of the bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What `eval.py` compares."""
+
+    first: Path = Path("runs/eval_tiny/sam.jsonl")  # records of an evaluation by clicks
+    second: Path = Path("runs/eval_tiny/disc.jsonl")  # of the same evaluation with another method
+    out: Path = Path("runs/eval_compare")  # folder of the report and of differences.png
+    clicks: int = 1  # after which to compare
+
+    def evaluate(self) -> Report:
+        """Differences on the masks that both records have, as table and picture; see `compare` for what it raises."""
+        differences = compare(self.first, self.second, self.clicks)
+        plot_differences(differences, self.first.stem, self.second.stem, self.out / "differences.png")
+        return Report(
+            f"IoU of {self.first.stem} minus IoU of {self.second.stem} after {self.clicks} clicks, percent points",
+            differences_table(differences, self.first.stem, self.second.stem),
+            {"differences": [dataclasses.asdict(difference) for difference in differences]},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One data set; IoU in percent."""
+
+    dataset: str
+    masks: int
+    mean: float  # of the differences, first minus second
+    low: float  # 95 % interval of the mean: bootstrap over pictures, whose masks go together
+    high: float
+    best: float  # the best of the first's three masks minus the second, after one click
+    first_better: int  # masks
+    second_better: int
+
+
+def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
+    """Differences on the masks that both records have, largest first.
+
+    Args:
+        first, second: records (NAME.jsonl) of the same evaluation with two methods.
+        clicks: after which to compare.
+
+    Raises:
+        FileNotFoundError, ValueError: no such records; of different rules, or without a mask in common.
+    """
+    (header, lines), (other_header, other_lines) = read_lines(first), read_lines(second)
+    rules, other_rules = ({k: v for k, v in h.items() if k != "segmenter"} for h in (header, other_header))
+    if rules != other_rules:
+        raise ValueError(
+            f"expected records of one evaluation, got {first} with {rules} and {second} with {other_rules}"
+        )
+    most = rules.get("rules", {}).get("clicks", 0)
+    if not 1 <= clicks <= most:
+        raise ValueError(f"expected a number of clicks from 1 to {most}, got {clicks}")
+    mine, theirs = _by_mask(lines), _by_mask(other_lines)
+    common = [key for key in mine if key in theirs]
+    if not common:
+        raise ValueError(f"{first} and {second} have no mask in common")
+    rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for dataset, picture, mask in common:
+        a, b = mine[dataset, picture, mask], theirs[dataset, picture, mask]
+        pair = (a["iou"][clicks - 1] - b["iou"][clicks - 1], a["best"] - b["iou"][0])
+        rows.setdefault(dataset, {}).setdefault(picture, []).append(pair)
+    found = [_difference(dataset, list(pictures.values())) for dataset, pictures in rows.items()]
+    return sorted(found, key=lambda difference: -difference.mean)
+
+
+def _by_mask(lines: Sequence[Line]) -> dict[tuple[str, str, int], dict]:
+    return {(line["dataset"], line["picture"], record["mask"]): record for line in lines for record in line["masks"]}
+
+
+def _difference(dataset: str, pictures: list[list[tuple[float, float]]]) -> Difference:
+    values = 100 * np.array([pair for rows in pictures for pair in rows])
+    sums = 100 * np.array([sum(value for value, _ in rows) for rows in pictures])
+    counts = np.array([len(rows) for rows in pictures])
+    drawn = np.random.default_rng(0).integers(len(pictures), size=(RESAMPLES, len(pictures)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Difference(
+        dataset,
+        len(values),
+        float(values[:, 0].mean()),
+        float(low),
+        float(high),
+        float(values[:, 1].mean()),
+        int((values[:, 0] > 0).sum()),
+        int((values[:, 0] < 0).sum()),
+    )
+
+
+def differences_table(differences: Sequence[Difference], first: str, second: str) -> str:
+    """A Markdown table; for the paper's data sets with its difference of SAM ViT-H and RITM after one click."""
+    head = [
+        "dataset",
+        "masks",
+        f"{first} - {second}",
+        "95 % interval",
+        f"best of {first} @1 - {second}",
+        "better",
+        "worse",
+    ]
+    head.append("published, SAM ViT-H - RITM @1")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for d in differences:
+        known = PAPER_DATASETS.get(d.dataset)
+        published = f"{known.difference:+.1f}" if known and known.difference is not None else ""
+        lines.append(
+            f"| {d.dataset} | {d.masks} | {d.mean:+.1f} | {d.low:+.1f} to {d.high:+.1f} | {d.best:+.1f} "
+            f"| {d.first_better} | {d.second_better} | {published} |"
+        )
+    mean, best = (
+        sum(values) / len(differences) for values in zip(*((d.mean, d.best) for d in differences), strict=True)
+    )
+    masks = sum(d.masks for d in differences)
+    lines.append(f"| mean of {len(differences)} datasets | {masks} | {mean:+.1f} | | {best:+.1f} | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_differences(differences: Sequence[Difference], first: str, second: str, path: Path) -> None:
+    """Horizontal bars, the largest difference on top, with their intervals; dots for the best of the first masks.
+
+    Args:
+        first, second: names of the methods.
+        path: PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.28 * len(differences)), dpi=120)
+    axes = figure.add_subplot(xlabel=f"IoU of {first} minus IoU of {second}, percent points")
+    rows = np.arange(len(differences))[::-1]
+    means = np.array([d.mean for d in differences])
+    spread = np.array([(max(d.mean - d.low, 0), max(d.high - d.mean, 0)) for d in differences]).T
+    colours = np.where(means >= 0, "tab:blue", "tab:orange").tolist()
+    axes.barh(rows, means, color=colours, xerr=spread, ecolor="0.3", error_kw={"linewidth": 0.8})
+    best = [d.best for d in differences]
+    axes.plot(best, rows, "o", color="black", markersize=4, label=f"{first}, best of the first masks")
+    for row, mean in zip(rows, means, strict=True):
+        axes.annotate(f"{mean:+.1f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_yticks(rows, [f"{d.dataset} ({d.masks})" for d in differences], fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())

@@ -161,7 +161,7 @@ def read_foreground(path: Path) -> Int[np.ndarray, "H W"]:
         BadRecord: it cannot be read.
     """
     pixels = _read(path)
-    return (pixels[..., :3] if pixels.ndim == 3 else pixels[..., None]).any(-1).astype(np.int32)
+    return np.any(pixels[..., :3] if pixels.ndim == 3 else pixels[..., None], axis=-1).astype(np.int32)
 
 
 def read_colours(path: Path) -> Int[np.ndarray, "H W"]:

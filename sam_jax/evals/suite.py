@@ -1,0 +1,142 @@
+"""All zero-shot evaluations whose data is there, with one model, in one report. What is done is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from tqdm import tqdm
+
+from sam_jax.config import ParallelConfig
+from sam_jax.evals.report import Evaluation, Report, write_atomically
+from sam_jax.evals.segmenters import model_identity
+from sam_jax.hub import load_model
+from sam_jax.parallel.gather import gather
+from sam_jax.parallel.start import start_processes
+
+DONE = "done.json"  # beside a task's report: what that is of
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteConfig:
+    """What `eval.py` measures."""
+
+    tasks: Annotated[
+        tuple[Evaluation, ...], tyro.conf.Suppress
+    ]  # configs; their paths are relative to `out` and `data`
+    out: Path = Path("runs/eval_zero_shot")  # folder of the report, and below it of each task's
+    data: Path = Path("../shared/data")  # folder with the data of all tasks
+    model: str = "tiny"  # name or path of a checkpoint
+    sources: Annotated[dict[str, str], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    """Name of a task -> where to get its data, for tasks that don't say so themselves."""
+    only: tuple[str, ...] = ()  # names of the tasks to run, the last parts of their `out`; without any all
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes; see evals/single_point.py
+
+    def evaluate(self) -> Report:
+        """Runs the tasks one after the other; one that fails, or whose data is missing, stops no other.
+
+        Returns:
+            A report of all tables. Its results are, by the task's name, `status` (measured, missing or failed), the
+            task's `results`, or `reason`.
+
+        Raises:
+            ValueError: unknown tasks, tasks of one name, or what loading the model raises.
+        """
+        start_processes(self.parallel)
+        tasks = {task.out.name: self._placed(task) for task in self.tasks}
+        if len(tasks) < len(self.tasks):
+            raise ValueError(f"expected tasks with different out, got {[str(task.out) for task in self.tasks]}")
+        unknown = sorted(set(self.only) - set(tasks))
+        if unknown:
+            raise ValueError(f"unknown tasks {unknown}; known are {', '.join(tasks)}")
+        model = model_identity(load_model(self.model))
+        outcomes = {
+            name: run_task(task, f"{model} {task!r}", self.sources.get(name, ""))
+            for name, task in tqdm(tasks.items(), unit="task", desc="zero-shot")
+            if not self.only or name in self.only
+        }
+        failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
+        title = f"Zero-shot evaluations of {self.model}"
+        return Report(title, suite_text(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
+
+    def _placed(self, task: Any) -> Evaluation:
+        """A task with the suite's model, its results below `out` and its other paths below `data`."""
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(task):
+            value = getattr(task, field.name)
+            if field.name == "out":
+                changes["out"] = self.out / value
+            elif field.name == "model":
+                changes["model"] = self.model
+            elif isinstance(value, Path):
+                changes[field.name] = self.data / value
+        return dataclasses.replace(task, **changes)
+
+
+def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any]:
+    """Runs a task, or reads its report if that is of the same config and model; gives the same in every process.
+
+    A task without the field `parallel` runs in process 0 alone. A report that is without a data set (`missing` of its
+    results) is made again: its data may be there by then, and what was measured is kept by the task.
+
+    Args:
+        identity: what the report depends on.
+        source: where to get the task's data.
+    """
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    outcome: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        outcome = _read_done(task.out, digest)
+    outcome = gather(outcome)[0]
+    if outcome:
+        return outcome
+    if jax.process_index() == 0 or hasattr(task, "parallel"):
+        outcome = _attempt(task, source)
+    outcome = gather(outcome)[0]
+    if jax.process_index() == 0 and outcome["status"] == "measured":
+        Report(outcome["title"], outcome["table"], outcome["results"]).write(task.out)
+        if not outcome["results"].get("missing"):
+            write_atomically(task.out / DONE, json.dumps({"identity": digest, "title": outcome["title"]}))
+    return outcome
+
+
+def _attempt(task: Evaluation, source: str) -> dict[str, Any]:
+    try:
+        report = task.evaluate()
+    except FileNotFoundError as error:
+        return {"status": "missing", "reason": str(error) + (f". Get the data from {source}" if source else "")}
+    except (ValueError, OSError, ImportError) as error:
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return _outcome(report.title, report.table, report.results)
+
+
+def _outcome(title: str, table: str, results: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "measured", "title": title, "table": table, "results": results}
+
+
+def _read_done(folder: Path, digest: str) -> dict[str, Any]:
+    done, results, table = (folder / name for name in (DONE, "report.json", "report.md"))
+    if not all(path.is_file() for path in (done, results, table)):
+        return {}
+    content = json.loads(done.read_text())
+    if content["identity"] != digest:
+        return {}
+    return _outcome(content["title"], table.read_text(), json.loads(results.read_text()))
+
+
+def suite_text(title: str, outcomes: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the tables of the tasks that were measured, and what the others lack."""
+    parts = [f"# {title}\n"]
+    for name, outcome in outcomes.items():
+        if outcome["status"] == "measured":
+            parts.append(f"## {name}\n\n{outcome['title']}.\n\n{outcome['table']}")
+    rest = {name: outcome for name, outcome in outcomes.items() if outcome["status"] != "measured"}
+    if rest:
+        lines = [f"- {name}: {outcome['status']}. {outcome['reason']}" for name, outcome in rest.items()]
+        parts.append("## Not measured\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)

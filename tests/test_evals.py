@@ -40,7 +40,10 @@ def test_the_first_click_is_the_middle_and_the_picture_border_counts():
     ys, xs = np.nonzero(~np.pad(region, 1))
     for y, x in np.argwhere(region)[::7]:
         nearest = np.sqrt(((ys - 1 - y) ** 2 + (xs - 1 - x) ** 2).min())
-        assert inscribed_radius(region)[y, x] == pytest.approx(nearest, rel=1e-5)
+        assert inscribed_radius(region)[y, x] == nearest
+    large = np.zeros((700, 900), bool)
+    large[20:681, 100:761] = True  # 661 x 661: the middle is one pixel
+    assert deepest_pixel(large) == ((430, 350), 331)
 
 
 def test_the_next_click_goes_to_the_larger_error_and_never_twice_to_a_pixel():

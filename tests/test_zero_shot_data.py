@@ -293,7 +293,7 @@ def test_a_missing_data_set_says_how_to_get_it(name, tmp_path):
         dataset.open(tmp_path, name)
     assert f"Get it from {dataset.source} (licence: {dataset.licence}" in str(raised.value)
     assert dataset.licence
-    assert dataset.checked or "could not be checked" in str(raised.value)
+    assert dataset.checked or "in part a guess" in str(raised.value)
 
 
 def test_missing_maps_and_masks_of_another_size_are_named(tmp_path):

@@ -18,9 +18,13 @@ Click = tuple[tuple[int, int], int]
 
 
 def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
-    """Exact Euclidean distance of each pixel to the nearest one outside the region; outside the picture counts."""
+    """Exact Euclidean distance of each pixel to the nearest one outside the region; outside the picture counts.
+
+    Squares are whole numbers: rounding them takes away OpenCV's last digits, which differ between equal distances.
+    """
     padded = np.pad(region.astype(np.uint8), 1)
-    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return np.sqrt(np.rint(np.square(distance, dtype=np.float64)))
 
 
 def deepest_pixel(

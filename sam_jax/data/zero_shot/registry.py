@@ -52,7 +52,8 @@ class ZeroShotDataset:
         layout: reader of a folder.
         sampled: whether the paper took a sample, having found more than `LARGE` masks.
         difference: published, of the mean IoU of SAM ViT-H and RITM after one click at the centre, in percent points.
-        checked: whether the layout is known from the publisher or from code that reads it; else it is a guess.
+        checked: whether folders and names are known from the publisher or from code that reads them; else some are
+            a guess.
     """
 
     title: str
@@ -80,7 +81,7 @@ class ZeroShotDataset:
             raise FileNotFoundError(
                 f"{self.title} is not in {data / name}: {error}. Get it from {self.source} (licence: {self.licence}; "
                 f"part: {self.part}) and unpack it there"
-                + ("" if self.checked else "; its layout could not be checked here, so this reader may need a change")
+                + ("" if self.checked else "; its layout is in part a guess, so this reader may need a change")
             ) from error
 
 
@@ -116,7 +117,7 @@ PAPER_DATASETS: dict[str, ZeroShotDataset] = {
         "DOORS", "boulders, synthetic", "DS1, the two test parts", 10000, 10000,
         "see source", "zenodo.org/records/7107409",
         LabelMaps("**/Te*_5000_*/img/*.png", ((("/img/", "/Rock_all/"),),), read_foreground),
-        difference=41.1,
+        difference=41.1, checked=False,
     ),
     "timberseg": ZeroShotDataset(
         "TimberSeg 1.0", "logs", "all, prescaled", 220, 2487,
@@ -208,7 +209,7 @@ PAPER_DATASETS: dict[str, ZeroShotDataset] = {
         "none stated", "github.com/owenzlz/EgoHOS",
         LabelMaps("train/image/*.jpg", ((("/image/", "/label/"), (".jpg", ".png")),), only=r"(?i)/image/(ego4d|thu)"),
         sampled=True,
-        difference=0.8,
+        difference=0.8, checked=False,
     ),
     "ibd": ZeroShotDataset(
         "IBD", "roofs from drones", "train, 2D", 467, 11953,
@@ -255,7 +256,7 @@ PAPER_DATASETS: dict[str, ZeroShotDataset] = {
         "see source", "cbs.ic.gatech.edu/fpv (hand masks)",
         LabelMaps("**/GTEA/Images/*.jpg", ((("/Images/", "/Masks/"), (".jpg", ".png")),), read_foreground,
                   connected=True),
-        difference=-21.4,
+        difference=-21.4, checked=False,
     ),
 }  # fmt: skip
 """By name, in the order of the published difference."""

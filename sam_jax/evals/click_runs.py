@@ -46,7 +46,7 @@ def sample_examples(
     drawn: dict[int, Example] = {}
     problems = []
     masks = 0
-    for row in rows:
+    for row in tqdm(rows, desc="read masks", unit="picture", leave=False, delay=2):
         if enough and masks >= enough:
             break
         try:
@@ -82,7 +82,7 @@ def open_datasets(names: Sequence[str], open_one: Callable[[str], Sample]) -> tu
         FileNotFoundError: none can be opened; says what is missing of each.
     """
     samples, missing = {}, {}
-    for name in tqdm(names, desc="read masks", unit="dataset", disable=len(names) < 2):
+    for name in names:
         try:
             samples[name] = open_one(name)
         except (OSError, ValueError, ImportError) as error:

@@ -3,7 +3,7 @@
 python eval.py configs/eval_zero_shot.py --model NAME|PATH --data FOLDER
 python eval.py configs/eval_zero_shot.py --model vit_h --data FOLDER --only single_point edges
 
-FOLDER holds a folder per data set of evals/single_point.py, bsds500, and for proposals and instances
+FOLDER holds a folder per data set of data/zero_shot/registry.py, bsds500, and for proposals and instances
 lvis/lvis_v1_val.json and coco/annotations/instances_val2017.json with the pictures in coco/val2017; a detector's boxes
 for the latter in detections/coco.json. What is missing is named with the way to get it; the same command goes on.
 """
@@ -31,9 +31,13 @@ def get_config() -> SuiteConfig:
         max_masks=0,
         clicks=9,
     )
+    small = SinglePointConfig(
+        out=Path("single_point_small"), data=Path(), datasets=("coco_small", "dsb2018", "grabcut20"), methods=("sam",)
+    )
     return SuiteConfig(
         tasks=(
             points,
+            small,
             EdgesConfig(out=Path("edges"), data=Path("bsds500")),
             ProposalsConfig(out=Path("proposals"), annotations=Path("lvis/lvis_v1_val.json"), images=Path("coco")),
             InstancesConfig(

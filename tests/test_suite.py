@@ -88,7 +88,7 @@ def test_the_shipped_suite_has_a_place_and_a_source_for_every_task(tmp_path):
     config = dataclasses.replace(get_config(), data=tmp_path, out=tmp_path / "out")
     report = config.evaluate()
     assert {name: o["status"] for name, o in report.results["tasks"].items()} == dict.fromkeys(
-        ("single_point", "edges", "proposals", "instances", "clicks"), "missing"
+        ("single_point", "single_point_small", "edges", "proposals", "instances", "clicks"), "missing"
     )
     assert report.table.count("Get ") >= 23 + 3
     assert not report.failed

@@ -16,22 +16,25 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sam_jax.config import SamConfig
+from sam_jax.config import ClipConfig, SamConfig
 from sam_jax.modeling import init_params
+from sam_jax.modeling.clip import init_clip_params
 from sam_jax.types import Params
 
-CONFIG_KEY = "sam_jax_config"
+CONFIG_KEY, CLIP_CONFIG_KEY = "sam_jax_config", "sam_jax_clip_config"
+AnyConfig = SamConfig | ClipConfig
 
 
 @functools.lru_cache(maxsize=16)  # tracing the model takes up to a second
-def expected_shapes(config: SamConfig) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(config: AnyConfig) -> Mapping[str, tuple[int, ...]]:
     """`path/to/param` -> shape, of a model with this config."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    init = init_clip_params if isinstance(config, ClipConfig) else init_params
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     return MappingProxyType({name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()})
 
 
 def check_params(
-    flat: Mapping[str, Any], config: SamConfig, source: str, expected: Mapping[str, tuple[int, ...]] | None = None
+    flat: Mapping[str, Any], config: AnyConfig, source: str, expected: Mapping[str, tuple[int, ...]] | None = None
 ) -> None:
     """Compares names and shapes with the config's.
 
@@ -64,8 +67,8 @@ def compare_shapes(flat: Mapping[str, Any], expected: Mapping[str, tuple[int, ..
         raise ValueError(f"{complaint}:\n  " + "\n  ".join(problems))
 
 
-def save_checkpoint(path: str | Path, params: Params, config: SamConfig, dtype: Any = np.float32) -> None:
-    """Writes params and config, under a temporary name first.
+def save_checkpoint(path: str | Path, params: Params, config: AnyConfig, dtype: Any = np.float32) -> None:
+    """Writes params and config, of a SAM or a CLIP, under a temporary name first.
 
     Args:
         dtype: of the stored numbers; float16 halves the file.
@@ -75,16 +78,15 @@ def save_checkpoint(path: str | Path, params: Params, config: SamConfig, dtype: 
     """
     flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     check_params(flat, config, "the params to save")
-    write_tensors(Path(path), flat, {CONFIG_KEY: config.to_json()}, dtype)
+    key = CLIP_CONFIG_KEY if isinstance(config, ClipConfig) else CONFIG_KEY
+    write_tensors(Path(path), flat, {key: config.to_json()}, dtype)
 
 
 def write_tensors(path: Path, flat: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: Any) -> None:
     """A safetensors file, under a temporary name first."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(
-            {name: np.ascontiguousarray(value.astype(dtype)) for name, value in flat.items()}, temporary, metadata
-        )
+        save_file({name: np.array(value, dtype, order="C") for name, value in flat.items()}, temporary, metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -97,8 +99,17 @@ def load_checkpoint(path: str | Path) -> tuple[Params, SamConfig]:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of this project, or its tensors do not fit its config.
     """
-    text, flat = read_tensors(Path(path), CONFIG_KEY)
-    config = SamConfig.from_json(text)
+    return _load(Path(path), CONFIG_KEY, SamConfig)
+
+
+def load_clip_checkpoint(path: str | Path) -> tuple[Params, ClipConfig]:
+    """As `load_checkpoint`, of a CLIP."""
+    return _load(Path(path), CLIP_CONFIG_KEY, ClipConfig)
+
+
+def _load(path: Path, key: str, config_class: Any) -> tuple[Params, Any]:
+    text, flat = read_tensors(path, key)
+    config = config_class.from_json(text)
     check_params(flat, config, str(path))
     return unflatten_dict(flat, sep="/"), config
 
@@ -116,6 +127,9 @@ def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if config_key not in metadata:
+                if metadata.keys() & {CONFIG_KEY, CLIP_CONFIG_KEY}:
+                    kinds = ("a CLIP", "a SAM") if CLIP_CONFIG_KEY in metadata else ("a SAM", "another model")
+                    raise ValueError(f"{path} holds {kinds[0]}, expected {kinds[1]}")
                 raise ValueError(
                     f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
                 )

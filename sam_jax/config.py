@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class SamConfig:
     iou_head_hidden_dim: int = 256
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    text_dim: int = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
+    text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
     def __post_init__(self) -> None:
         # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
@@ -60,6 +62,11 @@ class SamConfig:
             raise ValueError(
                 f"global_attention_blocks must lie in 0..{self.encoder_depth - 1} (encoder_depth - 1); got {bad}"
             )
+        if self.text_dim < 0 or bool(self.text_dim) != bool(self.text_encoder):
+            raise ValueError(
+                "text_dim and text_encoder go together, the width of an embedding and the name of the CLIP that gives "
+                f"it; got {self.text_dim} and {self.text_encoder!r}"
+            )
 
     @property
     def grid_size(self) -> int:
@@ -76,8 +83,16 @@ class SamConfig:
         """Three masks for an ambiguous prompt and one (index 0) for the rest."""
         return self.num_multimask_outputs + 1
 
+    def without_text(self) -> SamConfig:
+        """The same model without its text prompt, as the official code knows it."""
+        return dataclasses.replace(self, text_dim=0, text_encoder="")
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        """A model without a text prompt is written without its fields, as before there were any."""
+        fields = dataclasses.asdict(self)
+        if not self.text_dim:
+            del fields["text_dim"], fields["text_encoder"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> SamConfig:
@@ -86,18 +101,19 @@ class SamConfig:
         Raises:
             ValueError: not JSON, or fields that this version does not know.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"expected a model config as JSON, got {text[:80]!r}") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) - known:
-            raise ValueError(
-                f"expected a JSON object with fields of SamConfig, got unknown {sorted(set(fields) - known)}"
-                if isinstance(fields, dict)
-                else f"expected a JSON object with fields of SamConfig, got {type(fields).__name__}"
-            )
-        return cls(**fields)
+        return cls(**_fields_from_json(cls, text))
+
+
+def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected a model config as JSON, got {text[:80]!r}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
+    if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
+        raise ValueError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
+    return fields
 
 
 VIT_B = SamConfig()
@@ -133,6 +149,73 @@ TINY = SamConfig(
     iou_head_hidden_dim=128,
 )
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """The numbers that define one CLIP with a ViT image tower. The defaults are ViT-B/32.
+
+    Reference: Radford et al. 2021, table 20.
+    """
+
+    name: str = "clip_b32"
+    image_size: int = 224  # side of a picture, pixels
+    patch_size: int = 32  # side of a patch, pixels
+    vision_dim: int = 768
+    vision_depth: int = 12
+    vision_heads: int = 12
+    text_dim: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    text_length: int = 77  # most tokens of a text, with the two that begin and end it
+    vocabulary: int = 49408
+    embedding_dim: int = 512  # which pictures and texts share
+    pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
+    pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
+
+    def __post_init__(self) -> None:
+        for field in ("pixel_mean", "pixel_std"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for total, part, what in (
+            (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
+            (self.vision_dim, self.vision_heads, "vision_dim must be a multiple of vision_heads"),
+            (self.text_dim, self.text_heads, "text_dim must be a multiple of text_heads"),
+        ):
+            if part <= 0 or total <= 0 or total % part:
+                raise ValueError(f"{what}; got {total} and {part}")
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the picture, patches."""
+        return self.image_size // self.patch_size
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClipConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, or fields that this version does not know.
+        """
+        return cls(**_fields_from_json(cls, text))
+
+
+CLIP_B32 = ClipConfig()
+CLIP_B16 = dataclasses.replace(CLIP_B32, name="clip_b16", patch_size=16)
+CLIP_L14 = ClipConfig(
+    name="clip_l14",
+    patch_size=14,
+    vision_dim=1024,
+    vision_depth=24,
+    vision_heads=16,
+    text_dim=768,
+    text_heads=12,
+    embedding_dim=768,
+)
+CLIP_L14_336 = dataclasses.replace(CLIP_L14, name="clip_l14_336", image_size=336)  # the paper's
+CLIP_SIZES: dict[str, ClipConfig] = {config.name: config for config in (CLIP_B32, CLIP_B16, CLIP_L14, CLIP_L14_336)}
 
 
 DataFormat = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]

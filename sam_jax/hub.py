@@ -12,28 +12,33 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax.numpy as jnp
 from filelock import FileLock
 from tqdm import tqdm
 
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
-from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+from sam_jax.checkpoint import load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.clip import Clip
+from sam_jax.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, VIT_B, VIT_H, VIT_L, ClipConfig, SamConfig
 from sam_jax.model import Sam
+from sam_jax.types import Params
 
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 1 << 20
 
 
+C = TypeVar("C", SamConfig, ClipConfig)
+
+
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(Generic[C]):
     """A published checkpoint."""
 
-    config: SamConfig
+    config: C
     url: str
     sha256: str  # of the whole file
 
@@ -43,7 +48,7 @@ class Release:
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything"
-RELEASES: dict[str, Release] = {
+RELEASES: dict[str, Release[SamConfig]] = {
     "vit_b": Release(
         VIT_B,
         f"{_OFFICIAL}/sam_vit_b_01ec64.pth",
@@ -62,12 +67,27 @@ RELEASES: dict[str, Release] = {
 }
 
 
+def _openai(config: ClipConfig, sha256: str, file_name: str) -> Release[ClipConfig]:
+    # OpenAI's addresses hold the sums.
+    return Release(config, f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file_name}", sha256)
+
+
+CLIP_RELEASES: dict[str, Release[ClipConfig]] = {
+    "clip_b32": _openai(CLIP_B32, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
+    "clip_b16": _openai(CLIP_B16, "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt"),
+    "clip_l14": _openai(CLIP_L14, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"),
+    "clip_l14_336": _openai(
+        CLIP_L14_336, "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt"
+    ),
+}
+
+
 def load_model(
     name_or_path: str | Path = "tiny",
     *,
     dtype: Any = jnp.float32,
     cache_dir: str | Path | None = None,
-    releases: Mapping[str, Release] = RELEASES,
+    releases: Mapping[str, Release[SamConfig]] = RELEASES,
 ) -> Sam:
     """A model, ready to predict.
 
@@ -101,32 +121,70 @@ def load_model(
     return Sam(config, params, dtype)
 
 
+def load_clip(
+    name_or_path: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    cache_dir: str | Path | None = None,
+    releases: Mapping[str, Release[ClipConfig]] = CLIP_RELEASES,
+) -> Clip:
+    """A CLIP, ready to embed texts and objects.
+
+    Args:
+        name_or_path: `clip_b32`, `clip_b16`, `clip_l14`, `clip_l14_336` (downloaded once, from OpenAI; no PyTorch
+            needed), or the path of a checkpoint: ours, OpenAI's, or a Hugging Face folder.
+        dtype, cache_dir, releases: as of `load_model`.
+
+    Raises:
+        ValueError, ConnectionError, ImportError: as `load_model`.
+    """
+    from sam_jax.convert.clip import load_any_clip
+
+    name = str(name_or_path)
+    if name in releases:
+        target = Path(cache_dir or default_cache_dir()) / f"{name}.safetensors"
+        params, config = load_clip_checkpoint(_convert_once(releases[name], target, load_any_clip))
+    elif Path(name).exists():
+        params, config = load_any_clip(Path(name))
+    else:
+        raise ValueError(
+            f"expected a CLIP's name ({', '.join(releases)}) or the path of a checkpoint, got {name!r}, which is "
+            "neither; look at the spelling"
+        )
+    return Clip(config, params, dtype)
+
+
 def default_cache_dir() -> Path:
     if folder := os.environ.get("SAM_JAX_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam_jax"
 
 
-def _converted(release: Release, cache_dir: Path) -> Path:
+def _converted(release: Release[SamConfig], cache_dir: Path) -> Path:
     """Path of the release in our format; downloads and converts it where it is not there yet."""
     target = cache_dir / Path(release.file_name).with_suffix(".safetensors")
-    if not target.exists():
-        from sam_jax.convert import load_any
+    if not target.exists() and importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
+            f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
+        )
+    from sam_jax.convert import load_any
 
-        if importlib.util.find_spec("torch") is None:
-            raise ImportError(
-                f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
-                f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
-            )
-        cache_dir.mkdir(parents=True, exist_ok=True)
+    return _convert_once(release, target, load_any)
+
+
+def _convert_once(
+    release: Release[C], target: Path, load: Callable[[Path, C], tuple[Params, SamConfig | ClipConfig]]
+) -> Path:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                params, config = load_any(download(release, cache_dir), release.config)
-                save_checkpoint(target, params, config)
+                save_checkpoint(target, *load(download(release, target.parent), release.config))
     return target
 
 
-def download(release: Release, folder: Path) -> Path:
+def download(release: Release[Any], folder: Path) -> Path:
     """Fetches a release into `folder` and verifies it. An earlier, interrupted transfer is continued.
 
     Only one process downloads at a time; the others wait and find the file. It has its name only once it is whole and

@@ -13,8 +13,10 @@ from test_training import SMALL
 
 from sam_jax import hub
 from sam_jax.checkpoint import save_checkpoint
-from sam_jax.hub import Release, default_cache_dir, download, load_model
+from sam_jax.config import CLIP_SIZES, ClipConfig
+from sam_jax.hub import CLIP_RELEASES, Release, default_cache_dir, download, load_clip, load_model
 from sam_jax.modeling import init_params
+from sam_jax.modeling.clip import init_clip_params
 
 CONTENT = np.random.default_rng(0).bytes(3 * hub.CHUNK + 12345)
 
@@ -173,3 +175,24 @@ def test_a_path_is_loaded_and_an_unknown_name_lists_the_known_ones(tmp_path):
     assert load_model(tmp_path / "m.safetensors").config == SMALL
     with pytest.raises(ValueError, match="tiny, vit_b, vit_l, vit_h"):
         load_model("vit_x")
+
+
+def test_a_released_clip_is_downloaded_and_read_without_pytorch(server, tmp_path, monkeypatch):
+    config = ClipConfig("small", 8, 4, 16, 1, 2, 16, 1, 2, 77, 49408, 8)
+    params = jax.device_get(init_clip_params(config, jax.random.key(0)))
+    monkeypatch.setattr("sam_jax.convert.clip.load_any_clip", lambda path, config: (params, config))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    for _ in range(2):
+        clip = load_clip("small", cache_dir=tmp_path, releases={"small": Release(config, server.url, sha256)})
+        assert clip.config == config
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(clip.params), dict(params))
+    assert len(server.requests) == 1
+    with pytest.raises(ValueError, match="clip_b32, clip_b16, clip_l14, clip_l14_336"):
+        load_clip("clip_x")
+
+
+def test_released_clips_have_the_sums_that_their_addresses_hold():
+    for name, released in CLIP_RELEASES.items():
+        assert released.url.split("/")[-2] == released.sha256
+        assert released.config is CLIP_SIZES[name]

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors stores
 import numpy as np
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
-from sam_jax.config import SIZES, SamConfig
+from sam_jax.config import SIZES, ClipConfig, SamConfig
 from sam_jax.convert.guess import POSITIONS, guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.convert.layout import Naming, params_from_state, state_from_params
@@ -53,20 +53,20 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
     if not path.exists():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found nothing")
     if path.is_dir():
-        state = _read_huggingface_folder(path)
-        config = _agree(config, _read_huggingface_config(path), path)
+        state = read_huggingface_state(path)
+        config = agree_on_config(config, _read_huggingface_config(path), path)
     elif is_pytorch(path):
         state = _read_pytorch(path)
         if _config_beside(path).is_file():
-            config = _agree(config, _read_config(_config_beside(path)), path)
-    elif CONFIG_KEY in _safetensors_metadata(path):
+            config = agree_on_config(config, _read_config(_config_beside(path)), path)
+    elif CONFIG_KEY in read_safetensors_metadata(path):
         params, own = load_checkpoint(path)
-        return params, _agree(config, own, path)
+        return params, agree_on_config(config, own, path)
     else:
         state = _read_safetensors(path)
     naming = _naming(state, path)
     if naming == "huggingface" and path.is_file() and (path.parent / "config.json").is_file():
-        config = _agree(config, _read_huggingface_config(path.parent), path)
+        config = agree_on_config(config, _read_huggingface_config(path.parent), path)
     if config is None:
         config = guess_config({name: array.shape for name, array in state.items()}, naming, str(path))
     return params_from_state(state, config, naming, str(path)), config
@@ -175,7 +175,8 @@ def _describe(value: Any) -> str:
     return f"a mapping with keys {list(value)[:8]}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
-def _safetensors_metadata(path: Path) -> dict[str, str]:
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; our config is there."""
     try:
         with safe_open(path, "numpy") as file:
             return file.metadata() or {}
@@ -193,7 +194,8 @@ def _read_safetensors(path: Path) -> State:
         raise ValueError(f"expected a safetensors file, cannot read {path} as one: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -206,27 +208,32 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_huggingface_config(folder: Path) -> SamConfig:
     preprocessor = folder / "preprocessor_config.json"
     return config_from_huggingface(
-        _read_json(folder / "config.json"),
-        _read_json(preprocessor) if preprocessor.is_file() else None,
+        read_json(folder / "config.json"),
+        read_json(preprocessor) if preprocessor.is_file() else None,
         str(folder / "config.json"),
     )
 
 
-def _read_huggingface_folder(folder: Path) -> State:
+def read_huggingface_state(folder: Path, model: str = "SamModel") -> State:
+    """The tensors of a Hugging Face folder, under their names there."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"expected a Hugging Face SamModel folder (config.json, model.safetensors), {folder} is none")
+        raise ValueError(f"expected a Hugging Face {model} folder (config.json, model.safetensors), {folder} is none")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return _read_safetensors(folder / "model.safetensors")
     if index.is_file():
-        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
         return {name: array for shard in shards for name, array in _read_safetensors(folder / shard).items()}
     if (folder / "pytorch_model.bin").is_file():
         return _read_pytorch(folder / "pytorch_model.bin")
     raise ValueError(f"expected model.safetensors or pytorch_model.bin beside config.json, {folder} has neither")
 
 
-def _agree(given: SamConfig | None, own: SamConfig, path: Path) -> SamConfig:
+Config = TypeVar("Config", SamConfig, ClipConfig)
+
+
+def agree_on_config(given: Config | None, own: Config, path: Path) -> Config:
+    """The config that a file knows, which must be the one given, if one is."""
     if given is not None and given != own:
         raise ValueError(f"{path} knows its config, and it is not the one given: {own} against {given}; leave it out")
     return own

@@ -67,17 +67,18 @@ class PatchConv(nn.Module):
     features: int
     patch: int
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         p, c = self.patch, self.in_features
         init = fan_in_uniform(p * p * c)
         kernel = self.param("kernel", init, (p, p, c, self.features)).astype(self.dtype)
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         *lead, height, width, _ = x.shape
         x = x.astype(self.dtype).reshape(*lead, height // p, p, width // p, p, c)
         x = jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * c)
-        return x @ kernel.reshape(p * p * c, self.features) + bias
+        x = x @ kernel.reshape(p * p * c, self.features)
+        return x + self.param("bias", init, (self.features,)).astype(self.dtype) if self.use_bias else x
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,100 @@
+"""The tensors of a TorchScript archive, read as data: its code does not run, and PyTorch isn't needed."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, Any] = {
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "DoubleStorage": np.float64,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class _Module:
+    """Stands for any class of the archive: it only holds what the pickle gives it."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether it is a zip with code beside its data."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return any(name.endswith("/data.pkl") for name in names) and any("/code/" in name for name in names)
+
+
+def read_torchscript(path: Path) -> dict[str, np.ndarray]:
+    """Name -> array of all tensors that the archive's module and its submodules hold.
+
+    Raises:
+        ValueError: not such an archive, or one whose pickle asks for anything but modules and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+            module = _Unpickler(archive.read(f"{root}data.pkl"), lambda key: archive.read(f"{root}data/{key}")).load()
+    # Broken zips, pickles and tensors raise many kinds of errors.
+    except Exception as error:
+        raise ValueError(f"expected a TorchScript archive of tensors, cannot read {path} as one: {error}") from error
+    tensors: dict[str, np.ndarray] = {}
+    _collect(module, "", tensors)
+    return tensors
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._read_storage = read_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):
+            return _Module
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch.jit._pickle":  # marks a value with its type: a list of numbers and the like
+            return lambda value, *_: value
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no tensor")
+
+    def persistent_load(self, reference: Any) -> np.ndarray:
+        kind, dtype, key, _, _ = reference
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"it asks for a {kind!r}")
+        return np.frombuffer(self._read_storage(key), dtype)
+
+
+def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and not (offset >= 0 and min(stride, default=0) >= 0 and last < len(storage)):
+        raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its {len(storage)} numbers")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+def _collect(value: Any, name: str, tensors: dict[str, np.ndarray]) -> None:
+    if isinstance(value, np.ndarray):
+        tensors[name] = value
+    elif isinstance(value, _Module) and isinstance(value.attributes, dict):
+        for key, child in value.attributes.items():
+            _collect(child, f"{name}.{key}" if name else str(key), tensors)

@@ -1,0 +1,204 @@
+"""CLIP: a picture tower and a text tower whose embeddings share a space, as pure functions.
+
+Names are the official ones, with the text tower's in `text`.
+
+Reference: Radford et al. 2021. The object mask of the picture tower: Kirillov et al. 2023, section D.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sam_jax.config import ClipConfig
+from sam_jax.modeling.common import Dense, LayerNorm, PatchConv, einsum_float32
+from sam_jax.types import Params
+
+EPSILON = 1e-5  # of all norms
+FIRST_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The sigmoid approximation that CLIP was trained with; up to 0.02 from the exact GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Self-attention. `queries` limits it to the first positions, whose outputs are all that is wanted."""
+
+    dim: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, allowed: jax.Array | None, queries: int | None) -> jax.Array:
+        kernel, bias = Dense(self.dim, 3 * self.dim, self.dtype, name="in_proj").weights()
+        D, B = self.dim, len(x)
+
+        def project(x: jax.Array, part: slice) -> jax.Array:
+            y = x @ kernel[:, part] + bias[part]
+            return y.reshape(B, -1, self.heads, D // self.heads)
+
+        q = project(x[:, :queries], slice(D)) * (D // self.heads) ** -0.5
+        k, v = project(x, slice(D, 2 * D)), project(x, slice(2 * D, None))
+        logits = einsum_float32("bqnd,bknd->bnqk", q, k)
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, -jnp.inf)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        out = einsum_float32("bnqk,bknd->bqnd", weights, v).astype(self.dtype)
+        return Dense(D, D, self.dtype, name="out_proj")(out.reshape(B, -1, D))
+
+
+class Mlp(nn.Module):
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = quick_gelu(Dense(self.dim, 4 * self.dim, self.dtype, name="c_fc")(x))
+        return Dense(4 * self.dim, self.dim, self.dtype, name="c_proj")(x)
+
+
+class Block(nn.Module):
+    dim: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, allowed: jax.Array | None = None, queries: int | None = None) -> jax.Array:
+        attention = Attention(self.dim, self.heads, self.dtype, name="attn")
+        y = attention(LayerNorm(EPSILON, self.dtype, name="ln_1")(x), allowed, queries)
+        x = x[:, :queries] + y
+        return x + Mlp(self.dim, self.dtype, name="mlp")(LayerNorm(EPSILON, self.dtype, name="ln_2")(x))
+
+
+class Transformer(nn.Module):
+    """Blocks of which the last may have a mask of its own and give only the first positions."""
+
+    dim: int
+    depth: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        allowed: jax.Array | None = None,
+        last_allowed: jax.Array | None = None,
+        queries: int | None = None,
+    ) -> jax.Array:
+        for i in range(self.depth):
+            block = Block(self.dim, self.heads, self.dtype, name=f"resblocks_{i}")
+            x = block(x, last_allowed, queries) if i == self.depth - 1 else block(x, allowed)
+        return x
+
+
+class PictureTower(nn.Module):
+    config: ClipConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array, object_patches: jax.Array | None = None) -> jax.Array:
+        c, D = self.config, self.config.vision_dim
+        normal = nn.initializers.normal(D**-0.5)
+        x = PatchConv(3, D, c.patch_size, self.dtype, use_bias=False, name="conv1")(pictures)
+        output_token = self.param("class_embedding", normal, (D,)).astype(self.dtype)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(output_token, (len(x), 1, D)), x.reshape(len(x), c.grid_size**2, D)], axis=1
+        )
+        x += self.param("positional_embedding", normal, (1 + c.grid_size**2, D)).astype(self.dtype)
+        x = LayerNorm(EPSILON, self.dtype, name="ln_pre")(x)
+        allowed = None
+        if object_patches is not None:
+            # Decision: the output token goes on seeing itself, so that a mask of everything is CLIP as it is.
+            seen = object_patches.reshape(len(x), 1, 1, c.grid_size**2)
+            allowed = jnp.concatenate([jnp.ones((len(x), 1, 1, 1), bool), seen], -1)
+        transformer = Transformer(D, c.vision_depth, c.vision_heads, self.dtype, name="transformer")
+        x = transformer(x, last_allowed=allowed, queries=1)
+        x = LayerNorm(EPSILON, self.dtype, name="ln_post")(x[:, 0])
+        return x @ self.param("proj", normal, (D, c.embedding_dim)).astype(self.dtype)
+
+
+class TextTower(nn.Module):
+    config: ClipConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        c, D, N = self.config, self.config.text_dim, self.config.text_length
+        table = self.param("token_embedding", nn.initializers.normal(0.02), (c.vocabulary, D))
+        positions = self.param("positional_embedding", nn.initializers.normal(0.01), (N, D))
+        x = (table[tokens] + positions[: tokens.shape[1]]).astype(self.dtype)
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        transformer = Transformer(D, c.text_depth, c.text_heads, self.dtype, name="transformer")
+        x = LayerNorm(EPSILON, self.dtype, name="ln_final")(transformer(x, causal, causal))
+        # The token that ends a text has the highest number of all.
+        x = jnp.take_along_axis(x, tokens.argmax(-1)[:, None, None], 1)[:, 0]
+        return x @ self.param("text_projection", nn.initializers.normal(D**-0.5), (D, c.embedding_dim)).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_clip_params(config: ClipConfig, key: jax.Array) -> Params:
+    """Random float32 params: {"visual", "text", "logit_scale"}."""
+    picture_key, text_key = jax.random.split(key)
+    side = config.image_size
+    return {
+        "visual": PictureTower(config).init(
+            picture_key, jnp.zeros((1, side, side, 3)), jnp.ones((1,) + (config.grid_size,) * 2, bool)
+        )["params"],
+        "text": TextTower(config).init(text_key, jnp.zeros((1, config.text_length), jnp.int32))["params"],
+        "logit_scale": jnp.float32(FIRST_LOGIT_SCALE),
+    }
+
+
+def embed_pictures(
+    params: Params,
+    pictures: Float[Array, "n S S 3"],
+    config: ClipConfig,
+    object_patches: Bool[Array, "n g g"] | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Float[Array, "n E"]:
+    """Embeddings of pictures, of length 1.
+
+    Args:
+        params: of the picture tower at least, under "visual".
+        pictures: normalised RGB, S = config.image_size; see `sam_jax.ops.crops`.
+        object_patches: where the object is. In the last layer the output token attends to these patches and to itself.
+    """
+    if pictures.shape[1:] != (config.image_size, config.image_size, 3):
+        raise ValueError(
+            f"expected pictures of shape (n, {config.image_size}, {config.image_size}, 3) for CLIP {config.name!r}, "
+            f"got {pictures.shape}"
+        )
+    tower = PictureTower(config, dtype)
+    return _unit(tower.apply({"params": params["visual"]}, pictures, object_patches))
+
+
+def embed_tokens(
+    params: Params, tokens: Int[Array, "n N"], config: ClipConfig, *, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "n E"]:
+    """Embeddings of texts, of length 1.
+
+    Args:
+        params: of the text tower at least, under "text".
+        tokens: of whole texts, padded at their ends with anything smaller than the token that ends a text, or with
+            that; see `sam_jax.tokenizer`.
+    """
+    if tokens.shape[1] > config.text_length:
+        raise ValueError(
+            f"expected at most {config.text_length} tokens for CLIP {config.name!r}, got {tokens.shape[1]}"
+        )
+    return _unit(TextTower(config, dtype).apply({"params": params["text"]}, tokens))
+
+
+def _unit(embeddings: Any) -> jax.Array:
+    embeddings = embeddings.astype(jnp.float32)
+    return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
+from sam_jax.clip import Clip
 from sam_jax.model import Sam
 from sam_jax.ops.masks import to_original_frame
 from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
@@ -31,8 +33,16 @@ class SamPredictor:
         masks, iou_predictions, low_res_logits = predictor.predict(np.array([[320, 210]]), np.array([1]))
     """
 
-    def __init__(self, model: Sam) -> None:
-        self.model = model
+    def __init__(self, model: Sam, clip: Clip | None = None) -> None:
+        """Args:
+        clip: of a model with a text prompt, the CLIP that it was trained with (`model.config.text_encoder`).
+
+        Raises:
+            ValueError: another CLIP.
+        """
+        if clip is not None:
+            check_clip(model, clip)
+        self.model, self.clip = model, clip
         self.reset_image()
 
     def reset_image(self) -> None:
@@ -79,6 +89,7 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        text: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
@@ -89,15 +100,17 @@ class SamPredictor:
             mask_input: (1, S, S) low_res logits of an earlier call.
             multimask_output: three masks, for a prompt that may mean several things; else one.
             return_logits: logits in place of masks.
+            text: what to look for, such as "a wheel"; alone or with points and box.
 
         Returns:
             masks (M, H, W), bool; predicted IoU (M,); low_res logits (M, S, S), all float32.
 
         Raises:
             RuntimeError: no picture is set.
-            ValueError: a prompt that is not as described, or outside the picture.
+            ValueError: a prompt that is not as described, or outside the picture; a text, and a model that was not
+                trained for texts, or no CLIP.
         """
-        prompt = Prompt(point_coords, point_labels, box, mask_input)
+        prompt = Prompt(point_coords, point_labels, box, mask_input, text)
         result = self.predict_prompts([prompt], multimask_output, return_logits)
         return result.masks[0], result.iou_predictions[0], result.low_res_logits[0]
 
@@ -106,7 +119,43 @@ class SamPredictor:
     ) -> Masks:
         """Masks for many prompts on the picture that is set; the decoder takes them 64 at a time."""
         embedding = self.get_image_embedding()
+        (prompts,) = embed_texts(self.model, self.clip, [prompts])
         return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
+
+
+def check_clip(model: Sam, clip: Clip) -> None:
+    """Raises:
+    ValueError: the model has no text prompt, or was trained with another CLIP.
+    """
+    config = model.config
+    if not config.text_dim:
+        raise ValueError(f"model {config.name!r} was not trained for text prompts, so it takes no CLIP")
+    if (config.text_encoder, config.text_dim) != (clip.config.name, clip.config.embedding_dim):
+        raise ValueError(
+            f"model {config.name!r} was trained with CLIP {config.text_encoder!r}, whose embeddings are "
+            f"{config.text_dim} wide, got {clip.config.name!r} with {clip.config.embedding_dim}"
+        )
+
+
+def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
+    """The prompts with the embeddings of their texts, all of which pass CLIP together, each text once.
+
+    Raises:
+        ValueError: texts, and a model without a text prompt, or no CLIP; texts that CLIP does not take.
+    """
+    found: dict[str, np.ndarray] = {}
+    if clip is not None:
+        texts = [p.text for row in prompts for p in row if p.text is not None and p.text_embedding is None]
+        texts = list(dict.fromkeys(texts))
+        found = dict(zip(texts, clip.embed_texts(texts), strict=True))
+
+    def resolve(prompt: Prompt) -> Prompt:
+        if prompt.text_embedding is None and prompt.text in found:
+            prompt = dataclasses.replace(prompt, text_embedding=found[prompt.text])
+        prompt.checked_text(model.config)
+        return prompt
+
+    return [[resolve(prompt) for prompt in row] for row in prompts]
 
 
 def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
@@ -123,6 +172,7 @@ def predict_batch(
     return_logits: bool = False,
     *,
     batch_size: int = 4,
+    clip: Clip | None = None,
 ) -> list[Masks]:
     """Masks for several pictures, of any sizes, each with its own number of prompts.
 
@@ -131,6 +181,7 @@ def predict_batch(
         prompts: for each picture its prompts.
         batch_size: most pictures that pass the model together. The last ones go in groups of half the size, a quarter,
             and so on: few group sizes to compile for, and no filling to encode.
+        clip: as of `SamPredictor`, for prompts with texts.
 
     Raises:
         ValueError: not one list of prompts per picture, or a bad picture or prompt.
@@ -144,6 +195,9 @@ def predict_batch(
     for row, size in zip(prompts, sizes, strict=True):
         for prompt in row:
             prompt.check(size)
+    if clip is not None:
+        check_clip(model, clip)
+    prompts = embed_texts(model, clip, prompts)
     results: list[Masks] = []
     group = batch_size
     while len(results) < len(images):

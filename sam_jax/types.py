@@ -37,6 +37,8 @@ class Prompts(NamedTuple):
     labels: Int[AnyArray, "B Q N"]
     mask_logits: Float[AnyArray, "B Q S S"] | None = None  # previous low_res logits; None: no prompt has a mask
     has_mask: Bool[AnyArray, "B Q"] | None = None  # which prompts use theirs; None: all
+    text_embeddings: Float[AnyArray, "B Q T"] | None = None  # of CLIP, of length 1; None: no prompt has a text
+    has_text: Bool[AnyArray, "B Q"] | None = None  # which prompts use theirs; None: all
 
 
 class Prediction(NamedTuple):

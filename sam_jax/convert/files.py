@@ -19,7 +19,7 @@ from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
 from sam_jax.config import SIZES, ClipConfig, SamConfig
 from sam_jax.convert.guess import POSITIONS, guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.convert.layout import Naming, params_from_state, state_from_params
+from sam_jax.convert.layout import Naming, params_from_state, state_from_params, without_text_prompt
 from sam_jax.types import Params
 
 State = dict[str, np.ndarray]
@@ -106,12 +106,17 @@ def check_destination(dst: Path, *, overwrite: bool = False) -> None:
 
 
 def save_any(dst: Path, params: Params, config: SamConfig, *, overwrite: bool = False) -> None:
-    """Writes a checkpoint in the format that its name says; see `convert_file`."""
+    """Writes a checkpoint in the format that its name says; see `convert_file`.
+
+    Only our own format holds a text prompt; others get the model without it.
+    """
     check_destination(dst, overwrite=overwrite)
     dst.parent.mkdir(parents=True, exist_ok=True)
     if dst.suffix == ".safetensors":
         save_checkpoint(dst, params, config)
-    elif dst.suffix in PYTORCH_SUFFIXES:
+        return
+    params, config = without_text_prompt(params, config)
+    if dst.suffix in PYTORCH_SUFFIXES:
         _write_pytorch(dst, state_from_params(params, config, "official"), config)
     else:
         _write_huggingface_folder(dst, params, config)

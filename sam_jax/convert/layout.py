@@ -19,6 +19,7 @@ from sam_jax.config import SamConfig
 from sam_jax.types import Params
 
 Naming = Literal["official", "huggingface"]
+TEXT_PROMPT = "text_projection"  # in prompt_encoder; neither the official code nor Hugging Face has it
 Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 
 # Applied one after the other to `path/to/param` of our tree.
@@ -125,6 +126,12 @@ def state_from_params(params: Params, config: SamConfig, naming: Naming) -> dict
     if naming == "huggingface":
         state[SHARED_MATRIX_ALIAS] = state[SHARED_MATRIX]
     return state
+
+
+def without_text_prompt(params: Params, config: SamConfig) -> tuple[Params, SamConfig]:
+    """The same model as others know it."""
+    prompt_encoder = {name: value for name, value in params["prompt_encoder"].items() if name != TEXT_PROMPT}
+    return params | {"prompt_encoder": prompt_encoder}, config.without_text()
 
 
 def _rename(name: str, rules: Rules) -> str:

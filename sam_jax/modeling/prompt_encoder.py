@@ -1,4 +1,4 @@
-"""Points, boxes and masks -> tokens and a dense embedding."""
+"""Points, boxes, texts and masks -> tokens and a dense embedding."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_3 = PatchConv(c.mask_channels // 4, c.mask_channels, 2, self.dtype)
         self.mask_downscaling_4 = LayerNorm(dtype=self.dtype)
         self.mask_downscaling_6 = PatchConv(c.mask_channels, D, 1, self.dtype)
+        if c.text_dim:
+            # Embeddings have length 1: so a text's token starts with the spread of a point's.
+            self.text_projection = nn.Dense(D, dtype=self.dtype, kernel_init=normal)
 
     def image_positions(self) -> jax.Array:
         """Positions of the patch centres, (h, w, D)."""
@@ -71,10 +74,15 @@ class PromptEncoder(nn.Module):
 
     def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Returns:
-        sparse (B, Q, N, D); sparse_mask (B, Q, N), False where there is no token;
+        sparse (B, Q, N, D), and with texts (B, Q, N + 1, D), theirs last; sparse_mask (B, Q, N or N + 1), False where
+        there is no token;
         dense (B, Q, h, w, D), or (1, 1, 1, 1, D) where no prompt carries a mask; positions (h, w, D).
         """
-        sparse = self.embed_points(prompts.points, prompts.labels)
+        sparse, present = self.embed_points(prompts.points, prompts.labels), prompts.labels != PAD
+        if prompts.text_embeddings is not None:
+            has_text = jnp.ones(present.shape[:2], bool) if prompts.has_text is None else prompts.has_text
+            sparse = jnp.concatenate([sparse, self.text_projection(prompts.text_embeddings)[:, :, None]], 2)
+            present = jnp.concatenate([present, has_text[:, :, None]], 2)
         dense = self.no_mask_embed.astype(self.dtype)[None, None, None]
         if prompts.mask_logits is not None:
             masks = self.embed_masks(prompts.mask_logits)
@@ -85,4 +93,6 @@ class PromptEncoder(nn.Module):
         elif self.is_initializing():
             side = self.config.low_res_size
             self.embed_masks(jnp.zeros((1, 1, side, side)))
-        return sparse, prompts.labels != PAD, dense, self.image_positions()
+        if self.config.text_dim and self.is_initializing():
+            self.text_projection(jnp.zeros((1, self.config.text_dim)))
+        return sparse, present, dense, self.image_positions()

@@ -109,12 +109,22 @@ def encode_image(
 def encode_prompts(
     params: Params, prompts: Prompts, config: SamConfig, *, dtype: jnp.dtype = jnp.float32
 ) -> EncodedPrompts:
-    """Points, boxes and masks in the input frame -> tokens and dense embedding."""
+    """Points, boxes and masks in the input frame, and embeddings of texts -> tokens and dense embedding."""
     if prompts.mask_logits is not None and prompts.mask_logits.shape[-2:] != (config.low_res_size,) * 2:
         raise ValueError(
             f"mask prompts of model {config.name!r} are {config.low_res_size} x {config.low_res_size} logits, "
             f"got {prompts.mask_logits.shape[-2:]}"
         )
+    if prompts.text_embeddings is not None:
+        if not config.text_dim:
+            raise ValueError(
+                f"model {config.name!r} has no text prompt; train one (configs/text.py) or give points and boxes"
+            )
+        if prompts.text_embeddings.shape[-1] != config.text_dim:
+            raise ValueError(
+                f"text prompts of model {config.name!r} are embeddings of CLIP {config.text_encoder!r}, "
+                f"{config.text_dim} wide, got {prompts.text_embeddings.shape[-1]}"
+            )
     return EncodedPrompts(*_apply(PromptEncoder(config, dtype), params["prompt_encoder"], prompts))
 
 

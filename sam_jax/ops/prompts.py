@@ -27,6 +27,8 @@ class Prompt:
     labels: Int[np.ndarray, " N"] | None = None  # 1 foreground, 0 background
     box: Float[np.ndarray, "4"] | None = None  # (x0, y0, x1, y1), pixels
     mask: Float[np.ndarray, "S S"] | None = None  # low_res logits of an earlier prediction
+    text: str | None = None  # such as "a wheel"; a predictor with a CLIP makes the embedding of it
+    text_embedding: Float[np.ndarray, " T"] | None = None  # of a text or of an object, by the model's CLIP
 
     def tokens(self, size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
         """Points (N, 2) in the input frame and labels (N,), after validation.
@@ -38,8 +40,9 @@ class Prompt:
         if self.box is not None:
             points = np.concatenate([points, self._checked_box(size)])
             labels = np.concatenate([labels, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
-        elif self.points is not None:
-            # The padding point that the official model was trained with; its coordinates are not looked at.
+        elif self.points is not None and self.text is None and self.text_embedding is None:
+            # The padding point that the official model was trained with; its coordinates are not looked at. Decision:
+            # like a box, a text takes its place, as it does in training, where it is the first prompt.
             points = np.concatenate([points, np.zeros((1, 2))])
             labels = np.concatenate([labels, [NOT_A_POINT]])
         return points_to_input(points, size, config.image_size), labels.astype(np.int32)
@@ -60,6 +63,34 @@ class Prompt:
         if not np.isfinite(mask).all():
             raise ValueError("mask_input holds NaN or infinite values; expected finite logits")
         return mask.reshape(side, side).astype(np.float32)
+
+    def checked_text(self, config: SamConfig) -> np.ndarray | None:
+        """The embedding of the text as (T,) float32, of length 1.
+
+        Raises:
+            ValueError: the model has no text prompt; an embedding that is not its CLIP's; a text without one.
+        """
+        if self.text is None and self.text_embedding is None:
+            return None
+        if not config.text_dim:
+            raise ValueError(
+                f"model {config.name!r} was not trained for text prompts; give points or a box, or another model"
+            )
+        if self.text_embedding is None:
+            raise ValueError(
+                f"the text {self.text!r} has no embedding yet; give the predictor the model's CLIP "
+                f"(clip=load_clip({config.text_encoder!r}))"
+            )
+        embedding = np.asarray(self.text_embedding, np.float32)
+        if embedding.shape != (config.text_dim,):
+            raise ValueError(
+                f"text_embedding must have shape ({config.text_dim},), as CLIP {config.text_encoder!r} of model "
+                f"{config.name!r} gives it, got {embedding.shape}"
+            )
+        length = float(np.linalg.norm(embedding))
+        if not 0 < length < np.inf:
+            raise ValueError("text_embedding must be finite and not zero")
+        return embedding / length
 
     def check(self, size: tuple[int, int]) -> None:
         """Points and box against a picture of size (H, W), before anything slow is done with them.
@@ -118,7 +149,7 @@ def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int,
     """Ragged prompts of several pictures -> one padded `Prompts`.
 
     Slots that are filled up carry label PAD and take part in nothing; whole prompts that are filled up give masks to be
-    cut off. A prompt without points and box has no token at all, as in the official code.
+    cut off. A prompt without points, box and text has no token at all, as in the official code.
 
     Args:
         prompts: for each picture its prompts.
@@ -131,13 +162,22 @@ def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int,
     for b, row in enumerate(tokens):
         for q, (xy, label) in enumerate(row):
             points[b, q, : len(xy)], labels[b, q, : len(label)] = xy, label
+    packed = Prompts(points, labels)
+    texts = [[prompt.checked_text(config) for prompt in row] for row in prompts]
+    if any(text is not None for row in texts for text in row):
+        embeddings, has_text = np.zeros((B, Q, config.text_dim), np.float32), np.zeros((B, Q), bool)
+        for b, row_texts in enumerate(texts):
+            for q, text in enumerate(row_texts):
+                if text is not None:
+                    embeddings[b, q], has_text[b, q] = text, True
+        packed = packed._replace(text_embeddings=embeddings, has_text=has_text)
     mask_inputs = [[prompt.checked_mask(config) for prompt in row] for row in prompts]
     if all(mask is None for row in mask_inputs for mask in row):
-        return Prompts(points, labels)
+        return packed
     logits = np.zeros((B, Q, config.low_res_size, config.low_res_size), np.float32)
     has_mask = np.zeros((B, Q), bool)
     for b, masks in enumerate(mask_inputs):
         for q, mask in enumerate(masks):
             if mask is not None:
                 logits[b, q], has_mask[b, q] = mask, True
-    return Prompts(points, labels, logits, has_mask)
+    return packed._replace(mask_logits=logits, has_mask=has_mask)

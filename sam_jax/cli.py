@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment pictures, detect, prepare data, convert or export checkpoints, rate masks."""
+"""The `sam-jax` command: segment, detect, search by text, prepare data, convert or export checkpoints, rate masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.evals.rating.commands import Rate, rate
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
-from sam_jax.ops.rle import encode_rle, rle_box
+from sam_jax.ops.rle import decode_rle, encode_rle, rle_box
 from sam_jax.ops.transforms import read_image
 
 
@@ -29,6 +29,8 @@ class Segment:
 
     Writes into the output folder, named after the picture: an overlay of the best mask, every mask as a PNG, and a JSON
     with COCO run lengths, boxes, areas and predicted IoUs. Example: sam-jax segment cat.jpg --point 320,210
+
+    A model that was trained for text prompts takes a text too: sam-jax segment car.jpg --text "a wheel" --model MODEL
     """
 
     picture: tyro.conf.Positional[Path]
@@ -39,8 +41,12 @@ class Segment:
     """x,y of a pixel outside the object; may be given many times."""
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
     """x0,y0,x1,y1 of a box around the object."""
+    text: str | None = None
+    """What to look for, such as "a wheel", alone or with points and box."""
     model: str = "tiny"
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    clip: str | None = None
+    """Name or path of the CLIP for the text; without it the one that the model names."""
     out: Path = Path("masks")
     """Folder for the results."""
     single: bool = False
@@ -115,6 +121,28 @@ class Detect:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Finds objects by text: ranks all masks of a picture by what CLIP makes of them. Takes any model.
+
+    Writes into the output folder, named after the picture: an overlay of each text's best mask, and a JSON with the
+    best masks for each text. Example: sam-jax search street.jpg --text "a wheel" --text "a red car"
+    """
+
+    picture: tyro.conf.Positional[Path]
+    """JPEG, PNG or any other picture."""
+    text: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """What to look for; may be given many times."""
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    clip: str = "clip_l14_336"
+    """Name (clip_b32, clip_b16, clip_l14, clip_l14_336) or path of a CLIP checkpoint."""
+    out: Path = Path("found")
+    """Folder for the results."""
+    top: int = 5
+    """Most masks for each text."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Convert:
     """Converts a checkpoint between the official .pth, Hugging Face and this project's safetensors.
 
@@ -171,7 +199,7 @@ DEMO_PROMPTS = {
 
 
 def segment(options: Segment) -> None:
-    from sam_jax.hub import load_model
+    from sam_jax.hub import load_clip, load_model
     from sam_jax.predictor import SamPredictor
 
     image = read_image(options.picture)
@@ -179,11 +207,14 @@ def segment(options: Segment) -> None:
     negative = [_numbers(text, 2, "--negative-point") for text in options.negative_point]
     points, labels = positive + negative, [1] * len(positive) + [0] * len(negative)
     box = None if options.box is None else np.array(_numbers(options.box, 4, "--box"))
-    if not points and box is None:
-        raise ValueError("expected a prompt: --point x,y, --box x0,y0,x1,y1, or both")
-    prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box)
+    if not points and box is None and options.text is None:
+        raise ValueError("expected a prompt: --point x,y, --box x0,y0,x1,y1, --text, or several of them")
+    prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box, text=options.text)
     prompt.check(image.shape[:2])
-    predictor = SamPredictor(load_model(options.model))
+    model, clip = load_model(options.model), None
+    if options.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
+        clip = load_clip(options.clip or model.config.text_encoder)
+    predictor = SamPredictor(model, clip)
     predictor.set_image(image)
     result = predictor.predict_prompts([prompt], multimask_output=not options.single)
     order = np.argsort(-result.iou_predictions[0], kind="stable")
@@ -195,7 +226,8 @@ def segment(options: Segment) -> None:
         f"{stem}.json": {
             "picture": options.picture.name,
             "model": options.model,
-            "prompt": {"points": points, "labels": labels, "box": None if box is None else box.tolist()},
+            "prompt": {"points": points, "labels": labels, "box": None if box is None else box.tolist()}
+            | ({} if options.text is None else {"text": options.text}),
             "masks": _records(masks, scores),
         },
     }
@@ -255,6 +287,36 @@ def detect(options: Detect) -> int:
     for path, reason in report.failures.items():
         print(f"sam-jax: not read: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
     return 1 if report.failures else 0
+
+
+def search(options: Search) -> None:
+    from sam_jax.automatic_mask_generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+    from sam_jax.hub import load_clip, load_model
+    from sam_jax.text_search import search as find
+
+    if not options.text:
+        raise ValueError('expected what to look for: --text "a wheel"; it may be given many times')
+    image = read_image(options.picture)
+    generator = SamAutomaticMaskGenerator(load_model(options.model), MaskGeneratorConfig(output_mode="coco_rle"))
+    found = find(generator, load_clip(options.clip), image, options.text, options.top)
+    answers = [
+        {
+            "text": text,
+            "masks": [
+                answer.record | {"similarity": round(answer.similarity, 4), "margin": round(answer.margin, 4)}
+                for answer in row
+            ],
+        }
+        for text, row in zip(options.text, found, strict=True)
+    ]
+    stem = options.picture.stem
+    overlays = {
+        f"{stem}_{i}.png": draw_masks(image, [decode_rle(row[0].record["segmentation"])])
+        for i, row in enumerate(found)
+        if row
+    }
+    content = {"picture": options.picture.name, "model": options.model, "clip": options.clip, "found": answers}
+    _write_files(options.out, overlays | {f"{stem}.json": content})
 
 
 def demo(options: Demo) -> None:
@@ -347,10 +409,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Detect | Prepare | Convert | Export | Rate | Demo = tyro.cli(
+    options: Segment | Everything | Detect | Search | Prepare | Convert | Export | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Detect, tyro.conf.subcommand("detect")]
+        | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
@@ -368,6 +431,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return everything(options)
             case Detect():
                 return detect(options)
+            case Search():
+                search(options)
             case Prepare():
                 prepared = prepare(options)
                 left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())

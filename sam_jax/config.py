@@ -233,6 +233,7 @@ class DataConfig:
     label_values: LabelValues = "auto"  # what the values of label maps are
     batch_size: int = 8  # pictures per step, over all devices
     masks_per_image: int = 64  # masks drawn per picture; pictures with fewer are padded
+    min_original_area: int = 1  # pixels of the picture as given; smaller masks are left out
     min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping
     max_area_fraction: float = 0.9  # masks that cover more of the picture are dropped
     scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted picture; above 1 crops (large-scale jitter)
@@ -252,6 +253,16 @@ class PromptConfig:
     box_probability: float = 0.5  # of the first prompt; otherwise it is a point
     box_noise: float = 0.1  # standard deviation, fraction of the box's side
     box_noise_max: float = 20.0  # pixels of a 1024 frame; scaled to the model's
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text prompt, learned from what CLIP's picture tower makes of the masks (section D.5 of the paper)."""
+
+    clip: str | None = None  # name or path of the CLIP; None: no text prompts are trained
+    probability: float = 1.0  # of the first prompt; otherwise it is a point or a box
+    expansion: tuple[float, float] = (1.0, 2.0)  # of a mask's box before it is cut out
+    hide_probability: float = 0.5  # that what surrounds the object is zeroed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +323,7 @@ class TrainConfig:
     model: SamConfig = VIT_B
     data: DataConfig = DataConfig()
     prompts: PromptConfig = PromptConfig()
+    text: TextConfig = TextConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     finetune: FinetuneConfig = FinetuneConfig()

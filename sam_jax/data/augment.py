@@ -78,7 +78,7 @@ def prepare_example(
             counts = counts_from_rle(rle)
         except ValueError as error:
             raise BadRecord("run lengths cannot be read", example.where, error) from error
-        if counts[1::2].sum() > config.max_area_fraction * H * W:
+        if not config.min_original_area <= counts[1::2].sum() <= config.max_area_fraction * H * W:
             continue
         found = resample_runs(counts, example.size, (x0, y0), 1 / (scale * to_loss), (loss_h, loss_w))
         if found is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
 from sam_jax.modeling.common import LayerNorm, PatchConv, gelu
-from sam_jax.types import NOT_A_POINT, PAD, Prompts
+from sam_jax.types import NOT_A_POINT, PAD, Params, Prompts
 
 
 class FourierPositions(nn.Module):
@@ -28,6 +28,16 @@ class FourierPositions(nn.Module):
         angles = jnp.matmul(2.0 * xy - 1.0, jax.lax.stop_gradient(matrix), precision=jax.lax.Precision.HIGHEST)
         angles = 2.0 * math.pi * angles
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+def _text_projection(config: SamConfig, dtype: jnp.dtype) -> nn.Dense:
+    # Embeddings have length 1, so the token of a text starts with the spread of a point's.
+    return nn.Dense(config.prompt_dim, dtype=dtype, kernel_init=nn.initializers.normal(1.0))
+
+
+def init_text_projection(config: SamConfig, key: jax.Array) -> Params:
+    """Random params of the text prompt alone, for a model that gets one."""
+    return _text_projection(config, jnp.float32).init(key, jnp.zeros((1, config.text_dim)))["params"]
 
 
 class PromptEncoder(nn.Module):
@@ -49,8 +59,7 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_4 = LayerNorm(dtype=self.dtype)
         self.mask_downscaling_6 = PatchConv(c.mask_channels, D, 1, self.dtype)
         if c.text_dim:
-            # Embeddings have length 1: so a text's token starts with the spread of a point's.
-            self.text_projection = nn.Dense(D, dtype=self.dtype, kernel_init=normal)
+            self.text_projection = _text_projection(c, self.dtype)
 
     def image_positions(self) -> jax.Array:
         """Positions of the patch centres, (h, w, D)."""

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from sam_jax.config import FinetuneConfig, SamConfig
-from sam_jax.training.trainable import join_params
+from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
 
@@ -47,4 +47,4 @@ def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
         )
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
     trained = state["params"] if state["ema"] is None else state["ema"]
-    return jax.device_get(join_params(trained, state["frozen"], finetune)), model
+    return jax.device_get(without_clip(join_params(trained, state["frozen"], finetune))), model

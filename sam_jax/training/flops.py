@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.config import ClipConfig, SamConfig, TrainConfig
 
 # Dense bfloat16 products, FLOP/s of a device as JAX counts them, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -48,18 +48,28 @@ def decoder_flops(config: SamConfig, sparse_tokens: int) -> float:
     return 2.0 * (config.decoder_depth * layer + cross_attention + upscaling + masks)
 
 
-def step_flops(config: TrainConfig, *, encoder: str) -> float:
+def picture_tower_flops(config: ClipConfig) -> float:
+    """Of one picture, forward; the last block's queries, which are one, count like the others."""
+    D, tokens = config.vision_dim, config.grid_size**2 + 1
+    block = 12 * D * D + 2 * tokens * D
+    return 2.0 * tokens * (config.patch_size**2 * 3 * D + config.vision_depth * block)
+
+
+def step_flops(config: TrainConfig, *, encoder: str, clip: ClipConfig | None = None) -> float:
     """Of one update on the global batch. A backward pass is twice the forward one; nothing is counted twice for
     rematerialisation.
 
     Args:
         encoder: "trained", "frozen" (forward only) or "cached" (not at all).
+        clip: of a run that trains the text prompt, whose picture tower sees every mask once.
     """
     rounds = 1 + config.prompts.point_rounds + config.prompts.refine_rounds
     tokens = 2 + config.prompts.point_rounds
     passes = {"trained": 3, "frozen": 1, "cached": 0}[encoder]
     picture = passes * encoder_flops(config.model)
     picture += 3 * rounds * config.data.masks_per_image * decoder_flops(config.model, tokens)
+    if clip is not None:
+        picture += config.data.masks_per_image * picture_tower_flops(clip)
     return config.data.batch_size * picture
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.checkpoint import save_checkpoint
-from sam_jax.config import TrainConfig
+from sam_jax.config import ClipConfig, SamConfig, TrainConfig
 from sam_jax.convert import load_mae_encoder
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
@@ -34,7 +34,8 @@ from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import init_state, model_params, preview_step, train_step, validation_step
-from sam_jax.training.trainable import encoder_is_frozen
+from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
+from sam_jax.training.trainable import CLIP, encoder_is_frozen
 from sam_jax.training.watch import Clock, MetricsLog, draw_predictions, peak_memory_gib, plot_curves
 from sam_jax.types import Batch, Params
 
@@ -57,16 +58,16 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         FloatingPointError: `max_skipped` updates in a row had no finite gradients.
     """
     start_processes(config.parallel)
-    config, params = _initial_params(config)
+    config, params, clip = _initial_params(config)
     out, main = config.out.resolve(), jax.process_index() == 0
     train_set, validation_set = open_source(config.data)
-    program, encoder = compile_program(config, params)
+    program, encoder = compile_program(config, params, clip)
     if config.finetune.cache_embeddings and encoder != "cached":
         raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
         claim_folder(out, config, resume)
     run_key = jax.random.key(config.seed)
-    flops, peak = step_flops(config, encoder=encoder), peak_flops(jax.devices()[0])
+    flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}; {flops / 1e12:.3g} TFLOP a step"
@@ -151,8 +152,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     return path
 
 
-def compile_program(config: TrainConfig, params: Params) -> tuple[Wrapped, str]:
-    """The run's functions on its devices, and whether the encoder is "trained", "frozen" or "cached"."""
+def compile_program(config: TrainConfig, params: Params, clip: ClipConfig | None = None) -> tuple[Wrapped, str]:
+    """The run's functions on its devices, and whether the encoder is "trained", "frozen" or "cached".
+
+    Args:
+        clip: of a run that trains the text prompt; the params of its picture tower are in `params` too.
+    """
     model, key = config.model, jax.random.key(config.seed)
     make = functools.partial(make_optimizer, config.optimizer, model)
     init = functools.partial(init_state, key=key, config=config, make_optimizer=make)
@@ -164,9 +169,9 @@ def compile_program(config: TrainConfig, params: Params) -> tuple[Wrapped, str]:
         )
     program = wrap(
         init,
-        functools.partial(train_step, config=config, optimizer=make(trained)),
-        functools.partial(validation_step, config=config),
-        functools.partial(preview_step, config=config),
+        functools.partial(train_step, config=config, optimizer=make(trained), clip=clip),
+        functools.partial(validation_step, config=config, clip=clip),
+        functools.partial(preview_step, config=config, clip=clip),
         params,
         config.parallel,
         config.data.batch_size // config.accumulate,
@@ -245,8 +250,8 @@ def claim_folder(out: Path, config: Any, resume: bool) -> None:
     if record.exists():
         if not resume:
             raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
-        model = json.loads(record.read_text())["model"]
-        if model != json.loads(config.model.to_json()):
+        model = SamConfig.from_json(json.dumps(json.loads(record.read_text())["model"]))
+        if model != config.model:
             raise ValueError(f"the run in {out} trains another model: {model}; this config says {config.model}")
     out.mkdir(parents=True, exist_ok=True)
     temporary = record.with_suffix(".tmp")
@@ -268,17 +273,26 @@ def align_cross_attention(params: Params) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def _initial_params(config: TrainConfig) -> tuple[TrainConfig, Params]:
-    """The params that a run starts from, and its config with the model that it trains."""
+def _initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfig | None]:
+    """The params that a run starts from, its config with the model that it trains, and that of its CLIP."""
+    clip, key = load_run_clip(config), jax.random.key(config.seed)
+
+    def prepared(model: SamConfig) -> SamConfig:
+        return model if clip is None else with_text_prompt(model, clip.config)
+
     if config.init_from is not None:
         start = load_model(config.init_from)
-        if config.model_from_init:
-            config = dataclasses.replace(config, model=start.config)
-        params = resize_positions(start.params, start.config, config.model)
+        own = prepared(start.config)
+        config = dataclasses.replace(config, model=own if config.model_from_init else prepared(config.model))
+        params = start.params if clip is None else add_text_projection(start.params, own, key)
+        params = resize_positions(params, own, config.model)
     elif config.model_from_init:
         raise ValueError("expected init-from, the name or path of the model to train, with model-from-init; got none")
     else:
-        params = align_cross_attention(init_params(config.model, jax.random.key(config.seed)))
+        config = dataclasses.replace(config, model=prepared(config.model))
+        params = align_cross_attention(init_params(config.model, key))
     if config.init_encoder_from is not None:
         params = load_mae_encoder(config.init_encoder_from, params, config.model)
-    return config, jax.tree.map(jnp.asarray, params)
+    if clip is not None:
+        params = params | {CLIP: {"visual": clip.params["visual"]}}
+    return config, jax.tree.map(jnp.asarray, params), None if clip is None else clip.config

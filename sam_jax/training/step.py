@@ -11,12 +11,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sam_jax.config import FinetuneConfig, TrainConfig
+from sam_jax.config import ClipConfig, FinetuneConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
+from sam_jax.modeling.clip import embed_pictures
 from sam_jax.prompting.simulate import first_prompts, next_points, picture_pixels, round_schedule
+from sam_jax.prompting.text import object_views
 from sam_jax.training.losses import segmentation_loss
-from sam_jax.training.trainable import join_params, split_params
+from sam_jax.training.trainable import CLIP, join_params, split_params, without_clip
 from sam_jax.types import PAD, Batch, Params, Prompts
+
+TEXT_DRAWS = 4  # folded into a step's key for what only text prompts draw, so that nothing else is drawn otherwise
 
 
 class TrainState(NamedTuple):
@@ -51,6 +55,11 @@ def init_state(
 
 def model_params(state: TrainState, config: Learning) -> Params:
     """The params of the whole model, for use: averaged where the run keeps an average."""
+    return without_clip(run_params(state, config))
+
+
+def run_params(state: TrainState, config: Learning) -> Params:
+    """`model_params`, and those of the CLIP that shows it objects, if there is one."""
     return join_params(state.params if state.ema is None else state.ema, state.frozen, config.finetune)
 
 
@@ -115,6 +124,7 @@ def run_rounds(
     config: TrainConfig,
     *,
     training: bool,
+    clip: ClipConfig | None = None,
     numbers: Int[Array, " B"] | None = None,
 ) -> Rounds:
     """Encodes each picture once and plays all rounds of prompts on it.
@@ -122,8 +132,11 @@ def run_rounds(
     Round 0 has one prompt and asks for three masks; of these the one with the highest predicted IoU is fed back. Every
     later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask.
 
+    With a CLIP the first prompt may be the embedding of the object, as of a text; it stays for the later rounds.
+
     Args:
-        params: of the whole model.
+        params: of the whole model, and of the CLIP's picture tower under "clip".
+        clip: config of that tower; None: no text prompts.
         numbers: of the pictures in the global batch, of which `batch` is a part; None: it is the whole.
     """
     model, dtype, remat = config.model, jnp.dtype(config.dtype), config.remat and training
@@ -171,11 +184,23 @@ def run_rounds(
     points, labels = draw_per_picture(
         lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
     )
+    text: dict[str, jax.Array] = {}
+    if clip is not None:
+        pictures, patches, has_text = draw_per_picture(
+            lambda key, part: object_views(key, part, clip, config.text),
+            jax.random.fold_in(key, TEXT_DRAWS),
+            numbers,
+            batch,
+        )
+        flat = pictures.reshape(-1, *pictures.shape[2:]), patches.reshape(-1, *patches.shape[2:])
+        objects = embed_pictures(params[CLIP], flat[0], clip, flat[1], dtype=dtype)
+        text = {"text_embeddings": objects.reshape(*has_text.shape, -1), "has_text": has_text}
+        labels = jnp.where(has_text[..., None], PAD, labels)
     first_key, later_key = jax.random.split(rounds_key)
     # Without remat what this round needs for its backward pass would wait until all later rounds have had theirs.
     play_first: Callable = functools.partial(decode, multimask_output=True)
     play_first = jax.checkpoint(play_first) if remat else play_first
-    first_terms, first_logits = play_first(Prompts(points, labels), round_key=first_key)
+    first_terms, first_logits = play_first(Prompts(points, labels, **text), round_key=first_key)
     adds_point = round_schedule(schedule_key, config.prompts)
     if not len(adds_point):
         return Rounds(jax.tree.map(lambda x: x[None], first_terms), points, labels, first_logits, first_logits)
@@ -194,7 +219,8 @@ def run_rounds(
         )
         points = jax.lax.dynamic_update_index_in_dim(points, click, slot, 2)
         labels = jax.lax.dynamic_update_index_in_dim(labels, jnp.where(adds, label, PAD), slot, 2)
-        prompts = Prompts(points, labels, jnp.asarray(logits).reshape(*labels.shape[:2], low_res, low_res))
+        mask_logits = jnp.asarray(logits).reshape(*labels.shape[:2], low_res, low_res)
+        prompts = Prompts(points, labels, mask_logits, **text)
         terms, logits = decode(prompts, False, round_key)
         return (points, labels, logits, slot + adds), terms
 
@@ -234,6 +260,7 @@ def train_step(
     *,
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
+    clip: ClipConfig | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update (`update_state`) from all rounds on one batch; the loss is the sum over rounds of the mean over masks.
@@ -250,7 +277,7 @@ def train_step(
 
     def loss_fn(trained: Params, part: Batch, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = join_params(trained, state.frozen, config.finetune)
-        rounds = run_rounds(params, part, step_key, config, training=True, numbers=numbers)
+        rounds = run_rounds(params, part, step_key, config, training=True, clip=clip, numbers=numbers)
         sums = sums_over_masks(rounds.terms, part.valid)
         metrics = {name: values / jnp.maximum(masks, 1) for name, values in sums.items()}
         return metrics["loss"].sum(), metrics
@@ -277,17 +304,23 @@ def train_step(
 
 
 def validation_step(
-    state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig, axis_name: str | None = None
+    state: TrainState,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    config: TrainConfig,
+    clip: ClipConfig | None = None,
+    axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """The rounds without learning: per round the sums over the global batch's masks, and the number of `masks`."""
     numbers = picture_numbers(batch, axis_name)
-    rounds = run_rounds(model_params(state, config), batch, key, config, training=False, numbers=numbers)
+    rounds = run_rounds(run_params(state, config), batch, key, config, training=False, clip=clip, numbers=numbers)
     return total_of(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
 
 
 def preview_step(
-    state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig
+    state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig, clip: ClipConfig | None = None
 ) -> tuple[Float[Array, "B Q N 2"], Int[Array, "B Q N"], Bool[Array, "B Q l l"], Bool[Array, "B Q l l"]]:
     """The clicks of all rounds, their labels, and the masks after the first prompt and after the last round."""
-    rounds = run_rounds(model_params(state, config), batch, key, config, training=False)
+    rounds = run_rounds(run_params(state, config), batch, key, config, training=False, clip=clip)
     return rounds.points, rounds.labels, rounds.first_logits > 0, rounds.last_logits > 0

@@ -18,6 +18,7 @@ from sam_jax.config import FinetuneConfig
 from sam_jax.types import Params
 
 FOURIER_MATRIX = "prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"  # a buffer in the official code
+CLIP = "clip"  # beside the model's parts, in a run that trains the text prompt: the tower that embeds objects
 DOWN, UP = "_lora_down", "_lora_up"  # what the names of an adapter's two factors add to that of their kernel
 
 
@@ -39,7 +40,9 @@ def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) ->
     trained = {
         name: value
         for name, value in flat.items()
-        if re.search(config.trainable, name) and name not in adapted | {FOURIER_MATRIX}
+        if re.search(config.trainable, name)
+        and name not in adapted | {FOURIER_MATRIX}
+        and not name.startswith(f"{CLIP}/")
     }
     frozen = {name: value for name, value in flat.items() if name not in trained}
     for name in sorted(adapted):
@@ -60,6 +63,11 @@ def join_params(trained: Params, frozen: Params, config: FinetuneConfig) -> Para
         down, up = flat.pop(name), flat.pop(kernel + UP)
         flat[kernel] = flat[kernel] + (config.lora_alpha / config.lora_rank) * (down @ up)
     return unflatten_dict(flat, sep="/")
+
+
+def without_clip(params: Params) -> Params:
+    """The params of the model alone."""
+    return {name: part for name, part in params.items() if name != CLIP}
 
 
 def encoder_is_frozen(trained: Params) -> bool:

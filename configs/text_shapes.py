@@ -1,0 +1,64 @@
+"""A text prompt learned in minutes on a CPU, on generated pictures: configs/text.py in small.
+
+    python benchmarks/text_shapes.py
+
+draws the pictures, trains the CLIP that this config names, trains this, and evaluates it with configs/eval_text.py.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from sam_jax.config import (
+    TINY,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TextConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        out=Path("runs/text_shapes/sam"),
+        model=dataclasses.replace(
+            TINY,
+            name="shapes",
+            image_size=64,
+            encoder_dim=64,
+            encoder_depth=3,
+            encoder_heads=2,
+            global_attention_blocks=(0, 2),
+            window_size=4,
+            prompt_dim=64,
+            decoder_heads=4,
+            decoder_mlp_dim=128,
+            iou_head_hidden_dim=64,
+        ),
+        data=DataConfig(
+            path=Path("runs/text_shapes/train"),
+            format="coco",
+            batch_size=8,
+            masks_per_image=4,
+            flip_probability=0.5,
+        ),
+        text=TextConfig(clip="runs/text_shapes/clip.safetensors"),
+        prompts=PromptConfig(point_rounds=1, refine_rounds=0),
+        loss=LossConfig(size=32, iou_of_all_masks=True),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            warmup_steps=100,
+            decay_steps=(1700,),
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            layer_decay=1.0,
+            clip_norm=1.0,
+        ),
+        steps=2000,
+        drop_path=0.0,
+        decoder_dropout=0.0,
+        remat=False,
+        validate_every=500,
+        save_every=1000,
+    )

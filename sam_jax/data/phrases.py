@@ -1,0 +1,94 @@
+"""Masks with what people call them: referring expressions, captions or category names of COCO-format files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sam_jax.data.coco import find_coco_files, find_pictures, to_rle
+from sam_jax.data.examples import Example, check_rle, read_json
+
+# Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
+PHRASE_FIELDS = ("sentences", "expressions", "referring_expressions", "captions", "caption", "phrase", "text")
+TEXT_KEYS = ("sent", "raw", "text", "caption")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrased:
+    """A picture, and a text for each of its masks."""
+
+    example: Example
+    texts: tuple[str, ...]
+
+
+def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -> list[Phrased]:
+    """The texts of a COCO-format file.
+
+    Masks with referring expressions or captions come once for each. In a file without any, masks come with the name of
+    their category where they are its only mask in the picture: of three cats none is "cat".
+
+    Args:
+        path: the file, or a folder with one that `find_coco_files` finds; of its parts the validation one is taken.
+        images: folder of the pictures, where they are not near the file.
+        min_area: pixels; smaller masks are left out, but count as masks of their category.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not COCO-format JSON, or no texts in it.
+    """
+    if path.is_dir():
+        parts = find_coco_files(path)
+        files = parts["validation"] or parts["train"]
+        if len(files) != 1:
+            raise ValueError(f"expected one COCO-format file in {path}, found {[str(file) for file in files]}; name it")
+        (path,) = files
+    content = read_json(path.read_bytes(), path)
+    try:
+        annotations: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        names = {category["id"]: str(category["name"]) for category in content.get("categories", ())}
+        referring = any(_phrases(annotation) for annotation in content["annotations"])
+        folder = find_pictures(path, [image["file_name"] for image in content["images"][:8]], images)
+        rows = []
+        for image in content["images"]:
+            size = int(image["height"]), int(image["width"])
+            counts = Counter(annotation.get("category_id") for annotation in annotations[image["id"]])
+            masks, texts = [], []
+            for annotation in annotations[image["id"]]:
+                if referring:
+                    found = _phrases(annotation)
+                else:
+                    category = annotation.get("category_id")
+                    found = [names[category]] if category in names and counts[category] == 1 else []
+                if not found or annotation.get("iscrowd"):
+                    continue
+                rle = to_rle(annotation["segmentation"], size, f"{path}: {image['file_name']}")
+                if check_rle(rle, size, f"{path}: {image['file_name']}") >= min_area:
+                    masks += [rle] * len(found)
+                    texts += found
+            if masks:
+                example = Example(folder / image["file_name"], size, tuple(masks), path.stem)
+                rows.append(Phrased(example, tuple(texts)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected COCO-format JSON in {path}: {type(error).__name__} {error}") from error
+    if not rows:
+        raise ValueError(
+            f"found no texts in {path}: expected annotations with {', '.join(PHRASE_FIELDS)}, or categories with names"
+        )
+    return rows
+
+
+def _phrases(annotation: dict) -> list[str]:
+    for field in PHRASE_FIELDS:
+        value = annotation.get(field)
+        found = []
+        for item in value if isinstance(value, list) else [value]:
+            text = next((item[key] for key in TEXT_KEYS if key in item), None) if isinstance(item, dict) else item
+            if isinstance(text, str) and text.strip():
+                found.append(text.strip())
+        if found:
+            return found
+    return []

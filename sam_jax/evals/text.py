@@ -1,0 +1,174 @@
+"""Text to mask: how good a mask a description gives, and how much one corrective click adds.
+
+The paper shows pictures alone. Protocol, our decision throughout: three masks for the text, of which the one with the
+highest predicted IoU counts; then a click where that mask is most wrong, the text, and the last logits give the single
+mask. Beside it the same model with everybody's texts exchanged, which says how much the text matters, and with a click
+and no text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sam_jax.clip import Clip
+from sam_jax.data.phrases import Phrased, read_phrases
+from sam_jax.evals.clicks import first_click, next_click
+from sam_jax.evals.metrics import mask_iou
+from sam_jax.evals.report import Report
+from sam_jax.evals.segmenters import model_identity
+from sam_jax.evals.single_point import Record, RecordLog
+from sam_jax.hub import load_clip, load_model
+from sam_jax.model import Sam
+from sam_jax.ops.prompts import Prompt
+from sam_jax.ops.rle import decode_rle
+from sam_jax.predictor import Masks, SamPredictor
+
+ROWS = {
+    "text": "text",
+    "text_best": "text, best of three",
+    "text_and_click": "text + 1 corrective click",
+    "click": "1 click, no text",
+    "other_text": "another mask's text",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEvalConfig:
+    """What `eval.py` measures."""
+
+    data: Path  # COCO-format file, or a folder with one, with referring expressions, captions or category names
+    model: str  # name or path of a model with a text prompt
+    out: Path = Path("runs/eval_text")  # folder of the records and the report
+    images: Path | None = None  # folder of the pictures, where they are not near the annotations
+    clip: str | None = None  # name or path of the model's CLIP; None: the name that the model says
+    max_pictures: int = 0  # 0 means all
+    max_texts: int = 0  # per picture, likewise
+    min_area: int = 100  # pixels; smaller masks are left out
+    seed: int = 0  # of the sample and of the exchange of texts
+
+    def evaluate(self) -> Report:
+        """Measures; finished pictures are not measured again.
+
+        Raises:
+            ValueError, OSError: a model without a text prompt, another CLIP, no texts in the data.
+        """
+        model = load_model(self.model)
+        if not model.config.text_dim:
+            raise ValueError(f"model {self.model} was not trained for text prompts; see configs/text.py")
+        results = run(self, model, load_clip(self.clip or model.config.text_encoder))
+        return Report("Text to mask: mIoU in percent", table(results), results)
+
+
+def sample_phrases(rows: Sequence[Phrased], max_pictures: int, max_texts: int, seed: int) -> list[Phrased]:
+    """A random part of the pictures, and of each picture's texts; 0 means all."""
+    rng = np.random.default_rng(seed)
+    sample = []
+    for index in sorted(rng.permutation(len(rows))[: max_pictures or None]):
+        row = rows[index]
+        kept = sorted(rng.permutation(len(row.texts))[: max_texts or None])
+        masks = tuple(row.example.masks[i] for i in kept)
+        sample.append(Phrased(dataclasses.replace(row.example, masks=masks), tuple(row.texts[i] for i in kept)))
+    return sample
+
+
+def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
+    """For each text another one of the same sample: every one is used as often as before, and none where it was.
+
+    Raises:
+        ValueError: one text has more than half of the masks.
+    """
+    texts = np.array([text for row in rows for text in row.texts])
+    # Sorted in random order of the texts, and shifted by the largest group, no text meets itself.
+    names, numbers, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    if counts.max() * 2 > len(texts):
+        raise ValueError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {names[counts.argmax()]!r}")
+    rng = np.random.default_rng(seed)
+    order = np.lexsort((rng.permutation(len(texts)), rng.permutation(len(names))[numbers]))
+    others = np.empty_like(texts)
+    others[order] = np.roll(texts[order], counts.max())
+    ends = np.cumsum([len(row.texts) for row in rows])
+    return [tuple(part.tolist()) for part in np.split(others, ends[:-1])]
+
+
+def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> list[Record]:
+    """A record of IoUs for each text of a picture.
+
+    Args:
+        others: for each text the one that it is exchanged with.
+    """
+    truths = [decode_rle(mask) for mask in row.example.masks]
+    predictor.set_image(row.example.image())
+    clicks = [first_click(truth) for truth in truths]
+    asked = [Prompt(text=text) for text in row.texts]
+    asked += [Prompt(text=text) for text in others]
+    asked += [Prompt(np.array([xy]), np.array([label])) for xy, label in clicks]
+    answers = predictor.predict_prompts(asked)
+    best = answers.iou_predictions.argmax(-1)
+    trusted = [answers.masks[q, m] for q, m in enumerate(best)]
+    corrected = _correct(predictor, row, truths, answers, best)
+    n = len(truths)
+    return [
+        {
+            "dataset": row.example.dataset,
+            "picture": row.example.path.stem,
+            "text": row.texts[i],
+            "text_iou": mask_iou(trusted[i], truth),
+            "text_best_iou": max(mask_iou(mask, truth) for mask in answers.masks[i]),
+            "text_and_click_iou": mask_iou(corrected[i], truth),
+            "click_iou": mask_iou(trusted[2 * n + i], truth),
+            "other_text_iou": mask_iou(trusted[n + i], truth),
+        }
+        for i, truth in enumerate(truths)
+    ]
+
+
+def _correct(
+    predictor: SamPredictor, row: Phrased, truths: Sequence[np.ndarray], answers: Masks, best: np.ndarray
+) -> list[np.ndarray]:
+    """The masks of the texts after one click each; where nothing is wrong there is none."""
+    masks = [answers.masks[i, best[i]] for i in range(len(truths))]
+    clicks = [next_click(truth, mask, []) for truth, mask in zip(truths, masks, strict=True)]
+    prompts = {
+        i: Prompt(np.array([click[0]]), np.array([click[1]]), None, answers.low_res_logits[i, best[i]], row.texts[i])
+        for i, click in enumerate(clicks)
+        if click is not None
+    }
+    if prompts:
+        corrected = predictor.predict_prompts(list(prompts.values()), multimask_output=False)
+        for i, mask in zip(prompts, corrected.masks[:, 0], strict=True):
+            masks[i] = mask
+    return masks
+
+
+def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
+    """Evaluates a model. Records go to `out/text.jsonl`, a line per picture.
+
+    Returns:
+        numbers of pictures and masks, and the mean IoU of each of `ROWS` in percent.
+    """
+    predictor = SamPredictor(model, clip)
+    rows = read_phrases(config.data, config.images, min_area=config.min_area)
+    rows = sample_phrases(rows, config.max_pictures, config.max_texts, config.seed)
+    others = exchange_texts(rows, config.seed)
+    config.out.mkdir(parents=True, exist_ok=True)
+    protocol = {"model": model_identity(model), "clip": clip.config.name, "data": str(config.data)}
+    protocol |= {name: getattr(config, name) for name in ("max_pictures", "max_texts", "min_area", "seed")}
+    log = RecordLog(config.out / "text.jsonl", protocol)
+    for row, exchanged in zip(tqdm(rows, desc="text to mask", unit="picture"), others, strict=True):
+        if (row.example.dataset, row.example.path.stem) not in log.done:
+            log.write(evaluate_picture(predictor, row, exchanged))
+    records = [record for row in rows for record in log.done[row.example.dataset, row.example.path.stem]]
+    means = {name: 100 * float(np.mean([record[f"{name}_iou"] for record in records])) for name in ROWS}
+    return {"pictures": len(rows), "masks": len(records)} | means
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [f"| prompt | mIoU of {results['masks']} masks in {results['pictures']} pictures |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {label} | {results[name]:.1f} |" for name, label in ROWS.items())]) + "\n"

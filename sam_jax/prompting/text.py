@@ -1,0 +1,41 @@
+"""Text prompts for training without texts: what CLIP's picture tower sees of each mask.
+
+CLIP puts a picture and its description at nearly the same place, so a model that was prompted with embeddings of the
+objects themselves can be prompted with embeddings of texts.
+
+Reference: paper, section D.5 "Zero-shot text-to-mask".
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from sam_jax.config import ClipConfig, TextConfig
+from sam_jax.ops.crops import crop_objects, square_boxes
+from sam_jax.types import Batch
+
+
+def object_views(
+    key: Key[Array, ""], batch: Batch, clip: ClipConfig, config: TextConfig
+) -> tuple[Float[Array, "B Q S S 3"], Bool[Array, "B Q g g"], Bool[Array, "B Q"]]:
+    """A square around each mask, enlarged at random, with the rest hidden at random.
+
+    Decision: crops come from the input frame, in which the step has the pictures, and are filled up outside of it.
+
+    Returns:
+        pictures for `sam_jax.modeling.clip.embed_pictures`; the patches where the objects are; and which masks have
+        the text for their first prompt.
+    """
+    assert batch.images is not None
+    expand_key, hide_key, choice_key = jax.random.split(key, 3)
+    shape = batch.valid.shape
+    low, high = config.expansion
+    expansion = jax.random.uniform(expand_key, shape, minval=low, maxval=high)
+    edges = batch.boxes + jnp.array([0.0, 0.0, 1.0, 1.0])  # boxes hold pixels, inclusive
+    hide = jax.random.bernoulli(hide_key, config.hide_probability, shape)
+    pictures, patches = crop_objects(
+        batch.images, batch.sizes, batch.masks, square_boxes(edges, expansion), clip, hide=hide
+    )
+    return pictures, patches, jax.random.bernoulli(choice_key, config.probability, shape)

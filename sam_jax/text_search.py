@@ -1,0 +1,60 @@
+"""Finds objects by text among all masks of a picture, with any model and any CLIP: no text prompt is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.clip import OBJECTS_AT_ONCE, Clip
+from sam_jax.ops.rle import counts_from_rle, mask_from_counts
+
+
+class Found(NamedTuple):
+    """A mask that answers a text."""
+
+    record: dict[str, Any]  # of the mask generator
+    similarity: float  # cosine between the text and the object
+    margin: float  # by which the text is more similar to this object than to the mean one of the picture
+
+
+def search(
+    generator: SamAutomaticMaskGenerator, clip: Clip, image: np.ndarray, texts: Sequence[str], top: int = 5
+) -> list[list[Found]]:
+    """For each text, the masks of everything mode that are most like it, the best first.
+
+    CLIP ranks and does not decide: there is a best mask for a text about nothing in the picture, too. `margin` helps to
+    tell.
+
+    Args:
+        image: (H, W, 3), RGB.
+        texts: such as "a wheel".
+        top: most masks for each text.
+
+    Raises:
+        TypeError, ValueError: not such a picture; bad texts, before the picture is looked at.
+    """
+    if top < 1:
+        raise ValueError(f"expected to find at least 1 mask, got top {top}")
+    wanted = clip.embed_texts(texts)
+    image = generator.check_image(image)
+    records = generator.generate(image)
+    if not records:
+        return [[] for _ in texts]
+    parts = [records[i : i + OBJECTS_AT_ONCE] for i in range(0, len(records), OBJECTS_AT_ONCE)]
+    objects = [
+        clip.embed_objects(image, np.stack([_mask(record["segmentation"]) for record in part])) for part in parts
+    ]
+    similarity = wanted @ np.concatenate(objects).T
+    return [
+        [Found(records[i], float(row[i]), float(row[i] - row.mean())) for i in np.argsort(-row, kind="stable")[:top]]
+        for row in similarity
+    ]
+
+
+def _mask(segmentation: Any) -> np.ndarray:
+    if isinstance(segmentation, np.ndarray):
+        return segmentation
+    return mask_from_counts(counts_from_rle(segmentation), tuple(segmentation["size"]))

@@ -1,0 +1,94 @@
+"""Trains a CLIP on pictures and their texts: the right text of each picture among a batch's, and the other way round.
+
+Reference: Radford et al. 2021, section 2.3.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from sam_jax.config import ClipConfig
+from sam_jax.modeling.clip import embed_pictures, embed_tokens
+from sam_jax.types import Params
+
+LARGEST_SCALE = math.log(100.0)  # of the logits
+
+
+class Pairs(NamedTuple):
+    """Pictures with a text each."""
+
+    pictures: Float[Array, "n S S 3"]  # normalised
+    tokens: Int[Array, "n N"]
+
+
+def contrastive_loss(
+    params: Params, pairs: Pairs, config: ClipConfig
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy of pictures over texts and of texts over pictures.
+
+    Where several pictures of a batch have the same text, each of them is as right as the others: so is it with few
+    different texts, of which a batch holds many twice.
+
+    Returns:
+        the loss; and it with `accuracy`, the share of pictures whose likeliest text is theirs.
+    """
+    pictures = embed_pictures(params, pairs.pictures, config)
+    texts = embed_tokens(params, pairs.tokens, config)
+    logits = jnp.exp(jnp.minimum(params["logit_scale"], LARGEST_SCALE)) * pictures @ texts.T
+    same = (pairs.tokens[:, None] == pairs.tokens[None]).all(-1)
+    share = same / same.sum(-1, keepdims=True)  # symmetric
+    losses = [optax.softmax_cross_entropy(scores, share).mean() for scores in (logits, logits.T)]
+    right = jnp.take_along_axis(same, logits.argmax(-1)[:, None], 1)
+    loss = sum(losses) / 2
+    return loss, {"loss": loss, "accuracy": right.mean()}
+
+
+def train_clip(
+    params: Params,
+    config: ClipConfig,
+    batches: Iterator[Pairs],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int = 100,
+    weight_decay: float = 0.05,
+    report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    report_every: int = 100,
+) -> Params:
+    """Trains on one device, with AdamW and a cosine that ends at zero.
+
+    Args:
+        report: called with the metrics of every `report_every`-th step.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(warmup_steps, steps // 2), steps)
+    decays = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decays)
+    )
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: optax.OptState, pairs: Pairs) -> tuple[Params, optax.OptState, dict]:
+        grads, metrics = jax.grad(contrastive_loss, has_aux=True)(params, pairs, config)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, metrics
+
+    params = jax.tree.map(jnp.array, params)  # a copy: the steps free what they are given
+    state = optimizer.init(params)
+    with tqdm(total=steps, desc="training CLIP", unit="step", dynamic_ncols=True) as bar:
+        for i in range(1, steps + 1):
+            params, state, metrics = step(params, state, next(batches))
+            bar.update()
+            if i % report_every == 0 or i == steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                bar.set_postfix(values)
+                report(i, values)
+    return params

@@ -1,0 +1,117 @@
+"""The text prompt is learned from CLIP's embeddings of masks: in the step, on any devices, and in a whole run."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from test_clip import SMALL as CLIP
+from test_loop import run_config, write_examples  # noqa: F401  a fixture
+from test_text import WITH_TEXT
+from test_training import SMALL, make_batch, make_config
+
+from sam_jax import Clip, Prompt, SamPredictor, load_model
+from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.config import FinetuneConfig, ParallelConfig, PromptConfig, TextConfig
+from sam_jax.modeling import init_params
+from sam_jax.modeling.clip import init_clip_params
+from sam_jax.ops.transforms import as_rgb
+from sam_jax.prompting.text import object_views
+from sam_jax.training.export import load_run
+from sam_jax.training.loop import compile_program, train
+from sam_jax.training.step import model_params
+from sam_jax.training.text import with_text_prompt
+from sam_jax.types import PAD
+
+
+@pytest.fixture(scope="module")
+def clip_params():
+    return jax.device_get(init_clip_params(CLIP, jax.random.key(1)))
+
+
+def text_config(**changes):
+    return make_config(
+        model=WITH_TEXT,
+        text=TextConfig("unused"),
+        prompts=PromptConfig(point_rounds=0, refine_rounds=1),
+        **changes,
+    )
+
+
+def test_objects_are_seen_in_squares_up_to_twice_their_size_with_and_without_what_is_around():
+    batch = make_batch()
+    views = jax.jit(functools.partial(object_views, clip=CLIP, config=TextConfig("unused")))
+    covered, hidden = [], []
+    for seed in range(12):
+        pictures, patches, has_text = views(jax.random.key(seed), batch)
+        assert pictures.shape == (2, 3, 32, 32, 3)
+        assert has_text.all()
+        # The rectangles have one colour each; it fills from all to a quarter of the square's longer side squared.
+        seen = np.asarray((pictures != 0).any(-1).mean((-1, -2)))[batch.valid]
+        covered.append(np.asarray(patches.mean((-1, -2)))[batch.valid])
+        hidden.append(seen < 0.99)
+    aspect = (batch.boxes[..., 2:] - batch.boxes[..., :2] + 1)[batch.valid]
+    most = aspect.min(-1) / aspect.max(-1)
+    assert (np.array(covered) <= np.ceil(most * 4) / 4 + 1e-6).all()
+    assert np.array(covered).min() <= 0.25
+    assert 0.2 < np.mean(hidden) < 0.95
+    none = functools.partial(object_views, clip=CLIP, config=TextConfig("unused", probability=0.0))
+    assert not none(jax.random.key(0), batch)[2].any()
+
+
+def test_a_step_learns_the_projection_leaves_clip_alone_and_is_the_same_on_any_devices(clip_params):
+    params = init_params(WITH_TEXT, jax.random.key(0)) | {"clip": {"visual": clip_params["visual"]}}
+    batch, results = make_batch(), {}
+    for parallel in (ParallelConfig("mesh", 1, 2), ParallelConfig("pmap", 2)):
+        config = text_config(parallel=parallel)
+        program, _ = compile_program(config, params, CLIP)
+        state, metrics = program.step(program.init(params), batch, jax.random.key(3))
+        state = jax.device_get(program.whole(state))
+        jax.tree.map(np.testing.assert_array_equal, state.frozen["clip"]["visual"], dict(clip_params["visual"]))
+        assert "clip" not in state.params
+        assert model_params(state, config).keys() == init_params(WITH_TEXT, jax.random.key(0)).keys()
+        learned = state.params["prompt_encoder"]["text_projection"]["kernel"]
+        assert np.abs(learned - params["prompt_encoder"]["text_projection"]["kernel"]).max() > 1e-5
+        results[parallel] = metrics["loss"], metrics["grad_norm"]
+    _, labels, _, _ = program.preview(program.init(params), batch, jax.random.key(3))
+    assert (np.asarray(labels)[:, :, :2] == PAD).all()  # the text is the first prompt
+    mesh, pmap = results.values()
+    np.testing.assert_allclose(np.asarray(mesh[0]), np.asarray(pmap[0]), rtol=1e-4)
+    np.testing.assert_allclose(mesh[1], pmap[1], rtol=1e-3)
+
+
+def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params, tmp_path):  # noqa: F811
+    save_checkpoint(tmp_path / "clip.safetensors", clip_params, CLIP)
+    save_checkpoint(tmp_path / "start.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
+    config = dataclasses.replace(
+        run_config,
+        steps=2,
+        init_from=str(tmp_path / "start.safetensors"),
+        text=TextConfig(str(tmp_path / "clip.safetensors"), probability=0.5),
+        prompts=PromptConfig(point_rounds=0, refine_rounds=0),
+    )
+    path = train(config)
+    params, model = load_checkpoint(path)
+    assert model == WITH_TEXT
+    assert params.keys() == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    exported, model = load_run(config.out)
+    assert model == WITH_TEXT
+    jax.tree.map(np.testing.assert_array_equal, exported, params)
+    predictor = SamPredictor(load_model(path), Clip(CLIP, clip_params))
+    predictor.set_image(as_rgb(np.full((40, 60, 3), 100, np.uint8)))
+    assert predictor.predict_prompts([Prompt(text="a bright rectangle")]).masks.shape == (1, 3, 40, 60)
+    assert train(dataclasses.replace(config, steps=3), resume=True) == path
+
+
+def test_settings_that_do_not_go_together_are_refused(run_config, clip_params, tmp_path):  # noqa: F811
+    save_checkpoint(tmp_path / "clip.safetensors", clip_params, CLIP)
+    text = TextConfig(str(tmp_path / "clip.safetensors"))
+    with pytest.raises(ValueError, match="cache-embeddings"):
+        train(dataclasses.replace(run_config, text=text, finetune=FinetuneConfig(r"decoder", cache_embeddings=True)))
+    with pytest.raises(ValueError, match=r"text\.expansion"):
+        train(dataclasses.replace(run_config, text=dataclasses.replace(text, expansion=(2.0, 1.0))))
+    with pytest.raises(ValueError, match=r"has a text prompt for CLIP 'small', 32 wide, and text\.clip is 'other'"):
+        with_text_prompt(WITH_TEXT, dataclasses.replace(CLIP, name="other"))
+    with pytest.raises(ValueError, match="clip_b32, clip_b16"):
+        train(dataclasses.replace(run_config, text=TextConfig("clip_x")))

@@ -43,8 +43,8 @@ def get_config() -> TrainConfig:
             masks_per_image=4,
             flip_probability=0.5,
         ),
-        text=TextConfig(clip="runs/text_shapes/clip.safetensors"),
-        prompts=PromptConfig(point_rounds=1, refine_rounds=0),
+        text=TextConfig(clip="runs/text_shapes/clip.safetensors", probability=0.8),
+        prompts=PromptConfig(point_rounds=2, refine_rounds=0, box_probability=0.0),
         loss=LossConfig(size=32, iou_of_all_masks=True),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,

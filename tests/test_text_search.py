@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from test_clip import SMALL as CLIP
 from test_text import WITH_TEXT
-from test_training import SMALL
 
 from sam_jax import cli
 from sam_jax.checkpoint import save_checkpoint
 from sam_jax.config import DataConfig
+from sam_jax.convert.layout import without_text_prompt
 from sam_jax.data.phrases import Phrased, read_phrases
 from sam_jax.data.shapes import COLOURS, draw_picture, relations, write_shapes
 from sam_jax.data.sources import open_source
@@ -80,11 +80,16 @@ def test_masks_are_ranked_by_similarity_for_each_text(form):
 def files(tmp_path_factory):
     """A SAM with a text prompt, one without, their CLIP and a photo."""
     folder = tmp_path_factory.mktemp("text")
-    save_checkpoint(folder / "text.safetensors", init_params(WITH_TEXT, jax.random.key(0)), WITH_TEXT)
-    save_checkpoint(folder / "plain.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
-    save_checkpoint(folder / "clip.safetensors", init_clip_params(CLIP, jax.random.key(1)), CLIP)
+    params = jax.device_get(init_params(WITH_TEXT, jax.random.key(0)))
+    save_checkpoint(folder / "text.safetensors", params, WITH_TEXT)
+    save_checkpoint(folder / "plain.safetensors", *without_text_prompt(params, WITH_TEXT))
+    clip = jax.device_get(init_clip_params(CLIP, jax.random.key(1)))
+    save_checkpoint(folder / "clip.safetensors", clip, CLIP)
+    clip["visual"]["proj"], clip["text"]["text_projection"] = (
+        table[:, :16] for table in (clip["visual"]["proj"], clip["text"]["text_projection"])
+    )
     other = dataclasses.replace(CLIP, name="other", embedding_dim=16)
-    save_checkpoint(folder / "other.safetensors", init_clip_params(other, jax.random.key(1)), other)
+    save_checkpoint(folder / "other.safetensors", clip, other)
     Image.fromarray(stripes()[0]).save(folder / "photo.png")
     return folder
 

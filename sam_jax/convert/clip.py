@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import CLIP_CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
+from sam_jax.checkpoint import CLIP_CONFIG_KEY, CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
 from sam_jax.config import CLIP_B32, CLIP_SIZES, ClipConfig
 from sam_jax.convert.files import (
     State,
@@ -76,7 +76,7 @@ def load_any_clip(path: str | Path, config: ClipConfig | None = None) -> tuple[P
         state = read_huggingface_state(path, "CLIPModel")
     elif is_torchscript(path):
         state = read_torchscript(path)
-    elif not is_pytorch(path) and CLIP_CONFIG_KEY in read_safetensors_metadata(path):
+    elif not is_pytorch(path) and read_safetensors_metadata(path).keys() & {CLIP_CONFIG_KEY, CONFIG_KEY}:
         params, own = load_clip_checkpoint(path)
         return params, agree_on_config(config, own, path)
     else:

@@ -87,7 +87,7 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     # Sorted in random order of the texts, and shifted by the largest group, no text meets itself.
     names, numbers, counts = np.unique(texts, return_inverse=True, return_counts=True)
     if counts.max() * 2 > len(texts):
-        raise ValueError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {names[counts.argmax()]!r}")
+        raise ValueError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {str(names[counts.argmax()])!r}")
     rng = np.random.default_rng(seed)
     order = np.lexsort((rng.permutation(len(texts)), rng.permutation(len(names))[numbers]))
     others = np.empty_like(texts)

@@ -19,14 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from PIL import Image
 
 from sam_jax.checkpoint import save_checkpoint
 from sam_jax.cli_config import load_config
 from sam_jax.config import ClipConfig
+from sam_jax.data.phrases import read_phrases
 from sam_jax.data.shapes import draw_picture, relations, write_shapes
 from sam_jax.evals.text import TextEvalConfig
+from sam_jax.hub import load_clip, load_model
 from sam_jax.modeling.clip import init_clip_params
 from sam_jax.ops.crops import crop_objects, square_boxes
+from sam_jax.ops.draw import draw_masks
+from sam_jax.predictor import SamPredictor
 from sam_jax.tokenizer import tokenize
 from sam_jax.training.contrastive import Pairs, train_clip
 from sam_jax.training.loop import train
@@ -41,11 +46,11 @@ RELATED = 0.25  # of the texts name two shapes and how they lie
 class Options:
     out: Path = Path("runs/text_shapes")
     """Folder for all that is made."""
-    pictures: int = 3000
+    pictures: int = 2000
     """To train on."""
     held_out: int = 200
     """To ask for masks in."""
-    clip_steps: int = 1200
+    clip_steps: int = 1500
     """Of the contrastive training."""
     sam_steps: int = 2000
     """Of the training of the model with the text prompt."""
@@ -81,6 +86,23 @@ def _cut(images: jax.Array, boxes: jax.Array, expansion: jax.Array) -> jax.Array
     sizes, everything = jnp.full((B, 2), side), jnp.ones((B, 1, 1, 1), bool)
     hide = jnp.zeros((B, 1), bool)
     return crop_objects(images, sizes, everything, square_boxes(boxes, expansion), CLIP, hide=hide)[0][:, 0]
+
+
+def draw_answers(path: Path, test_set: Path, model: Path, clip: Path, pictures: int = 12) -> None:
+    """The first held-out pictures, each with the mask that its first text gives."""
+    from matplotlib.figure import Figure
+
+    predictor = SamPredictor(load_model(model), load_clip(clip))
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    for axes, row in zip(figure.subplots(2, pictures // 2).ravel(), read_phrases(test_set), strict=False):
+        image = row.example.image()
+        predictor.set_image(image)
+        masks, iou, _ = predictor.predict(text=row.texts[0])
+        big = [np.asarray(Image.fromarray(x).resize((256, 256), 0)) for x in (image, masks[iou.argmax()])]
+        axes.imshow(draw_masks(big[0], [big[1]]))
+        axes.set_title(row.texts[0], fontsize="medium")
+        axes.axis("off")
+    figure.savefig(path, dpi=64)
 
 
 def main(options: Options) -> None:
@@ -121,6 +143,7 @@ def main(options: Options) -> None:
     report = TextEvalConfig(data=test_set, model=str(model), clip=str(clip), out=out / "eval", min_area=1).evaluate()
     seconds["evaluation"] = time.monotonic() - start
     report.write(out / "eval")
+    draw_answers(out / "answers.png", test_set, model, clip)
     print(f"{report.title}\n\n{report.table}\n" + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sam_jax.data.coco import find_coco_files, find_pictures, to_rle
+from sam_jax.data.coco import find_coco_files, picture_folder, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
@@ -51,7 +51,7 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
             annotations[annotation["image_id"]].append(annotation)
         names = {category["id"]: str(category["name"]) for category in content.get("categories", ())}
         referring = any(_phrases(annotation) for annotation in content["annotations"])
-        folder = find_pictures(path, [image["file_name"] for image in content["images"][:8]], images)
+        folder = picture_folder(path, [image["file_name"] for image in content["images"][:8]], images)
         rows = []
         for image in content["images"]:
             size = int(image["height"]), int(image["width"])

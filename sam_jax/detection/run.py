@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
+from sam_jax.checkpoint import replacing
 from sam_jax.data.coco import picture_folder
 from sam_jax.data.examples import read_json
 from sam_jax.detection.config import DetectorConfig
@@ -110,27 +110,26 @@ def detect_pictures(
     out.parent.mkdir(parents=True, exist_ok=True)
     params = jax.tree.map(jnp.asarray, params)
     report = Report()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file, tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar:
-            file.write("[")
-            for batch in _batches(targets, config.encoder.image_size, batch_size, report.failures):
-                filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]  # one program for all batches
-                pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
-                found = jax.device_get(_detect(params, pixels, sizes, config=config, dtype=dtype))
-                for i, frame in enumerate(batch):
-                    of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
-                    for entry in to_results(of_picture, frame.size, config, masks=masks):
-                        file.write(",\n" if report.objects else "\n")
-                        file.write(json.dumps(frame.target.labels | entry))
-                        report.objects += 1
-                report.pictures += len(batch)
-                bar.update(report.pictures + len(report.failures) - bar.n)
-            bar.update(len(targets) - bar.n)
-            file.write("\n]\n")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(out) as temporary,
+        temporary.open("w") as file,
+        tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar,
+    ):
+        file.write("[")
+        for batch in _batches(targets, config.encoder.image_size, batch_size, report.failures):
+            filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]  # one program for all batches
+            pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
+            found = jax.device_get(_detect(params, pixels, sizes, config=config, dtype=dtype))
+            for i, frame in enumerate(batch):
+                of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
+                for entry in to_results(of_picture, frame.size, config, masks=masks):
+                    file.write(",\n" if report.objects else "\n")
+                    file.write(json.dumps(frame.target.labels | entry))
+                    report.objects += 1
+            report.pictures += len(batch)
+            bar.update(report.pictures + len(report.failures) - bar.n)
+        bar.update(len(targets) - bar.n)
+        file.write("\n]\n")
     return report
 
 

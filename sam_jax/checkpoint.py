@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,15 +23,27 @@ from sam_jax.modeling.clip import init_clip_params
 from sam_jax.types import Params
 
 CONFIG_KEY, CLIP_CONFIG_KEY = "sam_jax_config", "sam_jax_clip_config"
+RITM_CONFIG_KEY, DETECTOR_CONFIG_KEY = "sam_jax_ritm_config", "sam_jax_detector_config"
+KINDS = {
+    CONFIG_KEY: "a checkpoint of Segment Anything",
+    CLIP_CONFIG_KEY: "a CLIP checkpoint",
+    RITM_CONFIG_KEY: "a RITM checkpoint",
+    DETECTOR_CONFIG_KEY: "a detector",
+}
+"""Where in a file's metadata the config is, and what the file then holds."""
 AnyConfig = SamConfig | ClipConfig
 
 
-@functools.lru_cache(maxsize=16)  # tracing the model takes up to a second
-def expected_shapes(config: AnyConfig) -> Mapping[str, tuple[int, ...]]:
-    """`path/to/param` -> shape, of a model with this config."""
-    init = init_clip_params if isinstance(config, ClipConfig) else init_params
+@functools.lru_cache(maxsize=48)  # tracing a model takes up to a second
+def param_shapes(init: Callable[..., Params], config: Any) -> Mapping[str, tuple[int, ...]]:
+    """`path/to/param` -> shape, of what `init(config, key)` makes."""
     shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     return MappingProxyType({name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()})
+
+
+def expected_shapes(config: AnyConfig) -> Mapping[str, tuple[int, ...]]:
+    """`path/to/param` -> shape, of a SAM or a CLIP with this config."""
+    return param_shapes(init_clip_params if isinstance(config, ClipConfig) else init_params, config)
 
 
 def check_params(
@@ -84,12 +97,45 @@ def save_checkpoint(path: str | Path, params: Params, config: AnyConfig, dtype: 
 
 def write_tensors(path: Path, flat: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: Any) -> None:
     """A safetensors file, under a temporary name first."""
+    arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name; what was written there becomes `path` at the end, if all went well."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: np.array(value, dtype, order="C") for name, value in flat.items()}, temporary, metadata)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rewrite(
+    src: str | Path,
+    dst: str | Path,
+    load: Callable[[str | Path], tuple[Params, Any]],
+    save: Callable[[Path, Params, Any], None],
+    kind: str,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Loads a checkpoint of some kind and saves it as `*.safetensors`.
+
+    Raises:
+        FileExistsError: `dst` exists, and no `overwrite`.
+        ValueError: another name; and what `load` raises.
+    """
+    dst = Path(dst)
+    if dst.suffix != ".safetensors":
+        raise ValueError(f"expected a destination *.safetensors for {kind}, got {dst}")
+    if dst.exists() and not overwrite:
+        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
+    params, config = load(src)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    save(dst, params, config)
 
 
 def load_checkpoint(path: str | Path) -> tuple[Params, SamConfig]:
@@ -127,9 +173,9 @@ def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if config_key not in metadata:
-                if metadata.keys() & {CONFIG_KEY, CLIP_CONFIG_KEY}:
-                    kinds = ("a CLIP", "a SAM") if CLIP_CONFIG_KEY in metadata else ("a SAM", "another model")
-                    raise ValueError(f"{path} holds {kinds[0]}, expected {kinds[1]}")
+                held = next((kind for key, kind in KINDS.items() if key in metadata), None)
+                if held is not None:
+                    raise ValueError(f"expected {KINDS[config_key]}, {path} is {held}")
                 raise ValueError(
                     f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
                 )

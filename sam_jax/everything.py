@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,8 @@ from sam_jax.ops.transforms import read_image
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 THREADS = 2  # that read, and as many that write
+Item = TypeVar("Item")
+Content = TypeVar("Content")
 
 
 class Picture(NamedTuple):
@@ -210,6 +212,12 @@ def segment_pictures(
     report = Report(skipped=len(pictures) - len(todo))
     writing: deque[Future[None]] = deque()
 
+    def read(picture: Picture) -> np.ndarray:
+        return generator.check_image(read_image(picture.path))
+
+    def fail(picture: Picture, reason: str) -> None:
+        report.failures[picture.path] = reason
+
     def finish(most: int) -> None:
         """Waits until no more than `most` results are still to be written; a failed one raises."""
         while len(writing) > most or (writing and writing[0].done()):
@@ -223,7 +231,7 @@ def segment_pictures(
         ThreadPoolExecutor(THREADS) as writers,
     ):
         try:
-            for batch in _batches(readers, generator, todo, report.failures):
+            for batch in read_batches(readers, todo, read, generator.batch_size, fail):
                 results = generator.generate_batch([image for _, image in batch])
                 for (picture, image), records in zip(batch, results, strict=True):
                     writing.append(writers.submit(form.save, out, picture, image, records))
@@ -238,31 +246,28 @@ def segment_pictures(
     return report
 
 
-def _batches(
+def read_batches(
     readers: ThreadPoolExecutor,
-    generator: SamAutomaticMaskGenerator,
-    pictures: Sequence[Picture],
-    failures: dict[Path, str],
-) -> Iterator[list[tuple[Picture, np.ndarray]]]:
-    """Pictures that can be segmented, `batch_size` at a time and read ahead; of the others the reason."""
-
-    def read(picture: Picture) -> np.ndarray:
-        return generator.check_image(read_image(picture.path))
-
-    remaining = iter(pictures)
-    reading: deque[tuple[Picture, Future[np.ndarray]]] = deque()
+    items: Iterable[Item],
+    read: Callable[[Item], Content],
+    batch_size: int,
+    failed: Callable[[Item, str], None],
+) -> Iterator[list[tuple[Item, Content]]]:
+    """What can be read, `batch_size` at a time and read ahead; of the rest the reason goes to `failed`."""
+    remaining = iter(items)
+    reading: deque[tuple[Item, Future[Content]]] = deque()
     batch = []
     while True:
-        while len(reading) < generator.batch_size + THREADS and (picture := next(remaining, None)):
-            reading.append((picture, readers.submit(read, picture)))
+        while len(reading) < batch_size + THREADS and (item := next(remaining, None)) is not None:
+            reading.append((item, readers.submit(read, item)))
         if not reading:
             break
-        picture, future = reading.popleft()
+        item, future = reading.popleft()
         try:
-            batch.append((picture, future.result()))
+            batch.append((item, future.result()))
         except (OSError, ValueError, TypeError) as error:
-            failures[picture.path] = str(error)
-        if len(batch) == generator.batch_size:
+            failed(item, str(error))
+        if len(batch) == batch_size:
             yield batch
             batch = []
     if batch:

@@ -116,7 +116,7 @@ def test_segment_takes_a_text_alone_and_with_a_point(files, tmp_path):
         (["segment", "photo.png", "--text", "a wheel", "--model", "plain", "--clip", "clip"], "not trained for text"),
         (["segment", "photo.png", "--text", "a wheel", "--model", "text"], "'small'"),
         (["segment", "photo.png", "--text", "a wheel", "--model", "text", "--clip", "other"], "16"),
-        (["segment", "photo.png", "--text", "a wheel", "--model", "text", "--clip", "plain"], "holds a SAM"),
+        (["segment", "photo.png", "--text", "a wheel", "--model", "text", "--clip", "plain"], "expected a CLIP"),
         (["search", "photo.png", "--model", "plain", "--clip", "clip"], "--text"),
         (["search", "photo.png", "--text", "word " * 90, "--model", "plain", "--clip", "clip"], "at most 75 tokens"),
     ],
@@ -231,7 +231,7 @@ def test_the_evaluation_measures_every_row_and_goes_on_where_it_was(files, tmp_p
     log = tmp_path / "out" / "text.jsonl"
     lines = log.read_text().splitlines()
     record = json.loads(lines[1])
-    record[0]["text_iou"] += 1.0  # what is recorded is not measured again
+    record["masks"][0]["text_iou"] += 1.0  # what is recorded is not measured again
     log.write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
     again = config.evaluate().results
     assert again["text"] == pytest.approx(report.results["text"] + 100 / again["masks"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
+from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, replacing, save_checkpoint
 from sam_jax.config import SIZES, ClipConfig, SamConfig
 from sam_jax.convert.guess import POSITIONS, guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
@@ -254,10 +253,6 @@ def _naming(state: State, path: Path) -> Naming:
     )
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
 def _config_beside(path: Path) -> Path:
     """Where the config of a `.pth` is: the official code would not load a file with anything but tensors in it."""
     return path.with_name(f"{path.name}.config.json")
@@ -270,25 +265,14 @@ def _read_config(path: Path) -> SamConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name; what was written there becomes `path` at the end, if all went well."""
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
     torch = _import_torch(path)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
         if config in SIZES.values():  # its shapes tell
             _config_beside(path).unlink(missing_ok=True)
         else:
-            with _replacing(_config_beside(path)) as text:
+            with replacing(_config_beside(path)) as text:
                 text.write_text(config.to_json() + "\n", "utf-8")
 
 
@@ -297,7 +281,7 @@ def _write_huggingface_folder(folder: Path, params: Params, config: SamConfig) -
         "config.json": config_to_huggingface(config),
         "preprocessor_config.json": preprocessor_to_huggingface(config),
     }
-    temporary = _temporary(folder)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
         for name, content in contents.items():

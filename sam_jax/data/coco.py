@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class CocoSource:
             if not isinstance(content, dict) or not isinstance(content.get(field), list):
                 raise ValueError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
         try:
-            _check_unique([image["id"] for image in content["images"]], annotation_file)
+            check_unique((image["id"] for image in content["images"]), "ids of images", annotation_file)
             segmentations: dict[Any, list] = {image["id"]: [] for image in content["images"] if keep_image(image)}
             for annotation in content["annotations"]:
                 if annotation["image_id"] in segmentations and not annotation.get("iscrowd"):
@@ -87,11 +87,15 @@ class CocoSource:
         return Example(path, (height, width), tuple(masks), self.dataset)
 
 
-def _check_unique(ids: list, annotation_file: Path) -> None:
+def check_unique(ids: Iterable[Any], what: str, annotation_file: Path) -> None:
+    """
+    Raises:
+        ValueError: ids that occur more than once.
+    """
     twice = [id_ for id_, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(
-            f"expected different ids of images in {annotation_file}, got {len(twice)} more than once, "
+            f"expected different {what} in {annotation_file}, got {len(twice)} more than once, "
             f"such as {', '.join(map(repr, twice[:5]))}"
         )
 

@@ -5,17 +5,22 @@ Our names are detectron2's with `/` for `.` and digits joined by `_`, but for th
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import compare_shapes, read_tensors, write_tensors
+from sam_jax.checkpoint import (
+    DETECTOR_CONFIG_KEY,
+    compare_shapes,
+    param_shapes,
+    read_tensors,
+    rewrite,
+    write_tensors,
+)
 from sam_jax.convert.files import read_state
 from sam_jax.convert.mae import resize_bicubic
 from sam_jax.detection.config import DETECTORS, DetectorConfig
@@ -23,7 +28,6 @@ from sam_jax.detection.detector import init_detector
 from sam_jax.detection.pickles import read_pickled_tensors
 from sam_jax.types import Params
 
-CONFIG_KEY = "sam_jax_detector_config"
 POSITIONS = "backbone.net.pos_embed"
 PRETRAINING_GRID = 14  # of masked autoencoders on pictures of 224 pixels
 # In published files beside the weights: constants, which the config has too.
@@ -47,11 +51,9 @@ RULES = (
 )
 
 
-@functools.lru_cache(maxsize=16)
-def detector_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+def detector_shapes(config: DetectorConfig) -> Mapping[str, tuple[int, ...]]:
     """`path/to/param` -> shape, of a detector with this config."""
-    shapes = jax.eval_shape(functools.partial(init_detector, config), jax.random.key(0))
-    return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+    return param_shapes(init_detector, config)
 
 
 def save_detector(path: str | Path, params: Params, config: DetectorConfig, dtype: Any = np.float32) -> None:
@@ -62,7 +64,7 @@ def save_detector(path: str | Path, params: Params, config: DetectorConfig, dtyp
     """
     flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     compare_shapes(flat, detector_shapes(config), f"the params to save does not fit model {config.name!r}")
-    write_tensors(Path(path), flat, {CONFIG_KEY: config.to_json()}, dtype)
+    write_tensors(Path(path), flat, {DETECTOR_CONFIG_KEY: config.to_json()}, dtype)
 
 
 def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tuple[Params, DetectorConfig]:
@@ -88,12 +90,13 @@ def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tup
         raise FileNotFoundError(f"expected a detector at {path}, found no file")
     if path.suffix == ".pkl":
         return from_detectron2(read_pickled_tensors(path), config, str(path))
-    if path.suffix == ".safetensors" and POSITIONS not in read_state(path):
-        text, flat = read_tensors(path, CONFIG_KEY)
+    state = read_state(path)
+    if path.suffix == ".safetensors" and POSITIONS not in state:
+        text, flat = read_tensors(path, DETECTOR_CONFIG_KEY)
         own = DetectorConfig.from_json(text)
         compare_shapes(flat, detector_shapes(own), f"{path} does not fit model {own.name!r}")
         return unflatten_dict(flat, sep="/"), own
-    return from_detectron2(read_state(path), config, str(path))
+    return from_detectron2(state, config, str(path))
 
 
 def convert_detector(src: str | Path, dst: str | Path, *, overwrite: bool = False) -> None:
@@ -103,14 +106,7 @@ def convert_detector(src: str | Path, dst: str | Path, *, overwrite: bool = Fals
         FileExistsError: `dst` exists, and no `overwrite`.
         ValueError: another name; and what `load_detector` raises.
     """
-    dst = Path(dst)
-    if dst.suffix != ".safetensors":
-        raise ValueError(f"expected a destination *.safetensors for a detector, got {dst}")
-    if dst.exists() and not overwrite:
-        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
-    params, config = load_detector(src)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    save_detector(dst, params, config)
+    rewrite(src, dst, load_detector, save_detector, "a detector", overwrite=overwrite)
 
 
 def from_detectron2(

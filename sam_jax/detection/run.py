@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +16,16 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
+from sam_jax.checkpoint import replacing
 from sam_jax.data.coco import picture_folder
 from sam_jax.data.examples import read_json
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import Detections, detect_objects
 from sam_jax.detection.results import to_results
-from sam_jax.everything import find_pictures
+from sam_jax.everything import THREADS, find_pictures, read_batches
 from sam_jax.modeling import normalize_images
 from sam_jax.ops.transforms import fit_image, read_image
 from sam_jax.types import Params
-
-READERS = 2  # threads
 
 
 class Target(NamedTuple):
@@ -41,7 +38,6 @@ class Target(NamedTuple):
 class Frame(NamedTuple):
     """A picture in the input frame."""
 
-    target: Target
     size: tuple[int, int]  # (H, W) of the original
     pixels: np.ndarray
     input_size: tuple[int, int]
@@ -110,61 +106,42 @@ def detect_pictures(
     out.parent.mkdir(parents=True, exist_ok=True)
     params = jax.tree.map(jnp.asarray, params)
     report = Report()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file, tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar:
-            file.write("[")
-            for batch in _batches(targets, config.encoder.image_size, batch_size, report.failures):
-                filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]  # one program for all batches
+
+    def read(target: Target) -> Frame:
+        image = read_image(target.path)
+        return Frame(image.shape[:2], *fit_image(image, config.encoder.image_size))
+
+    def fail(target: Target, reason: str) -> None:
+        report.failures[target.path] = reason
+
+    with (
+        replacing(out) as temporary,
+        temporary.open("w") as file,
+        tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar,
+        ThreadPoolExecutor(THREADS) as readers,
+    ):
+        file.write("[")
+        try:
+            for batch in read_batches(readers, targets, read, batch_size, fail):
+                frames = [frame for _, frame in batch]
+                filled = [*frames, *[frames[-1]] * (batch_size - len(batch))]  # one program for all batches
                 pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
                 found = jax.device_get(_detect(params, pixels, sizes, config=config, dtype=dtype))
-                for i, frame in enumerate(batch):
+                for i, (target, frame) in enumerate(batch):
                     of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
                     for entry in to_results(of_picture, frame.size, config, masks=masks):
                         file.write(",\n" if report.objects else "\n")
-                        file.write(json.dumps(frame.target.labels | entry))
+                        file.write(json.dumps(target.labels | entry))
                         report.objects += 1
                 report.pictures += len(batch)
                 bar.update(report.pictures + len(report.failures) - bar.n)
-            bar.update(len(targets) - bar.n)
-            file.write("\n]\n")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+        bar.update(len(targets) - bar.n)
+        file.write("\n]\n")
     return report
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _detect(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
     return detect_objects(params, normalize_images(pixels, sizes, config.encoder), sizes, config, dtype=dtype)
-
-
-def _batches(targets: Iterable[Target], side: int, batch_size: int, failures: dict[Path, str]) -> Iterator[list[Frame]]:
-    """Frames, `batch_size` at a time and read ahead; of pictures that can't be read the reason."""
-
-    def read(target: Target) -> Frame:
-        image = read_image(target.path)
-        return Frame(target, image.shape[:2], *fit_image(image, side))
-
-    remaining = iter(targets)
-    reading: deque[tuple[Target, Future[Frame]]] = deque()
-    batch: list[Frame] = []
-    with ThreadPoolExecutor(READERS) as readers:
-        try:
-            while True:
-                while len(reading) < batch_size + READERS and (target := next(remaining, None)):
-                    reading.append((target, readers.submit(read, target)))
-                if not reading:
-                    break
-                target, future = reading.popleft()
-                try:
-                    batch.append(future.result())
-                except (OSError, ValueError, TypeError) as error:
-                    failures[target.path] = str(error)
-                if len(batch) == batch_size:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-        finally:
-            readers.shutdown(wait=False, cancel_futures=True)

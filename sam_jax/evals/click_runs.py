@@ -15,7 +15,8 @@ from tqdm import tqdm
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, Source
 from sam_jax.evals.play import ClickRules, play_pictures
-from sam_jax.evals.records import Record, RecordLog, add_up
+from sam_jax.evals.records import Record, RecordLog, add_up, key_of
+from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.gather import gather
 
@@ -122,7 +123,7 @@ def run_clicks(
     protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
     log = RecordLog(out, segmenter.name.replace(" ", "_"), protocol, process)
     wanted = {(name, picture): e for name, s in samples.items() for picture, e in s.examples.items()}
-    known = {(line["dataset"], line["picture"]): line for part in gather(list(log.lines.values())) for line in part}
+    known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
     todo = [key for key in wanted if key not in known][process::processes]
     mine, failed = [], []
     played = play_pictures(segmenter, [wanted[key] for key in todo], rules, workers)
@@ -135,7 +136,7 @@ def run_clicks(
         line = {"dataset": name, "picture": picture, "masks": result.records, "problems": result.problems}
         log.write(line)
         mine.append(line)
-    known |= {(line["dataset"], line["picture"]): line for part in gather(mine) for line in part}
+    known |= {key_of(line): line for part in gather(mine) for line in part}
     if process == 0:
         log.finish(known.values())
     lines = {key: known[key] for key in wanted if key in known}
@@ -160,12 +161,11 @@ def describe_left_out(missing: Mapping[str, str], problems: Mapping[str, Problem
         missing: data set -> why.
         problems: of each method.
     """
-    lines = [f"- {name}: {why}" for name, why in missing.items()]
-    text = "\nNot there, and in no figure:\n\n" + "\n".join(lines) + "\n" if lines else ""
-    rows = [
-        f"- {method}, {name}: {problem}"
+    not_there = [f"{name}: {why}" for name, why in missing.items()]
+    left_out = [
+        f"{method}, {name}: {problem}"
         for method, by_name in problems.items()
         for name, of_set in by_name.items()
         for problem in of_set
     ]
-    return text + ("\nLeft out, and in no figure:\n\n" + "\n".join(rows) + "\n" if rows else "")
+    return list_section("Not there, and in no figure", not_there) + list_section(LEFT_OUT, left_out)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.evals.mask_scores import Result
+from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
 from sam_jax.evals.truth import TruthPicture
 
@@ -89,10 +90,10 @@ def score_pictures(
 
 def describe_failures(failures: dict[str, Failures]) -> str:
     """Lines for a report: which pictures each method's figures are without."""
-    lines = [
-        f"- {method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()
-    ]
-    return "\nLeft out, and in no figure:\n\n" + "\n".join(lines) + "\n" if lines else ""
+    return list_section(
+        LEFT_OUT,
+        [f"{method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()],
+    )
 
 
 class _Failed:

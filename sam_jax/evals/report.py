@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,14 @@ class Evaluation(Protocol):
             ValueError, OSError: something is wrong with config or data, for the user to read.
         """
         ...
+
+
+LEFT_OUT = "Left out, and in no figure"
+
+
+def list_section(heading: str, rows: Sequence[str]) -> str:
+    """Markdown below a table: a heading and a list; nothing where the list is empty."""
+    return f"\n{heading}:\n\n" + "\n".join(f"- {row}" for row in rows) + "\n" if rows else ""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

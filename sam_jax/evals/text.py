@@ -13,20 +13,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from sam_jax.clip import Clip
+from sam_jax.config import ParallelConfig
 from sam_jax.data.phrases import Phrased, read_phrases
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
+from sam_jax.evals.records import Line, RecordLog, key_of
 from sam_jax.evals.report import Report
 from sam_jax.evals.segmenters import model_identity
-from sam_jax.evals.single_point import Record, RecordLog
 from sam_jax.hub import load_clip, load_model
 from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import decode_rle
+from sam_jax.parallel.gather import gather
+from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import Masks, SamPredictor
 
 ROWS = {
@@ -51,6 +55,7 @@ class TextEvalConfig:
     max_texts: int = 0  # per picture, likewise
     min_area: int = 100  # pixels; smaller masks are left out
     seed: int = 0  # of the sample and of the exchange of texts
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
 
     def evaluate(self) -> Report:
         """Measures; finished pictures are not measured again.
@@ -58,6 +63,7 @@ class TextEvalConfig:
         Raises:
             ValueError, OSError: a model without a text prompt, another CLIP, no texts in the data.
         """
+        start_processes(self.parallel)
         model = load_model(self.model)
         if not model.config.text_dim:
             raise ValueError(f"model {self.model} was not trained for text prompts; see configs/text.py")
@@ -96,8 +102,8 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     return [tuple(part.tolist()) for part in np.split(others, ends[:-1])]
 
 
-def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> list[Record]:
-    """A record of IoUs for each text of a picture.
+def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> Line:
+    """IoUs for each text of a picture.
 
     Args:
         others: for each text the one that it is exchanged with.
@@ -113,10 +119,8 @@ def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str
     trusted = [answers.masks[q, m] for q, m in enumerate(best)]
     corrected = _correct(predictor, row, truths, answers, best)
     n = len(truths)
-    return [
+    records = [
         {
-            "dataset": row.example.dataset,
-            "picture": row.example.path.stem,
             "text": row.texts[i],
             "text_iou": mask_iou(trusted[i], truth),
             "text_best_iou": max(mask_iou(mask, truth) for mask in answers.masks[i]),
@@ -126,6 +130,12 @@ def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str
         }
         for i, truth in enumerate(truths)
     ]
+    dataset, picture = _key(row)
+    return {"dataset": dataset, "picture": picture, "masks": records, "problems": []}
+
+
+def _key(row: Phrased) -> tuple[str, str]:
+    return row.example.dataset, row.example.path.stem
 
 
 def _correct(
@@ -147,7 +157,7 @@ def _correct(
 
 
 def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
-    """Evaluates a model. Records go to `out/text.jsonl`, a line per picture.
+    """Evaluates a model; several processes share the pictures. Records go to `out/text.jsonl`, a line per picture.
 
     Returns:
         numbers of pictures and masks, and the mean IoU of each of `ROWS` in percent.
@@ -156,14 +166,19 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
     rows = read_phrases(config.data, config.images, min_area=config.min_area)
     rows = sample_phrases(rows, config.max_pictures, config.max_texts, config.seed)
     others = exchange_texts(rows, config.seed)
-    config.out.mkdir(parents=True, exist_ok=True)
     protocol = {"model": model_identity(model), "clip": clip.config.name, "data": str(config.data)}
     protocol |= {name: getattr(config, name) for name in ("max_pictures", "max_texts", "min_area", "seed")}
-    log = RecordLog(config.out / "text.jsonl", protocol)
-    for row, exchanged in zip(tqdm(rows, desc="text to mask", unit="picture"), others, strict=True):
-        if (row.example.dataset, row.example.path.stem) not in log.done:
-            log.write(evaluate_picture(predictor, row, exchanged))
-    records = [record for row in rows for record in log.done[row.example.dataset, row.example.path.stem]]
+    log = RecordLog(config.out, "text", protocol, jax.process_index())
+    known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
+    todo = [pair for pair in zip(rows, others, strict=True) if _key(pair[0]) not in known]
+    mine = []
+    for row, exchanged in tqdm(todo[jax.process_index() :: jax.process_count()], desc="text to mask", unit="picture"):
+        mine.append(evaluate_picture(predictor, row, exchanged))
+        log.write(mine[-1])
+    known |= {key_of(line): line for part in gather(mine) for line in part}
+    if jax.process_index() == 0:
+        log.finish(known.values())
+    records = [record for row in rows for record in known[_key(row)]["masks"]]
     means = {name: 100 * float(np.mean([record[f"{name}_iou"] for record in records])) for name in ROWS}
     return {"pictures": len(rows), "masks": len(records)} | means
 

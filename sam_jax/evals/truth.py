@@ -6,7 +6,6 @@ Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), whose pictures are 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.data.coco import to_rle
+from sam_jax.data.coco import check_unique, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
 
 Object = dict[str, Any]
@@ -138,16 +137,6 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
         of_split = f" of {split!r} (field coco_split)" if split else ""
         raise ValueError(f"expected annotated objects in {file}, got none on {len(pictures)} pictures{of_split}")
     return Truth(file, pictures, categories, frequencies)
-
-
-def check_unique(ids: Iterable[Any], what: str, file: Path) -> None:
-    """
-    Raises:
-        ValueError: ids that occur more than once.
-    """
-    twice = [id_ for id_, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f"expected different {what} in {file}, got some more than once: {shorten(twice)}")
 
 
 def shorten(names: Iterable[Any], most: int = 5) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import compare_shapes
+from sam_jax.checkpoint import compare_shapes, rewrite
 from sam_jax.convert.files import is_pytorch, load_pytorch
 from sam_jax.ritm.checkpoint import expected_shapes, read_ritm, save_ritm
 from sam_jax.ritm.config import RITM_SIZES, RitmConfig
@@ -75,14 +75,7 @@ def convert_ritm(src: str | Path, dst: str | Path, *, overwrite: bool = False) -
         FileExistsError: `dst` exists, and no `overwrite`.
         ValueError: `dst` is not *.safetensors; and what `load_ritm_params` raises.
     """
-    dst = Path(dst)
-    if dst.suffix != ".safetensors":
-        raise ValueError(f"expected a destination *.safetensors for a RITM checkpoint, got {dst}")
-    if dst.exists() and not overwrite:
-        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
-    params, config = load_ritm_params(src)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    save_ritm(dst, params, config)
+    rewrite(src, dst, load_ritm_params, save_ritm, "a RITM checkpoint", overwrite=overwrite)
 
 
 def config_from_published(published: Mapping[str, Any], source: str) -> RitmConfig:

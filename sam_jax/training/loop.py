@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
-from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.checkpoint import save_checkpoint
@@ -33,13 +28,12 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.step import init_state, model_params, preview_step, train_step, validation_step
+from sam_jax.training.run import PREVIEW_PICTURES, Checkpoints, StopSignal, claim_folder, run_steps, save_preview
+from sam_jax.training.step import TrainState, init_state, model_params, preview_step, train_step, validation_step
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
 from sam_jax.training.trainable import CLIP, encoder_is_frozen
-from sam_jax.training.watch import Clock, MetricsLog, draw_predictions, peak_memory_gib, plot_curves
+from sam_jax.training.watch import MetricsLog, draw_predictions, plot_curves
 from sam_jax.types import Batch, Params
-
-PREVIEW_PICTURES = 4
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -66,7 +60,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
         claim_folder(out, config, resume)
-    run_key = jax.random.key(config.seed)
     flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
@@ -87,61 +80,48 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         embeddings = out / "embeddings"
         cache_embeddings(train_set, params, config, embeddings)
     place = {"embeddings": embeddings, **part}
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
-    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
-        if resume and manager.latest_step() is not None:
-            restored = manager.restore(manager.latest_step(), args=restore_args(program))
-            state, first_step = program.place(restored.state), restored.data["batches"]
-            run_key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
-        else:
-            state, first_step = program.init(params), 0
+    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
+        last = checkpoints.latest() if resume else None
+        state, first_step, run_key = last or (program.init(params), 0, jax.random.key(config.seed))
         del params
-        log, clock = MetricsLog(out, first_step, enabled=main), Clock()
-        with (
-            contextlib.closing(make_loader(train_set, first_batch=first_step, **batch_args, **place)) as loader,
-            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
-        ):
-            for step in range(first_step + 1, config.steps + 1):
-                with clock.waiting():
-                    batch = next(loader)
-                state, metrics = program.step(state, batch, run_key)
-                bar.update()
-                if step % config.log_every == 0:
-                    values = summarize(jax.device_get(metrics))
-                    if metrics["skipped"] >= config.max_skipped:
-                        raise FloatingPointError(
-                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
-                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
-                        )
-                    seconds, waited = clock.look()
-                    speed = {
-                        "seconds_per_step": seconds,
-                        "pictures_per_second": config.data.batch_size / seconds,
-                        "masks_per_second": float(metrics["masks"]) / seconds,
-                        "data_wait_share": waited,
-                        "tflops_per_second": flops / seconds / 1e12,
-                        "peak_memory_gib": peak_memory_gib(),
-                    }
-                    if peak is not None:
-                        speed["model_flop_utilisation"] = flops / seconds / (peak * program.devices)
-                    log.write(step, values | speed)
-                    bar.set_postfix(loss=f"{values['loss']:.3f}", iou=f"{values['iou'][0]:.3f}-{values['iou'][-1]:.3f}")
-                stopping = step == config.steps or stop.requested(step)
-                if step % config.validate_every == 0 or step == config.steps:
-                    values = validate(program.evaluate, state, validation_batches, run_key)
-                    log.write(step, {f"validation_{name}": value for name, value in values.items()})
-                    rounds = " ".join(f"{value:.3f}" for value in values["iou"])
-                    tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
-                    pictures = _preview(program, state, whole_batches[0], run_key)
-                    if main:
-                        save_picture(pictures, out / "predictions" / f"{step:07d}.png")
-                        plot_curves(out)
-                if step % config.save_every == 0 or stopping:
-                    position = {"batches": step, "key": np.asarray(jax.random.key_data(run_key)).tolist()}
-                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": ocp.args.JsonSave(position)}
-                    manager.save(step, args=ocp.args.Composite(**saved), force=stopping)
-                if stopping:
-                    break
+        log = MetricsLog(out, first_step, enabled=main)
+
+        def report(metrics: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
+            values = summarize(metrics)
+            speed = {
+                "masks_per_second": float(metrics["masks"]) / seconds,
+                "tflops_per_second": flops / seconds / 1e12,
+            }
+            if peak is not None:
+                speed["model_flop_utilisation"] = flops / seconds / (peak * program.devices)
+            shown = {"loss": f"{values['loss']:.3f}", "iou": f"{values['iou'][0]:.3f}-{values['iou'][-1]:.3f}"}
+            return values | speed, shown
+
+        def check(step: int, state: TrainState) -> None:
+            values = validate(program.evaluate, state, validation_batches, run_key)
+            log.write(step, {f"validation_{name}": value for name, value in values.items()})
+            rounds = " ".join(f"{value:.3f}" for value in values["iou"])
+            tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
+            pictures = _preview(program, state, whole_batches[0], run_key)
+            if main:
+                save_preview(pictures, out, step)
+                plot_curves(out)
+
+        loader = make_loader(train_set, first_batch=first_step, **batch_args, **place)
+        with contextlib.closing(loader) as batches:
+            state = run_steps(
+                config,
+                program,
+                state,
+                batches,
+                run_key,
+                checkpoints,
+                log,
+                stop,
+                first_step=first_step,
+                report=report,
+                check=check,
+            )
         log.close()
     path = out / "model.safetensors"
     state = program.whole(state)
@@ -202,61 +182,6 @@ def _preview(program: Wrapped, state: Any, batch: Batch, key: jax.Array) -> np.n
     """What the model makes of a few validation pictures, beside the truth."""
     few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], batch)
     return draw_predictions(few, *jax.device_get(program.preview(state, few, key)))
-
-
-def save_picture(image: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(image).save(temporary, "PNG")
-    temporary.replace(path)
-
-
-def restore_args(program: Wrapped) -> Any:
-    return ocp.args.Composite(state=ocp.args.StandardRestore(program.template), data=ocp.args.JsonRestore())
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; a second one acts at once.
-
-    Of several processes all stop after the same step: JAX tells the others of a SIGTERM to one.
-    """
-
-    def __enter__(self) -> StopSignal:
-        self._several = jax.process_count() > 1
-        self._requested = False
-        signals = () if self._several else (signal.SIGTERM, signal.SIGINT)
-        self._previous = {s: signal.signal(s, self._request) for s in signals}
-        return self
-
-    def requested(self, step: int) -> bool:
-        """To be asked by all processes after every step."""
-        if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
-
-    def _request(self, number: int, frame: object) -> None:
-        self._requested = True
-        tqdm.write("stopping after this step; the run can be resumed")
-        signal.signal(number, self._previous[signal.Signals(number)])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def claim_folder(out: Path, config: Any, resume: bool) -> None:
-    """Makes the run's folder, or checks that it is this run's."""
-    record = out / "config.json"
-    if record.exists():
-        if not resume:
-            raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
-        model = SamConfig.from_json(json.dumps(json.loads(record.read_text())["model"]))
-        if model != config.model:
-            raise ValueError(f"the run in {out} trains another model: {model}; this config says {config.model}")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
-    temporary.replace(record)
 
 
 def align_cross_attention(params: Params) -> Params:

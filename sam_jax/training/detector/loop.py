@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from sam_jax.convert import load_mae_encoder
@@ -26,10 +25,10 @@ from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
-from sam_jax.training.loop import PREVIEW_PICTURES, StopSignal, claim_folder, restore_args, save_picture
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.step import init_state, model_params
-from sam_jax.training.watch import Clock, MetricsLog, peak_memory_gib
+from sam_jax.training.run import PREVIEW_PICTURES, Checkpoints, StopSignal, claim_folder, run_steps, save_preview
+from sam_jax.training.step import TrainState, init_state, model_params
+from sam_jax.training.watch import MetricsLog
 from sam_jax.types import Batch, Params
 
 
@@ -54,7 +53,6 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
     program = compile_program(config, params)
     if main:
         claim_folder(out, config, resume)
-    run_key = jax.random.key(config.seed)
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"
@@ -68,58 +66,43 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
     part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     whole_batches = fixed_batches(validation_set, config.validation_batches, **batch_args)
     validation_batches = [local_part(batch, **part) for batch in whole_batches]
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
-    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager, StopSignal() as stop:
-        if resume and manager.latest_step() is not None:
-            restored = manager.restore(manager.latest_step(), args=restore_args(program))
-            state, first_step = program.place(restored.state), restored.data["batches"]
-        else:
-            state, first_step = program.init(params), 0
+    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
+        last = checkpoints.latest() if resume else None
+        state, first_step, run_key = last or (program.init(params), 0, jax.random.key(config.seed))
         del params
-        log, clock = MetricsLog(out, first_step, enabled=main), Clock()
-        with (
-            contextlib.closing(make_loader(train_set, first_batch=first_step, **batch_args, **part)) as loader,
-            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
-        ):
-            for step in range(first_step + 1, config.steps + 1):
-                with clock.waiting():
-                    batch = next(loader)
-                state, metrics = program.step(state, batch, run_key)
-                bar.update()
-                if step % config.log_every == 0:
-                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                    if values["skipped"] >= config.max_skipped:
-                        raise FloatingPointError(
-                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
-                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
-                        )
-                    seconds, waited = clock.look()
-                    speed = {
-                        "seconds_per_step": seconds,
-                        "pictures_per_second": config.data.batch_size / seconds,
-                        "data_wait_share": waited,
-                        "peak_memory_gib": peak_memory_gib(),
-                    }
-                    log.write(step, values | speed)
-                    bar.set_postfix(loss=f"{values['loss']:.3f}")
-                stopping = step == config.steps or stop.requested(step)
-                if step % config.validate_every == 0 or step == config.steps:
-                    values = validate(program, state, validation_batches, run_key)
-                    log.write(step, {f"validation_{name}": value for name, value in values.items()})
-                    tqdm.write(
-                        f"step {step}: validation loss {values['loss']:.3f}; boxes found with IoU 0.5: "
-                        f"{values['found']:.1%}, with 0.75: {values['found_closely']:.1%}"
-                    )
-                    few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], whole_batches[0])
-                    found = jax.device_get(program.preview(state, few, run_key))
-                    if main:
-                        save_picture(draw_detections(few, found), out / "predictions" / f"{step:07d}.png")
-                if step % config.save_every == 0 or stopping:
-                    position = ocp.args.JsonSave({"batches": step})
-                    saved = {"state": ocp.args.StandardSave(program.whole(state)), "data": position}
-                    manager.save(step, args=ocp.args.Composite(**saved), force=stopping)
-                if stopping:
-                    break
+        log = MetricsLog(out, first_step, enabled=main)
+
+        def report(metrics: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
+            values = {name: float(value) for name, value in metrics.items()}
+            return values, {"loss": f"{values['loss']:.3f}"}
+
+        def check(step: int, state: TrainState) -> None:
+            values = validate(program, state, validation_batches, run_key)
+            log.write(step, {f"validation_{name}": value for name, value in values.items()})
+            tqdm.write(
+                f"step {step}: validation loss {values['loss']:.3f}; boxes found with IoU 0.5: "
+                f"{values['found']:.1%}, with 0.75: {values['found_closely']:.1%}"
+            )
+            few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], whole_batches[0])
+            found = jax.device_get(program.preview(state, few, run_key))
+            if main:
+                save_preview(draw_detections(few, found), out, step)
+
+        loader = make_loader(train_set, first_batch=first_step, **batch_args, **part)
+        with contextlib.closing(loader) as batches:
+            state = run_steps(
+                config,
+                program,
+                state,
+                batches,
+                run_key,
+                checkpoints,
+                log,
+                stop,
+                first_step=first_step,
+                report=report,
+                check=check,
+            )
         log.close()
     path = out / "model.safetensors"
     state = program.whole(state)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 WORK = ".work"  # of what is not finished: parts, and files that are being written
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")  # what is put there at once is there whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Folder:
         """A file to write to, which has its name when the block ends without an error.
 
         Until then it lies in the folder `work` under a name of its own: runners may do the same work twice at once.
+        Object stores too: of an upload that an error ends they would keep what had come.
 
         Raises:
             OSError: it can't be written; says that what is finished is kept.
@@ -84,7 +86,7 @@ class Folder:
         temporary = f"{self._path(work)[1]}/{uuid.uuid4().hex}.tmp"
         try:
             for target in (path, temporary):
-                file_system.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                file_system.makedirs(target.rpartition("/")[0], exist_ok=True)
             with file_system.open(temporary, "wb") as file:
                 yield file
             file_system.mv(temporary, path)
@@ -92,15 +94,20 @@ class Folder:
             with contextlib.suppress(OSError):
                 file_system.rm_file(temporary)
             if isinstance(error, OSError):
-                raise OSError(
-                    f"could not write {self.shown}/{name}: {error.strerror or error}; what is finished is kept, the "
-                    "same command goes on with the rest"
-                ) from error
+                raise self._not_written(name, error) from error
             raise
 
     def write(self, name: str, data: bytes, work: str = WORK) -> None:
-        with self.writing(name, work) as file:
-            file.write(data)
+        """A whole file, as with `writing`; one request to an object store."""
+        if self.url.partition("://")[0] not in OBJECT_STORES:
+            with self.writing(name, work) as file:
+                file.write(data)
+            return
+        file_system, path = self._path(name)
+        try:
+            file_system.pipe_file(path, data)
+        except OSError as error:
+            raise self._not_written(name, error) from error
 
     def remove(self, folder: str) -> None:
         """A folder with all in it; nothing if it is not there."""
@@ -112,6 +119,12 @@ class Folder:
         file_system, path = self._path(folder)
         with contextlib.suppress(OSError):  # not there, or other processes are at work in it
             file_system.rmdir(path)
+
+    def _not_written(self, name: str, error: OSError) -> OSError:
+        return OSError(
+            f"could not write {self.shown}/{name}: {error.strerror or error}; what is finished is kept, the same command "
+            "goes on with the rest"
+        )
 
     def _path(self, name: str) -> tuple[Any, str]:
         file_system, path = open_url(self.url)

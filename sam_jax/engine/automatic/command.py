@@ -92,7 +92,7 @@ def run(options: Run) -> int:
     mine = shards[process::processes]
     beam_options = [] if options.runner == "DirectRunner" else [f"--runner={options.runner}"]
     annotate(job, mine, beam_options + shlex.split(options.beam_options), options.workers)
-    reports = [report for shard in shards if (report := job.read_report(shard))]
+    reports = [report for report in job.read_reports(shards) if report is not None]
     if len(reports) < len(shards):
         print(f"{len(mine)} shards of this process are finished; {len(shards) - len(reports)} of others are not")
         return 0

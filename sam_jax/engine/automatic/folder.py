@@ -122,8 +122,8 @@ class Folder:
 
     def _not_written(self, name: str, error: OSError) -> OSError:
         return OSError(
-            f"could not write {self.shown}/{name}: {error.strerror or error}; what is finished is kept, the same command "
-            "goes on with the rest"
+            f"could not write {self.shown}/{name}: {error.strerror or error}; what is finished is kept, the same "
+            "command goes on with the rest"
         )
 
     def _path(self, name: str) -> tuple[Any, str]:

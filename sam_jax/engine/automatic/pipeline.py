@@ -56,7 +56,7 @@ def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers:
     Raises:
         ValueError, OSError: what a worker on this machine raised; see `annotate_shard`.
     """
-    todo = [shard for shard in shards if not job.is_finished(shard)]
+    todo = [shard for shard, report in zip(shards, job.read_reports(shards), strict=True) if report is None]
     if not todo:
         return
     progress = _Progress(job, shards, todo)

@@ -28,6 +28,7 @@ from sam_jax.generator_options import GeneratorOptions
 from sam_jax.ops.transforms import decode_image
 
 PART = ".part"
+LOOKING = 16  # threads that read reports: an object store takes its time for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +45,18 @@ class Job:
         """Another one means that a shard was made of other pictures or by other settings."""
         return hashlib.sha256(f"{self.settings} {shard}".encode()).hexdigest()
 
-    def is_finished(self, shard: Shard) -> bool:
-        report = self.read_report(shard)
-        return report is not None and self.out.size(shard.tar) == report.bytes
-
     def read_report(self, shard: Shard) -> ShardReport | None:
-        """None if there is none, or one of other pictures or settings."""
+        """None if the shard is not finished: no report, one of other pictures or settings, or no whole tar."""
         if not self.out.exists(shard.report):
             return None
         report = ShardReport(**json.loads(self.out.read(shard.report)))
-        return report if report.fingerprint == self.fingerprint(shard) else None
+        whole = report.fingerprint == self.fingerprint(shard) and report.bytes == self.out.size(shard.tar)
+        return report if whole else None
+
+    def read_reports(self, shards: Sequence[Shard]) -> list[ShardReport | None]:
+        """`read_report` of many."""
+        with ThreadPoolExecutor(LOOKING) as threads:
+            return list(threads.map(self.read_report, shards))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +89,7 @@ def annotate_shard(job: Job, shard: Shard, generator: SamAutomaticMaskGenerator)
         ValueError: too many bad pictures, or `blur` gives something else than pictures.
         OSError: a result can't be written.
     """
-    if job.is_finished(shard):
-        report = job.read_report(shard)
-        assert report is not None
+    if (report := job.read_report(shard)) is not None:
         return report
     pictures = shard.pictures(job.out)
     work = f"{WORK}/{shard.number:06d}"

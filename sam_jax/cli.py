@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -16,7 +15,10 @@ import tyro
 from PIL import Image
 
 from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
+from sam_jax.files import replacing
+from sam_jax.generator_options import OFFICIAL, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_box
@@ -68,30 +70,7 @@ class Everything:
     format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
     """coco: one instances.json for all; sa1b: a JSON per picture; png: a folder of masks and metadata.csv per picture;
     overlay: the picture with its masks in colours."""
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
-    preset: Literal["official", "paper", "proposals"] = "official"
-    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked."""
-    points_per_side: int | None = None
-    """Points along a side of the grid, in place of the preset's. Likewise the following."""
-    pred_iou_thresh: float | None = None
-    """Masks with a predicted IoU above this stay."""
-    stability_score_thresh: float | None = None
-    """Masks with at least this stability stay."""
-    box_nms_thresh: float | None = None
-    """Of two masks whose boxes overlap with an IoU above this the better one stays."""
-    crop_n_layers: int | None = None
-    """Layers of crops to look into as well."""
-    min_mask_region_area: int | None = None
-    """Holes and islands of fewer pixels are removed."""
-    points_per_batch: int | None = None
-    """Points decoded together."""
-    pictures_per_device: int = 1
-    """Pictures encoded and decoded together on each device. More keep an accelerator busy."""
-    devices: Literal["mesh", "pmap"] = "mesh"
-    """All local devices as one program over a mesh, or with pmap."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = OFFICIAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,25 +214,11 @@ def segment(options: Segment) -> None:
 
 
 def everything(options: Everything) -> int:
-    import jax
-
-    from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
     from sam_jax.everything import find_pictures, segment_pictures
-    from sam_jax.hub import load_model
-    from sam_jax.parallel.local import LocalDevices
 
-    given = dataclasses.asdict(options)
-    fields = {field.name for field in dataclasses.fields(PRESETS[options.preset])}
-    changes = {name: value for name, value in given.items() if name in fields and value is not None}
-    config = dataclasses.replace(PRESETS[options.preset], output_mode="coco_rle", **changes)
+    settings = options.generator.settings()
     pictures = find_pictures(options.inputs, options.out)
-    generator = SamAutomaticMaskGenerator(
-        load_model(options.model, dtype=options.dtype),
-        config,
-        devices=LocalDevices(tuple(jax.local_devices()), options.devices),
-        pictures_per_device=options.pictures_per_device,
-    )
-    settings = {"model": options.model, "dtype": options.dtype, **dataclasses.asdict(config)}
+    generator = options.generator.load()
     report = segment_pictures(generator, pictures, options.out, options.format, settings)
     already = f", {report.skipped} were there" if report.skipped else ""
     print(f"{report.masks} masks of {report.finished} pictures{already}, in {options.out}")
@@ -392,16 +357,12 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Writes PNG pictures and JSON, each under a temporary name first, and prints where."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        path, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
-        try:
+        with replacing(folder / name) as temporary:
             if isinstance(content, dict):
                 temporary.write_text(json.dumps(content))
             else:
                 Image.fromarray(content).save(temporary, "PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        print(path)
+        print(folder / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -409,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Detect | Search | Prepare | Convert | Export | Rate | Demo = tyro.cli(
+    options: Segment | Everything | Detect | Search | Prepare | Convert | Export | Engine | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Detect, tyro.conf.subcommand("detect")]
@@ -417,6 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Engine, tyro.conf.subcommand("engine")]
         | Annotated[Rate, tyro.conf.subcommand("rate")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
@@ -441,6 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 convert(options)
             case Export():
                 export(options)
+            case Engine():
+                return engine(options)
             case Rate():
                 rate(options)
             case Demo():

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.automatic_mask_generator import Record, SamAutomaticMaskGenerator
+from sam_jax.files import replacing, write_atomically
 from sam_jax.ops.draw import draw_everything
 from sam_jax.ops.rle import decode_rle, rle_box
 from sam_jax.ops.transforms import read_image
@@ -82,12 +82,23 @@ def find_pictures(inputs: Iterable[Path], out: Path) -> list[Picture]:
 
 def write_sa1b(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
     """JSON as in the SA-1B dataset; annotation ids count within the picture."""
+    path.write_text(json.dumps(sa1b_content(str(picture.name), picture.image_id, image.shape[:2], records)))
+
+
+def sa1b_content(
+    name: str, image_id: int, size: tuple[int, int], records: Sequence[Record], first_id: int = 0
+) -> dict[str, Any]:
+    """What the JSON of a picture of SA-1B holds.
+
+    Args:
+        size: (h, w) of the picture.
+        first_id: of its annotations; the others have the numbers after it.
+    """
     annotations = [
-        record | {"id": i, "bbox": _floats(record["bbox"]), "crop_box": _floats(record["crop_box"])}
+        record | {"id": first_id + i, "bbox": _floats(record["bbox"]), "crop_box": _floats(record["crop_box"])}
         for i, record in enumerate(records)
     ]
-    content = {"image": _image_entry(picture, image) | {"image_id": picture.image_id}, "annotations": annotations}
-    path.write_text(json.dumps(content))
+    return {"image": _image_entry(name, size) | {"image_id": image_id}, "annotations": annotations}
 
 
 def write_coco(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
@@ -95,7 +106,7 @@ def write_coco(path: Path, picture: Picture, image: np.ndarray, records: Sequenc
     annotations = [
         record | {"bbox": rle_box(record["segmentation"]), "category_id": 1, "iscrowd": 0} for record in records
     ]
-    path.write_text(json.dumps({"image": _image_entry(picture, image), "annotations": annotations}))
+    path.write_text(json.dumps({"image": _image_entry(str(picture.name), image.shape[:2]), "annotations": annotations}))
 
 
 def write_png(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
@@ -125,9 +136,9 @@ def write_overlay(path: Path, picture: Picture, image: np.ndarray, records: Sequ
 
 def merge_coco(out: Path, pictures: Sequence[Picture]) -> Path:
     """The parts of finished pictures -> `out/instances.json`, one picture after the other."""
-    path, temporary = out / "instances.json", out / ".instances.json.tmp"
+    path = out / "instances.json"
     images, next_id = [], 1
-    with temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w") as file:
         file.write('{"info": {"description": "masks of sam-jax everything"}, "licenses": [], ')
         file.write('"categories": [{"id": 1, "name": "object"}], "annotations": [')
         for image_id, picture in enumerate(pictures, start=1):
@@ -140,7 +151,6 @@ def merge_coco(out: Path, pictures: Sequence[Picture]) -> Path:
                     file.write(json.dumps({"id": next_id, "image_id": image_id} | annotation))
                     next_id += 1
         file.write(f'],\n"images": {json.dumps(images)}}}\n')
-    temporary.replace(path)
     return path
 
 
@@ -154,15 +164,11 @@ class Format(NamedTuple):
 
     def save(self, out: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
         target = self.target(out, picture)
-        # The same name each time: what a killed run left is overwritten by the next.
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove(temporary)
-            self.write(temporary, picture, image, records)
-            temporary.replace(target)
+            with replacing(target) as temporary:
+                self.write(temporary, picture, image, records)
         except OSError as error:
-            _remove(temporary)
             raise OSError(
                 f"could not write {target}: {error.strerror or error}; finished pictures are kept, "
                 "the same command goes on with the rest"
@@ -276,15 +282,23 @@ def read_batches(
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings in the output folder, or compares them with those that are there."""
-    path, temporary = out / "everything.settings.json", out / ".everything.settings.json.tmp"
+    path = out / "everything.settings.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary.write_text(json.dumps(settings, indent=1))
-            temporary.replace(path)
+            write_atomically(path, json.dumps(settings, indent=1))
         text = path.read_text()
     except OSError as error:
         raise OSError(f"the output folder {out} can't be written: {error.strerror or error}") from error
+    check_settings(text, settings, path)
+
+
+def check_settings(text: str, settings: Mapping[str, Any], path: object) -> None:
+    """Compares the settings of an earlier run, from the file at `path`, with those of this one.
+
+    Raises:
+        ValueError: they are others, or no settings.
+    """
     try:
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
@@ -293,19 +307,13 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     changed = sorted(name for name in before | after if before.get(name) != after.get(name))
     if changed:
         changes = ", ".join(f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
-        raise ValueError(f"{out} holds results of other settings ({changes}); choose another output folder")
+        folder = PurePosixPath(str(path)).parent
+        raise ValueError(f"{folder} holds results of other settings ({changes}); choose another output folder")
 
 
-def _image_entry(picture: Picture, image: np.ndarray) -> dict[str, Any]:
-    return {"file_name": str(picture.name), "height": image.shape[0], "width": image.shape[1]}
+def _image_entry(name: str, size: tuple[int, int]) -> dict[str, Any]:
+    return {"file_name": name, "height": size[0], "width": size[1]}
 
 
 def _floats(numbers: Sequence[float]) -> list[float]:
     return [float(number) for number in numbers]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

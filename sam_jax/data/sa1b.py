@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, check_rle, read_json
+
+logger = logging.getLogger(__name__)
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
 
@@ -164,5 +167,7 @@ def find_sa1b(path: Path, images: Path | None = None) -> tuple[list[Path], list[
     """(tar files, pairs of a picture and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
     if path.is_file():
         return [path], []
+    if (path / "engine.settings.json").exists() and not (path / "manifest.json").exists():
+        logger.warning("`sam-jax engine run` has not finished %s; only what is there is read", path)
     tars = sorted(tar for tar in path.rglob("*.tar") if not tar.name.startswith("."))
     return tars, [] if tars else list(pairs_of_folder(path, images))

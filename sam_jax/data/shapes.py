@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.files import write_atomically
 from sam_jax.ops.rle import encode_rle, rle_box
 
 COLOURS = {
@@ -127,7 +128,6 @@ def write_shapes(folder: Path, pictures: int, seed: int) -> Path:
                 }
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES)]
-    path, temporary = folder / "annotations.json", folder / ".annotations.tmp"
-    temporary.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    temporary.replace(path)
+    path = folder / "annotations.json"
+    write_atomically(path, json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path

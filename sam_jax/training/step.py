@@ -224,7 +224,9 @@ def run_rounds(
         terms, logits = decode(prompts, False, round_key)
         return (points, labels, logits, slot + adds), terms
 
-    body = jax.checkpoint(play_round) if remat else play_round
+    # A scan keeps what its backward pass needs of all rounds at once: without remat that is the products alone, and what
+    # lies between them, which is most of the memory and little of the work, is computed again.
+    body = jax.checkpoint(play_round, policy=None if remat else jax.checkpoint_policies.dots_saveable)
     start = (points, labels, first_logits, jnp.int32(2))
     inputs = (jax.random.split(later_key, len(adds_point)), adds_point)
     (points, labels, last_logits, _), later_terms = jax.lax.scan(body, start, inputs)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.config import SamConfig
+from sam_jax.files import replacing
 from sam_jax.modeling import init_params
 from sam_jax.types import Params
 
@@ -95,17 +94,6 @@ def write_tensors(path: Path, flat: Mapping[str, np.ndarray], metadata: dict[str
     arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in flat.items()}
     with replacing(path) as temporary:
         save_file(arrays, temporary, metadata)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name; what was written there becomes `path` at the end, if all went well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rewrite(

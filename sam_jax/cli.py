@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -18,6 +17,7 @@ from PIL import Image
 from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
+from sam_jax.files import replacing
 from sam_jax.generator_options import OFFICIAL, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
@@ -295,16 +295,12 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Writes PNG pictures and JSON, each under a temporary name first, and prints where."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        path, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
-        try:
+        with replacing(folder / name) as temporary:
             if isinstance(content, dict):
                 temporary.write_text(json.dumps(content))
             else:
                 Image.fromarray(content).save(temporary, "PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        print(path)
+        print(folder / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

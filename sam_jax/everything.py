@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.automatic_mask_generator import Record, SamAutomaticMaskGenerator
+from sam_jax.files import replacing, write_atomically
 from sam_jax.ops.draw import draw_everything
 from sam_jax.ops.rle import decode_rle, rle_box
 from sam_jax.ops.transforms import read_image
@@ -136,9 +136,9 @@ def write_overlay(path: Path, picture: Picture, image: np.ndarray, records: Sequ
 
 def merge_coco(out: Path, pictures: Sequence[Picture]) -> Path:
     """The parts of finished pictures -> `out/instances.json`, one picture after the other."""
-    path, temporary = out / "instances.json", out / ".instances.json.tmp"
+    path = out / "instances.json"
     images, next_id = [], 1
-    with temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w") as file:
         file.write('{"info": {"description": "masks of sam-jax everything"}, "licenses": [], ')
         file.write('"categories": [{"id": 1, "name": "object"}], "annotations": [')
         for image_id, picture in enumerate(pictures, start=1):
@@ -151,7 +151,6 @@ def merge_coco(out: Path, pictures: Sequence[Picture]) -> Path:
                     file.write(json.dumps({"id": next_id, "image_id": image_id} | annotation))
                     next_id += 1
         file.write(f'],\n"images": {json.dumps(images)}}}\n')
-    temporary.replace(path)
     return path
 
 
@@ -165,15 +164,11 @@ class Format(NamedTuple):
 
     def save(self, out: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
         target = self.target(out, picture)
-        # The same name each time: what a killed run left is overwritten by the next.
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove(temporary)
-            self.write(temporary, picture, image, records)
-            temporary.replace(target)
+            with replacing(target) as temporary:
+                self.write(temporary, picture, image, records)
         except OSError as error:
-            _remove(temporary)
             raise OSError(
                 f"could not write {target}: {error.strerror or error}; finished pictures are kept, "
                 "the same command goes on with the rest"
@@ -287,12 +282,11 @@ def read_batches(
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings in the output folder, or compares them with those that are there."""
-    path, temporary = out / "everything.settings.json", out / ".everything.settings.json.tmp"
+    path = out / "everything.settings.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary.write_text(json.dumps(settings, indent=1))
-            temporary.replace(path)
+            write_atomically(path, json.dumps(settings, indent=1))
         text = path.read_text()
     except OSError as error:
         raise OSError(f"the output folder {out} can't be written: {error.strerror or error}") from error
@@ -323,10 +317,3 @@ def _image_entry(name: str, size: tuple[int, int]) -> dict[str, Any]:
 
 def _floats(numbers: Sequence[float]) -> list[float]:
     return [float(number) for number in numbers]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,11 +14,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, replacing, save_checkpoint
+from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
 from sam_jax.config import SIZES, SamConfig
 from sam_jax.convert.guess import POSITIONS, guess_config
 from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.convert.layout import Naming, params_from_state, state_from_params
+from sam_jax.files import replacing, write_atomically
 from sam_jax.types import Params
 
 State = dict[str, np.ndarray]
@@ -260,8 +261,7 @@ def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
         if config in SIZES.values():  # its shapes tell
             _config_beside(path).unlink(missing_ok=True)
         else:
-            with replacing(_config_beside(path)) as text:
-                text.write_text(config.to_json() + "\n", "utf-8")
+            write_atomically(_config_beside(path), config.to_json() + "\n")
 
 
 def _write_huggingface_folder(folder: Path, params: Params, config: SamConfig) -> None:

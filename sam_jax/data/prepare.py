@@ -22,6 +22,7 @@ from sam_jax.data.sa1b import find_sa1b
 from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
+from sam_jax.files import replacing
 
 BAD_RECORDS = "bad_records.jsonl"
 
@@ -161,12 +162,11 @@ def _run(builder: Any) -> None:
 
 def _list_problems(out: Path, problems: Sequence[BadRecord]) -> None:
     """One JSON object per line; no file if there is none."""
-    path, temporary = out / BAD_RECORDS, out / f".{BAD_RECORDS}.tmp"
+    path = out / BAD_RECORDS
     if not problems:
         path.unlink(missing_ok=True)
         return
-    with temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w") as file:
         for problem in problems:
             line = {"reason": problem.reason, "where": problem.where, "detail": problem.detail}
             file.write(json.dumps(line) + "\n")
-    temporary.replace(path)

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from sam_jax.checkpoint import replacing
 from sam_jax.data.coco import picture_folder
 from sam_jax.data.examples import read_json
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import Detections, detect_objects
 from sam_jax.detection.results import to_results
 from sam_jax.everything import THREADS, find_pictures, read_batches
+from sam_jax.files import replacing
 from sam_jax.modeling import normalize_images
 from sam_jax.ops.transforms import fit_image, read_image
 from sam_jax.types import Params

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.evals.boundaries import match_boundaries, thin
-from sam_jax.evals.report import write_atomically
+from sam_jax.files import write_atomically
 
 THRESHOLDS = np.arange(1, 100) / 100
 MAX_DISTANCE = 0.0075  # between partners, share of the picture's diagonal

@@ -11,7 +11,8 @@ import numpy as np
 
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.evals.records import Line, read_lines
-from sam_jax.evals.report import Report, write_atomically
+from sam_jax.evals.report import Report
+from sam_jax.files import write_atomically
 
 RESAMPLES = 2000  # of the bootstrap
 

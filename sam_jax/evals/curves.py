@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam_jax.evals.report import write_atomically
+from sam_jax.files import write_atomically
 
 HUMAN_POINT = (0.7235, 0.9014)  # recall and precision of people, as the edges toolbox marks it: F 0.803
 

@@ -30,8 +30,9 @@ from sam_jax.evals.bsds import (
 )
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
-from sam_jax.evals.report import Report, write_atomically
+from sam_jax.evals.report import Report
 from sam_jax.evals.segmenters import model_identity
+from sam_jax.files import write_atomically
 from sam_jax.hub import load_model
 from sam_jax.model import Sam
 from sam_jax.ops.boxes import box_nms

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sam_jax.evals.report import write_atomically
+from sam_jax.files import write_atomically
 
 Record = dict[str, Any]
 """Of one mask: `mask` (its number on the picture), `area`, `iou` after each click, `best` of the first masks."""

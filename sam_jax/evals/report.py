@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sam_jax.files import write_atomically
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -48,10 +50,3 @@ LEFT_OUT = "Left out, and in no figure"
 def list_section(heading: str, rows: Sequence[str]) -> str:
     """Markdown below a table: a heading and a list; nothing where the list is empty."""
     return f"\n{heading}:\n\n" + "\n".join(f"- {row}" for row in rows) + "\n" if rows else ""
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Under a temporary name first: what is there is whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.evals.mask_scores import Result
-from sam_jax.evals.report import write_atomically
 from sam_jax.evals.truth import Truth, TruthPicture, shorten
+from sam_jax.files import replacing, write_atomically
 
 
 class ResultFolder:
@@ -46,8 +46,7 @@ class ResultFolder:
     def merge(self, pictures: Iterable[TruthPicture]) -> Path:
         """All results of the pictures as one file in COCO's result format, beside the folder."""
         path = self.path.with_suffix(".results.json")
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("w") as file:
+        with replacing(path) as temporary, temporary.open("w") as file:
             file.write("[")
             before = ""
             for picture in pictures:
@@ -55,7 +54,6 @@ class ResultFolder:
                     file.write(f"{before}\n{json.dumps({'image_id': picture.id} | result)}")
                     before = ","
             file.write("\n]\n")
-        temporary.replace(path)
         return path
 
 

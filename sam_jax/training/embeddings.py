@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sam_jax.config import TrainConfig
 from sam_jax.data.examples import BadRecord, Source
 from sam_jax.data.loader import embedding_file
+from sam_jax.files import replacing
 from sam_jax.modeling import encode_image, normalize_images
 from sam_jax.ops.transforms import fit_image
 from sam_jax.types import Params
@@ -51,9 +52,8 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
             continue
         embedding = encode(params, image[None], np.array([size], np.int32))[0]
         path = embedding_file(folder, index)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.asarray(embedding, np.float16))
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.asarray(embedding, np.float16))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("embeddings")
 

@@ -18,8 +18,8 @@ from jaxtyping import Array, Key
 from PIL import Image
 from tqdm import tqdm
 
-from sam_jax.checkpoint import replacing
 from sam_jax.config import DataConfig
+from sam_jax.files import replacing, write_atomically
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
 from sam_jax.training.watch import Clock, MetricsLog, peak_memory_gib
@@ -181,5 +181,4 @@ def claim_folder(out: Path, config: Any, resume: bool) -> None:
         if model != json.loads(config.model.to_json()):
             raise ValueError(f"the run in {out} trains another model: {model}; this config says {config.model}")
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
+    write_atomically(record, json.dumps(dataclasses.asdict(config), default=str, indent=1))

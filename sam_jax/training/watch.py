@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sam_jax.files import replacing, write_atomically
 from sam_jax.ops.draw import draw_masks
 from sam_jax.types import Batch
 
@@ -36,9 +37,7 @@ class MetricsLog:
             return
         if self._path.exists():
             kept = [json.dumps(record) + "\n" for record in read_metrics(out) if record["step"] <= first_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(self._path)
+            write_atomically(self._path, "".join(kept))
         with contextlib.suppress(ImportError):
             from tensorboardX import SummaryWriter
 
@@ -133,9 +132,9 @@ def plot_curves(out: Path) -> Path:
         axes.set(title=title, ylim=(0, 1), xlabel="step")
         if rounds:
             axes.legend(ncols=2, fontsize="small")
-    path, temporary = out / "curves.png", out / ".curves.tmp.png"
-    figure.savefig(temporary, dpi=90)
-    temporary.replace(path)
+    path = out / "curves.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
     return path
 
 

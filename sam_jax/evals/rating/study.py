@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from sam_jax.data.examples import check_rle, read_json
-from sam_jax.evals.report import write_atomically
 from sam_jax.evals.result_files import read_results
 from sam_jax.evals.truth import Truth, TruthPicture, shorten
+from sam_jax.files import write_atomically
 from sam_jax.ops.rle import Rle, rle_area
 
 LOWEST, HIGHEST = 1, 10

@@ -1,18 +1,17 @@
 """What `sam-jax engine run` costs over `sam-jax everything`: the same pictures by both commands, taking turns.
 
-    python benchmarks/engine_run.py FOLDER --rounds 2 -- --model tiny --preset paper
+    python benchmarks/engine_run.py FOLDER --rounds 4 -- --model tiny --preset official --points-per-side 16
 
-Both start anew each time, so start-up and compilation are in the figures; with --compiled they find programs that an
-earlier turn has compiled. CPU seconds are of all threads, and what other work on the machine disturbs least.
+Both run in this process, and the first turn of each, which imports and compiles, does not count. CPU seconds are of all
+threads, and what other work on the machine disturbs least.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
+import io
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,10 @@ from typing import Annotated
 
 import tyro
 
+from sam_jax import cli
 from sam_jax.everything import find_pictures
+
+COMMANDS = {"everything": ["everything"], "engine run": ["engine", "run"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,45 +31,34 @@ class Options:
     """Pictures."""
     options: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="OPTIONS")] = ()
     """For both commands, after --."""
-    rounds: int = 2
+    rounds: int = 4
     """Turns of each."""
-    compiled: bool = False
-    """Keep compiled programs from turn to turn; the first turn of each is not counted."""
 
 
 def measure(command: list[str]) -> tuple[float, float]:
     """(wall, CPU) seconds of a command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    wall, cpu = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = cli.main(command)
+    if code:
+        raise RuntimeError(f"sam-jax {' '.join(command)} ended with {code}: {errors.getvalue()}")
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main(options: Options) -> None:
     count = len(find_pictures([options.folder], Path("nowhere")))
-    commands = {"everything": ["everything"], "engine run": ["engine", "run"]}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as work:
-        if options.compiled:
-            os.environ |= {
-                "JAX_COMPILATION_CACHE_DIR": f"{work}/compiled",
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-        for turn in range(options.rounds + options.compiled):
-            for name, command in commands.items():
+        for turn in range(options.rounds + 1):
+            for name, command in COMMANDS.items():
                 out = f"{work}/{name.replace(' ', '_')}_{turn}"
-                given = [str(options.folder), "--out", out, *options.options]
-                took = measure([sys.executable, "-m", "sam_jax.cli", *command, *given])
-                print(f"turn {turn}, {name}: {took[0]:.1f} s, {took[1]:.1f} s of CPU", flush=True)
-                if turn >= options.compiled:
+                took = measure([*command, str(options.folder), "--out", out, *options.options])
+                print(f"turn {turn}, {name}: {took[0]:.2f} s, {took[1]:.2f} s of CPU", flush=True)
+                if turn:
                     seconds[name].append(took)
     for name, values in seconds.items():
         wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-        print(
-            f"{name}: {count} pictures, {wall:.1f} s, {count / wall:.3f} pictures/s, {cpu / count:.2f} CPU s a picture"
-        )
+        print(f"{name}: {count} pictures, {count / wall:.2f} pictures/s, {1000 * cpu / count:.0f} ms of CPU a picture")
 
 
 if __name__ == "__main__":

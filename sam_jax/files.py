@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name; the file or folder that was written there becomes `path` at the end, if all went well.
 
-    The name is hidden, ends in .tmp and is this process's own: of two that write one file, the last one's stays, whole.
+    The name is hidden, ends in .tmp and is another one each time: of two processes or threads that write one file, the
+    last one's stays, whole. What a killed process has left stays, too, and nothing reads it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove(temporary)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         temporary.replace(path)

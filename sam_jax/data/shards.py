@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from sam_jax.data.bad_records import BadRecord, Report
 from sam_jax.data.beam import open_pipeline, watching
 from sam_jax.data.sa1b import Sa1bSource
+from sam_jax.files import replacing, write_atomically
 
 PAIRS_PER_SHARD = 1000  # of a folder
 
@@ -65,27 +65,25 @@ def write_shard(shard: Shard) -> None:
     source = Sa1bSource(shard.tars, shard.pairs)
     problems = list(source.problems)
     pictures = masks = 0
-    temporary = shard.target.with_suffix(f".{uuid.uuid4().hex}.tmp")  # runners may do the same work twice at once
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one picture is read at a time
-    for index in range(len(source)):
-        try:
-            record = to_record(source[index])
-        except BadRecord as error:
-            problems.append(error)
-            continue
-        writer.write(spec.serialize_example(record))
-        pictures += 1
-        masks += len(record["masks"])
-    writer.close()
-    temporary.replace(shard.target)
+    with replacing(shard.target) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one picture is read at a time
+        for index in range(len(source)):
+            try:
+                record = to_record(source[index])
+            except BadRecord as error:
+                problems.append(error)
+                continue
+            writer.write(spec.serialize_example(record))
+            pictures += 1
+            masks += len(record["masks"])
+        writer.close()
     content = {
         "fingerprint": shard.fingerprint(),
         "pictures": pictures,
         "masks": masks,
         "problems": [[problem.reason, problem.where, problem.detail] for problem in problems],
     }
-    temporary.write_text(json.dumps(content))
-    temporary.replace(shard.report)
+    write_atomically(shard.report, json.dumps(content))
 
 
 def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:

@@ -31,6 +31,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
     "evals": BASE
     | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "ritm"},
+    "app": BASE | {"ops", "engine", "everything", "hub", "model", "predictor"},
     "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},
     "engine/store.py": BASE | {"ops"},
     "engine/statements.py": BASE | {"ops"},

@@ -2,7 +2,8 @@
 
 import {Mask} from "./masks.js";
 
-const EMPTY = {points: [], box: null, strokes: [], answer: null, choice: 0, answered: null, base: null};
+// answered: what the answer is of; shown: the mask, undefined until it is computed.
+const EMPTY = Object.freeze({points: [], box: null, strokes: [], answer: null, choice: 0, answered: null, base: null, shown: null});
 const DEEPEST = 100;
 
 export class Edit {
@@ -32,7 +33,7 @@ export class Edit {
     } else {
       const of = type => record.prompts.filter(prompt => prompt.type === type);
       const box = of("box").at(-1);
-      this.state = {...EMPTY, base: mask, points: of("point").map(({x, y, label}) => ({x, y, label})),
+      this.state = {...EMPTY, base: mask, shown: mask, points: of("point").map(({x, y, label}) => ({x, y, label})),
                     box: box ? [box.x0, box.y0, box.x1, box.y1] : null, strokes: of("brush")};
       this.state.answered = prompted(this.state);
     }

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import socket
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -349,10 +351,14 @@ def fuzz(operation, mode):
     return seen
 
 
-def test_whatever_the_schema_allows_or_not_is_answered_as_described(tmp_path):
+def test_whatever_comes_is_answered_as_described_and_slow_clients_hinder_nobody(tmp_path):
     write_pictures(tmp_path / "pictures", 2)
     process, address = serve(tmp_path)
+    slow = [socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) for _ in range(100)]
     try:
+        for i, connection in enumerate(slow):  # they begin a request and never end it
+            head = b"POST /api/pictures/1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            connection.sendall(head if i % 2 else head + b"Content-Length: 1000\r\n\r\n{")
         httpx.post(f"{address}api/pictures/1/predict", json=ONE_CLICK, timeout=60)  # compiled once
         schema = schemathesis.openapi.from_url(f"{address}api/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
@@ -360,6 +366,8 @@ def test_whatever_the_schema_allows_or_not_is_answered_as_described(tmp_path):
         wrong = {operation.label: fuzz(operation, GenerationMode.NEGATIVE) for operation in operations}
         assert httpx.get(f"{address}api/state", params=ADA).status_code == 200
     finally:
+        for connection in slow:
+            connection.close()
         process.kill()
         process.wait()
     assert {"GET /api/export.json", "POST /label-studio/predict"} <= set(right)

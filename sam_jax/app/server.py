@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import threading
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Any
@@ -52,6 +53,7 @@ from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
 
 MAX_PIXELS = 50_000_000  # of a picture: the page holds several planes of this size
+READERS = 4  # pictures decoded at a time: each takes memory
 AHEAD = 2  # pictures of every annotator's queue that are embedded ahead
 KINDS = {
     "html": "text/html; charset=utf-8",
@@ -87,9 +89,12 @@ def create_app(
         max_pixels: larger pictures are refused.
     """
 
+    readers = threading.BoundedSemaphore(READERS)
+
     def read(picture_id: int) -> np.ndarray:
         picture = store.picture(picture_id)
-        image = read_picture(picture, max_pixels)
+        with readers:
+            image = read_picture(picture, max_pixels)
         store.set_size(picture_id, image.shape[1], image.shape[0])
         return image
 

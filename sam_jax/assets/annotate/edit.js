@@ -72,27 +72,25 @@ export class Edit {
 
   beginStroke(stroke) {
     this.live = {stroke, mask: this.mask?.copy() ?? new Mask(...this.pixels)};
-    this.extendStroke(0);
   }
 
-  /** Paints the path's points from `from` on, without a step of undo. */
+  /** Paints the path's points from `from` on, without a step of undo. Returns the mask and the box that was touched. */
   extendStroke(from) {
-    this.live.mask.stroke(this.live.stroke, from);
-    return this.live.mask.measure();
+    const {stroke, mask} = this.live;
+    return [mask, mask.stroke(stroke, from)];
   }
 
   endStroke() {
     const {stroke, mask} = this.live;
     this.live = null;
-    this.put({strokes: [...this.state.strokes, stroke]});
-    this.state.shown = mask;
+    this.put({strokes: [...this.state.strokes, stroke], shown: mask.measure()});
   }
 
   put(change) {
     this.done.push(this.state);
     if (this.done.length > DEEPEST) this.done.shift();
     this.undone = [];
-    this.enter({...this.state, ...change, shown: undefined});
+    this.enter({...this.state, shown: undefined, ...change});
   }
 
   undo() {

@@ -96,7 +96,10 @@ function withMask(record) {
 
 async function finish(outcome) {
   if (!picture || moving) return;
-  if (outcome === "done" && edit.mask?.area && edit.changed) await save();
+  if (edit.changed && edit.mask?.area) {
+    toast("This mask is not saved: Enter saves it, Esc drops it.");
+    return;
+  }
   moving = true;
   try {
     await outbox.drained();
@@ -201,13 +204,11 @@ function newId() {
 // What is shown
 
 function refresh() {
-  const mask = pointer.live ?? edit.mask, {state} = edit;
+  const {mask, state} = edit;
   view.points = state.points;
   view.box = state.box;
   view.setCurrent(mask);
-  view.setSaved(records.filter(r => r !== edit.record).map(r => ({
-    mask: r.mask, outline: r.outline, colour: colourOf(r), strong: r.id === hovered, dashed: r.state === "proposed",
-  })));
+  paintSaved();
   $("now-title").textContent = edit.record ? `Edit ${edit.record.name || "mask"}` : "New mask";
   $("save").disabled = !mask?.area;
   $("clear").disabled = edit.empty;
@@ -276,7 +277,10 @@ function showLists() {
 let knownNames = [];
 
 function paintSaved() {
-  view.setSaved(view.saved.map((item, i) => ({...item, strong: records.filter(r => r !== edit.record)[i]?.id === hovered})));
+  view.setSaved(records.filter(r => r !== edit.record).map(r => ({
+    mask: r.mask, outline: r.outline, number: r.number, colour: colourOf(r), strong: r.id === hovered, dashed: r.state === "proposed",
+  })));
+  view.redraw();
 }
 
 function tick() {

@@ -43,27 +43,41 @@ export class Mask {
   }
 
   static fromRle({size: [height, width], counts}) {
-    const mask = new Mask(width, height);
-    let at = 0;
+    const mask = new Mask(width, height), {data} = mask;
+    let at = 0, x0 = width, y0 = height, x1 = 0, y1 = 0;
     decodeCounts(counts).forEach((count, i) => {
-      if (i % 2) {
-        for (let p = at; p < at + count; p++) mask.data[(p % height) * width + Math.floor(p / height)] = 1;
+      const end = at + count;
+      while (i % 2 && at < end) {  // column by column
+        const x = Math.floor(at / height), y = at - x * height, stop = Math.min(height, y + end - at);
+        for (let row = y, p = y * width + x; row < stop; row++, p += width) data[p] = 1;
+        mask.area += stop - y;
+        at += stop - y;
+        x0 = Math.min(x0, x);
+        x1 = x + 1;
+        y0 = Math.min(y0, y);
+        y1 = Math.max(y1, stop);
       }
-      at += count;
+      at = end;
     });
-    return mask.measure();
+    if (mask.area) mask.box = [x0, y0, x1, y1];
+    return mask;
   }
 
   toRle() {
-    const {width, height, data} = this, counts = [];
-    let last = 0, run = 0;
-    for (let x = 0; x < width; x++) {
-      for (let y = 0, p = x; y < height; y++, p += width) {
-        if (data[p] === last) run++;
-        else { counts.push(run); run = 1; last = data[p]; }
-      }
+    const {width, height, data} = this, [x0, y0, x1, y1] = this.box ?? [0, 0, 0, 0], counts = [];
+    let last = 0, run = x0 * height;
+    for (let x = x0; x < x1; x++) {
+      const add = (value, length) => {
+        if (value === last) run += length;
+        else { counts.push(run); run = length; last = value; }
+      };
+      if (y0) add(0, y0);
+      for (let y = y0, p = y0 * width + x; y < y1; y++, p += width) add(data[p], 1);
+      if (y1 < height) add(0, height - y1);
     }
-    counts.push(run);
+    const rest = (width - x1) * height;
+    if (rest && last) { counts.push(run); run = 0; }
+    counts.push(run + rest);
     return {size: [height, width], counts: encodeCounts(counts)};
   }
 
@@ -74,11 +88,12 @@ export class Mask {
     return mask;
   }
 
+  /** Makes box and area exact; outside of the box there is nothing. */
   measure() {
-    const {width, height, data} = this;
-    let x0 = width, y0 = height, x1 = 0, y1 = 0, area = 0;
-    for (let y = 0, p = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, p++) {
+    const {width, data} = this, [left, top, right, bottom] = this.box ?? [0, 0, 0, 0];
+    let x0 = right, y0 = bottom, x1 = 0, y1 = 0, area = 0;
+    for (let y = top; y < bottom; y++) {
+      for (let x = left, p = y * width + left; x < right; x++, p++) {
         if (!data[p]) continue;
         area++;
         if (x < x0) x0 = x;
@@ -92,59 +107,81 @@ export class Mask {
     return this;
   }
 
-  /** Paints or erases along a stroke, {label, size, path}, from point `from` of its path on. */
+  /** Paints or erases along a stroke, {label, size, path}, from point `from` of its path on. The box grows with it;
+   *  `measure` makes it and the area exact. Returns the box of what was touched, or null. */
   stroke({label, size, path}, from = 0) {
-    const {width, height, data} = this, r = size / 2, value = label;
+    const {width, height, data} = this, r = size / 2;
+    let touched = null;
     for (let i = from; i < path.length; i++) {
       const [ax, ay] = path[Math.max(0, i - 1)], [bx, by] = path[i];
       const dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
-      const top = Math.max(0, Math.floor(Math.min(ay, by) - r)), bottom = Math.min(height - 1, Math.ceil(Math.max(ay, by) + r));
-      const left = Math.max(0, Math.floor(Math.min(ax, bx) - r)), right = Math.min(width - 1, Math.ceil(Math.max(ax, bx) + r));
-      for (let y = top; y <= bottom; y++) {
-        for (let x = left; x <= right; x++) {
+      const top = Math.max(0, Math.floor(Math.min(ay, by) - r)), bottom = Math.min(height, Math.ceil(Math.max(ay, by) + r) + 1);
+      const left = Math.max(0, Math.floor(Math.min(ax, bx) - r)), right = Math.min(width, Math.ceil(Math.max(ax, bx) + r) + 1);
+      if (left >= right || top >= bottom) continue;
+      touched = union(touched, [left, top, right, bottom]);
+      for (let y = top; y < bottom; y++) {
+        for (let x = left; x < right; x++) {
           const px = x + 0.5 - ax, py = y + 0.5 - ay;
           const t = length ? Math.min(1, Math.max(0, (px * dx + py * dy) / length)) : 0;
-          if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) data[y * width + x] = value;
+          if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) data[y * width + x] = label;
         }
       }
       // A brush smaller than a pixel still paints the pixel that it is in.
       const x = Math.floor(bx), y = Math.floor(by);
-      if (x >= 0 && y >= 0 && x < width && y < height) data[y * width + x] = value;
+      if (x >= 0 && y >= 0 && x < width && y < height) data[y * width + x] = label;
     }
-    return this;
+    if (label && touched) this.box = union(this.box, touched);
+    return touched;
   }
 
-  /** The border between mask and rest, along the sides of pixels. */
+  /** The border between mask and rest, along the sides of pixels. Outside of the box there is nothing to look at. */
   outline() {
     const path = new Path2D();
     if (!this.box) return path;
-    const {width, height, data, box: [x0, y0, x1, y1]} = this;
-    const at = (x, y) => x >= 0 && y >= 0 && x < width && y < height ? data[y * width + x] : 0;
+    const {width, data, box: [x0, y0, x1, y1]} = this;
     for (let y = y0; y <= y1; y++) {
-      for (let x = x0, start = -1; x <= x1; x++) {
-        const edge = x < x1 && at(x, y) !== at(x, y - 1);
-        if (edge && start < 0) start = x;
-        if (!edge && start >= 0) { path.moveTo(start, y); path.lineTo(x, y); start = -1; }
+      let start = -1;
+      for (let x = x0, p = y * width + x0; x < x1; x++, p++) {
+        const edge = (y < y1 ? data[p] : 0) !== (y > y0 ? data[p - width] : 0);
+        if (edge === (start >= 0)) continue;
+        if (edge) start = x;
+        else { path.moveTo(start, y); path.lineTo(x, y); start = -1; }
       }
+      if (start >= 0) { path.moveTo(start, y); path.lineTo(x1, y); }
     }
     for (let x = x0; x <= x1; x++) {
-      for (let y = y0, start = -1; y <= y1; y++) {
-        const edge = y < y1 && at(x, y) !== at(x - 1, y);
-        if (edge && start < 0) start = y;
-        if (!edge && start >= 0) { path.moveTo(x, start); path.lineTo(x, y); start = -1; }
+      let start = -1;
+      for (let y = y0, p = y0 * width + x; y < y1; y++, p += width) {
+        const edge = (x < x1 ? data[p] : 0) !== (x > x0 ? data[p - 1] : 0);
+        if (edge === (start >= 0)) continue;
+        if (edge) start = y;
+        else { path.moveTo(x, start); path.lineTo(x, y); start = -1; }
       }
+      if (start >= 0) { path.moveTo(x, start); path.lineTo(x, y1); }
     }
     return path;
   }
 
-  /** Colours the mask's pixels in a picture of the same size; [r, g, b, a], 0-255. */
-  paint(image, [r, g, b, a]) {
+  /** Colours the mask's pixels within `box` in a picture of its size; colour is [r, g, b, a], 0-255. */
+  paint(image, [r, g, b, a], [left, top, right, bottom] = [0, 0, this.width, this.height]) {
     if (!this.box) return;
-    const pixels = image.data, {width, data, box: [x0, y0, x1, y1]} = this;
+    const pixels = image.data, {width, data, box} = this;
+    const x0 = Math.max(left, box[0]), y0 = Math.max(top, box[1]), x1 = Math.min(right, box[2]), y1 = Math.min(bottom, box[3]);
     for (let y = y0; y < y1; y++) {
-      for (let x = x0, p = y * width + x0; x < x1; x++, p++) {
-        if (data[p]) { pixels[4 * p] = r; pixels[4 * p + 1] = g; pixels[4 * p + 2] = b; pixels[4 * p + 3] = a; }
+      for (let x = x0, p = y * width + x0, q = 4 * ((y - top) * image.width + x0 - left); x < x1; x++, p++, q += 4) {
+        if (data[p]) { pixels[q] = r; pixels[q + 1] = g; pixels[q + 2] = b; pixels[q + 3] = a; }
       }
     }
   }
+
+  /** The mask in its box, or in another one, coloured. */
+  toImage(colour, [x0, y0, x1, y1] = this.box) {
+    const image = new ImageData(x1 - x0, y1 - y0);
+    this.paint(image, colour, [x0, y0, x1, y1]);
+    return image;
+  }
+}
+
+function union(a, b) {
+  return a ? [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])] : b;
 }

@@ -9,7 +9,6 @@ export class Pointer {
     this.tool = "click";
     this.held = false;     // Space
     this.action = null;    // what the pressed button does
-    this.live = null;      // mask of a stroke under way
     this.size = 24;        // of the brush, pixels of the picture
     this.range = sizePanel.querySelector("input");
     const canvas = view.canvas;
@@ -111,7 +110,6 @@ export class Pointer {
     this.action = null;
     view.drag = null;
     if (action?.kind === "stroke") {
-      this.live = null;
       edit.endStroke();
     } else if (action?.kind === "prompt") {
       const at = view.toPicture(event.offsetX, event.offsetY);
@@ -128,14 +126,13 @@ export class Pointer {
   }
 
   cancel() {
-    if (this.action?.kind === "stroke") { this.live = null; this.edit.endStroke(); }
+    if (this.action?.kind === "stroke") this.edit.endStroke();
     this.action = this.view.drag = null;
     this.view.redraw();
   }
 
   paint(from) {
-    this.live = this.edit.extendStroke(from);
-    this.view.setCurrent(this.live);
+    this.view.paintPart(...this.edit.extendStroke(from));
   }
 
   /** From where the button was pressed to a place, cut to the picture. */

@@ -2,6 +2,8 @@
 
 const CURRENT = [47, 140, 255, 115];
 const GREEN = "#2ecc71", RED = "#ff4d4f";
+const SHOWN = ["mask", "outline", "number", "strong", "dashed"];
+const OUTLINED = 200_000;  // pixels; outlines of larger masks in thumbnails are not worth the time
 const LARGEST = 40;  // screen pixels per pixel of the picture
 
 export class View {
@@ -9,7 +11,7 @@ export class View {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.picture = null;
-    this.saved = [];       // {mask, outline, colour, strong, dashed}
+    this.saved = [];       // {mask, outline, number, colour, strong, dashed}
     this.current = null;   // {mask, outline}
     this.points = [];
     this.box = null;
@@ -85,29 +87,33 @@ export class View {
   }
 
   setSaved(masks) {
+    const same = masks.length === this.saved.length && masks.every((item, i) => SHOWN.every(field => item[field] === this.saved[i][field]));
+    if (same || !this.picture) return;
     this.saved = masks;
-    if (!this.picture) return;
-    const context = this.savedLayer.getContext("2d"), {width, height} = this.savedLayer;
-    const image = new ImageData(width, height);
+    const {width, height} = this.savedLayer, image = new ImageData(width, height);
     // Large ones first, so that parts lie on what they are part of.
     for (const {mask, colour, strong, dashed} of [...masks].sort((a, b) => b.mask.area - a.mask.area)) {
       mask.paint(image, [...colour, strong ? 190 : dashed ? 60 : 105]);
     }
-    context.putImageData(image, 0, 0);
+    this.savedLayer.getContext("2d").putImageData(image, 0, 0);
     this.redraw();
   }
 
   setCurrent(mask) {
+    if (mask === this.current?.mask && !this.current?.partly) return;
     this.current = mask && mask.box ? {mask, outline: mask.outline()} : null;
     if (this.picture) {
-      const context = this.currentLayer.getContext("2d"), {width, height} = this.currentLayer;
-      context.clearRect(0, 0, width, height);
-      if (this.current) {
-        const image = new ImageData(width, height);
-        mask.paint(image, CURRENT);
-        context.putImageData(image, 0, 0);
-      }
+      const context = this.currentLayer.getContext("2d");
+      context.clearRect(0, 0, this.currentLayer.width, this.currentLayer.height);
+      if (this.current) context.putImageData(mask.toImage(CURRENT), mask.box[0], mask.box[1]);
     }
+    this.redraw();
+  }
+
+  /** A stroke is under way: the mask has changed in a box. Its outline waits for the end. */
+  paintPart(mask, box) {
+    this.current = {mask, outline: new Path2D(), partly: true};
+    if (box) this.currentLayer.getContext("2d").putImageData(mask.toImage(CURRENT, box), box[0], box[1]);
     this.redraw();
   }
 
@@ -186,18 +192,12 @@ export class View {
     c.filter = "brightness(.75)";
     c.drawImage(this.picture, 0, 0);
     c.filter = "none";
-    const [w, h] = [x1 - x0, y1 - y0], image = new ImageData(w, h);
-    for (let y = 0; y < h; y++) {
-      for (let x = 0; x < w; x++) {
-        if (mask.data[(y0 + y) * mask.width + x0 + x]) image.data.set([47, 140, 255, 160], 4 * (y * w + x));
-      }
-    }
     const layer = document.createElement("canvas");
-    layer.width = w;
-    layer.height = h;
-    layer.getContext("2d").putImageData(image, 0, 0);
+    layer.width = x1 - x0;
+    layer.height = y1 - y0;
+    layer.getContext("2d").putImageData(mask.toImage([...CURRENT.slice(0, 3), 160]), 0, 0);
     c.drawImage(layer, x0, y0);
-    line(c, mask.outline(), "#fff", 1.5 * ratio / scale);
+    if (mask.area < OUTLINED) line(c, mask.outline(), "#fff", 1.5 * ratio / scale);
     return canvas;
   }
 }

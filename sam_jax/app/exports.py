@@ -36,7 +36,8 @@ def to_sa1b(picture: Picture, masks: Iterable[MaskRecord]) -> dict[str, Any]:
 
 def to_coco(store: Store) -> dict[str, Any]:
     """All saved masks. Names are the categories; what has no name is an object."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
     for picture in store.pictures():
         masks = [mask for mask in store.masks(picture.id) if mask.state in KEPT]

@@ -172,7 +172,7 @@ def create_app(
             prompt.check(embedded.size)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        previous = request.previous and (request.previous.id, request.previous.mask)
+        previous = None if request.previous is None else (request.previous.id, request.previous.mask)
         answer = await session.predict(picture_id, prompt, previous)
         scores = [candidate.predicted_iou for candidate in answer.candidates]
         masks = [

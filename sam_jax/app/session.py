@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -194,7 +195,7 @@ class ModelSession:
 
     def _compile(self) -> None:
         grid, D = self.model.config.grid_size, self.model.config.prompt_dim
-        nowhere = Embedded(np.zeros((1, grid, grid, D), np.float32), (64, 64))
+        nowhere = Embedded(jnp.zeros((1, grid, grid, D), self.model.dtype), (64, 64))
         self._decode(nowhere, Prompt(np.zeros((1, 2)), np.ones(1)))
 
 
@@ -220,14 +221,17 @@ def _to_rle(logits: Float[np.ndarray, "S S"], size: tuple[int, int], config: Sam
     near = logits > -STABILITY_OFFSET
     if not near.any():
         return rle_from_counts(np.array([size[0] * size[1]]), size), 0, 0.0
-    (y0, y1), (i0, i1) = _reach(rows, near.any(1))
-    (x0, x1), (j0, j1) = _reach(columns, near.any(0))
+    (y0, y1), (i0, i1) = _reach(rows, np.any(near, axis=1))
+    (x0, x1), (j0, j1) = _reach(columns, np.any(near, axis=0))
     plane = rows[y0:y1, i0:i1] @ logits[i0:i1, j0:j1] @ columns[x0:x1, j0:j1].T
     mask = plane > 0
     bits = np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1)
-    wide = np.count_nonzero(plane > -STABILITY_OFFSET)
-    stability = np.count_nonzero(plane > STABILITY_OFFSET) / max(1, wide)
-    return rle_from_counts(counts_from_bits(bits, size, (x0, y0)), size), int(np.count_nonzero(mask)), stability
+    inner, outer = (int(np.count_nonzero(plane > offset)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+    return (
+        rle_from_counts(counts_from_bits(bits, size, (x0, y0)), size),
+        int(np.count_nonzero(mask)),
+        inner / max(1, outer),
+    )
 
 
 def _reach(matrix: np.ndarray, positive: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -3,7 +3,7 @@
 import threading
 from io import BytesIO
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import pytest
 from app_cases import BASE, SIZE, make_store, mask_message, serve, write_pictures

@@ -5,7 +5,7 @@ import json
 import socket
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2 as httpx
 import pytest
 import schemathesis
 from app_cases import BASE, SIZE, basic, make_store, mask_message, serve, write_pictures
@@ -72,6 +72,7 @@ def test_other_hosts_are_refused_without_a_token(client):
         {"Origin": "http://evil.example"},
         {"Origin": "http://127.0.0.1:9999"},  # another server of this machine
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],

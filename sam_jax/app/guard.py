@@ -98,7 +98,8 @@ class Guard:
         if reason := self._foreign(scope["method"], headers):
             await _refuse(send, 403, reason)
         elif self.access.token is not None and (location := self._first_visit(scope)):
-            morsel = f"{self.access.cookie}={self.access.token}; Path=/; HttpOnly; SameSite=Strict"
+            secure = "; Secure" if scope.get("scheme") == "https" else ""
+            morsel = f"{self.access.cookie}={self.access.token}; Path=/; HttpOnly; SameSite=Strict{secure}"
             await _reply(send, 303, b"", {"Location": location, "Set-Cookie": morsel})
         elif self.access.token is not None and not self._has_token(headers):
             reason = "expected the token: open the address that sam-jax annotate printed, or send it as Bearer"
@@ -115,10 +116,14 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1:
             return "expected one Host"
-        if self.access.token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            origin = urlsplit(headers.get("origin", f"http://{host}")).netloc
+        except ValueError:  # brackets without an address in them
+            return "expected a proper Host and Origin"
+        if self.access.token is None and not is_loopback(name):
             return "expected a Host of this machine"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin != host:
             return "requests of other sites are refused"
         if method not in SAFE_METHODS and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "requests of other sites are refused"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import math
 import os
 import random
 import shutil
@@ -97,7 +98,20 @@ def play(address: str, clients: int, seconds: float, pause: float) -> list[Annot
     return annotators
 
 
-def summary(annotators: list[Annotator], store: Store) -> dict[str, Any]:
+def cpu_seconds(process: int) -> float:
+    """What a process has computed so far, all of its threads; Linux alone tells."""
+    path = Path(f"/proc/{process}/stat")
+    if not path.exists():
+        return math.nan
+    fields = path.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def summary(annotators: list[Annotator], store: Store, computed: float) -> dict[str, Any]:
+    """
+    Args:
+        computed: seconds of CPU that the server took, its embeddings and saves included.
+    """
     kept = {mask.id: mask.segmentation["counts"] for p in store.pictures() for mask in store.masks(p.id)}
     saved = {name: counts for annotator in annotators for name, counts in annotator.saved.items()}
     result: dict[str, Any] = {"clients": len(annotators)}
@@ -106,6 +120,7 @@ def summary(annotators: list[Annotator], store: Store) -> dict[str, Any]:
         p50, p95 = np.percentile(times, [50, 95]) if times else (np.nan, np.nan)
         worst = max(times, default=np.nan)
         result[what] = {"count": len(times), "p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95, "max_ms": 1e3 * worst}
+    result["server_cpu_ms_per_click"] = 1e3 * computed / max(1, result["clicks"]["count"])
     result["errors"] = [error for annotator in annotators for error in annotator.errors]
     result["saved"] = len(saved)
     result["lost"] = sum(kept.get(name) != counts for name, counts in saved.items())
@@ -144,10 +159,11 @@ def main() -> int:
                 address = server.stdout.readline().split("Open ")[1].split()[0]
                 play(address, 1, 3, 0.1)  # compiles
                 store = Store(folder / "project")
-                results = [
-                    summary(play(address, 1, min(20, options.seconds), options.pause / 4), store),
-                    summary(play(address, options.clients, options.seconds, options.pause), store),
-                ]
+                results = []
+                for clients, pause in ((1, options.pause / 4), (options.clients, options.pause)):
+                    before = cpu_seconds(server.pid)
+                    annotators = play(address, clients, options.seconds, pause)
+                    results.append(summary(annotators, store, cpu_seconds(server.pid) - before))
             finally:
                 server.kill()
     for result in results:

@@ -1,6 +1,7 @@
 // The page: which picture, which masks, and what keys, pointer and buttons do.
 
 import {ApiError, call, Outbox} from "./api.js";
+import {Clock} from "./clock.js";
 import {Edit} from "./edit.js";
 import {listMasks, colourOf} from "./list.js";
 import {Mask} from "./masks.js";
@@ -18,14 +19,16 @@ let picture = null;    // of the server: id, name, width, height
 let records = [];      // its masks: the server's fields, and mask, outline
 let numbered = 0;      // for colours that stay
 let deleted = [];      // records that Z brings back
-let begun = 0, away = 0, hiddenAt = 0;  // of the mask in work, milliseconds
-let opened = 0, spent = 0;
 let hovered = null;
 let moving = false;    // between two pictures
 
+const maskClock = new Clock(), pictureClock = new Clock();
 const api = (method, path, body, signal) => call(method, path, annotator, body, signal);
 const view = new View($("canvas"));
-const outbox = new Outbox(showConnection, (item, error) => toast(`Not saved: ${error.message}`, "error"));
+const outbox = new Outbox(showConnection, (item, error) => {
+  toast(`Not saved: ${error.message}`, "error");
+  reload();
+});
 const edit = new Edit(
   (request, signal) => api("POST", `/api/pictures/${picture.id}/predict`, request, signal), refresh,
   error => toast(error.message, "error"),
@@ -80,8 +83,7 @@ async function show(content) {
   edit.pixels = [picture.width, picture.height];
   view.setPicture(image);
   records = content.masks.map(withMask);
-  opened = performance.now();
-  spent = 0;
+  pictureClock.restart();
   startMask();
   busy("The model looks at the picture");
   api("POST", `/api/pictures/${picture.id}/embed`).then(
@@ -95,6 +97,20 @@ function withMask(record) {
   return {...record, mask, outline: mask.outline(), number: numbered++};
 }
 
+/** What the server has, where it would not take what the page has. */
+async function reload() {
+  const shown = picture;
+  if (!shown) return;
+  try {
+    const {masks} = await api("GET", `/api/pictures/${shown.id}`);
+    if (picture !== shown) return;
+    records = masks.map(withMask);
+    refresh();
+  } catch (error) {
+    toast(error.message, "error");
+  }
+}
+
 async function finish(outcome) {
   if (!picture || moving) return;
   if (edit.changed && edit.mask?.area) {
@@ -104,7 +120,7 @@ async function finish(outcome) {
   moving = true;
   try {
     await outbox.drained();
-    await api("POST", `/api/pictures/${picture.id}/finish`, {outcome, seconds: seconds(opened)});
+    await api("POST", `/api/pictures/${picture.id}/finish`, {outcome, seconds: pictureClock.seconds});
   } catch (error) {
     moving = false;
     toast(error.message, "error");
@@ -116,15 +132,10 @@ async function finish(outcome) {
 // Masks
 
 function startMask(record = null) {
-  begun = performance.now();
-  away = 0;
+  maskClock.restart();
   $("name").value = record?.name ?? "";
   $("name").blur();
   edit.reset(record, record?.mask);
-}
-
-function seconds(since) {
-  return Math.round(Math.max(0, performance.now() - since - (since === begun ? away : 0)) / 100) / 10;
 }
 
 async function save() {
@@ -139,7 +150,7 @@ async function save() {
     id: before?.id ?? newId(), origin: before?.origin ?? "manual", state, name,
     rank: before && before.state !== "proposed" ? before.rank : kept().length,
     segmentation: untouched ? before.segmentation : mask.toRle(), prompts: edit.prompts(), ...edit.scores(),
-    seconds: Math.round(((before?.seconds ?? 0) + seconds(begun)) * 10) / 10, mask, outline: mask.outline(), number: before?.number ?? numbered++,
+    seconds: (before?.seconds ?? 0) + maskClock.seconds, mask, outline: mask.outline(), number: before?.number ?? numbered++,
   };
   put(record);
   startMask();
@@ -251,7 +262,7 @@ function paintSaved() {
 }
 
 function tick() {
-  const passed = picture && !edit.empty ? seconds(begun) : 0, long = passed > LONG;
+  const passed = picture && !edit.empty ? maskClock.seconds : 0, long = passed > LONG;
   $("timer").textContent = `${Math.floor(passed)} s`;
   $("timer").dataset.long = $("hint").dataset.long = long;
   const {state} = edit;
@@ -335,11 +346,6 @@ $("skip").addEventListener("click", () => finish("skipped"));
 $("again").addEventListener("click", openNext);
 $("who").addEventListener("click", welcome);
 
-document.addEventListener("visibilitychange", () => {
-  // Time with the page out of sight is not work on the mask.
-  if (document.hidden) hiddenAt = performance.now();
-  else if (hiddenAt) { away += performance.now() - Math.max(hiddenAt, begun); hiddenAt = 0; }
-});
 addEventListener("beforeunload", event => { if (outbox.items.length || edit.changed) event.preventDefault(); });
 
 function welcome() {

@@ -46,7 +46,7 @@ from sam_jax.app.messages import (
     Segmentation,
 )
 from sam_jax.app.pictures import read_picture, to_jpeg
-from sam_jax.app.session import Embedded, ModelSession
+from sam_jax.app.session import ModelSession
 from sam_jax.engine.records import MaskRecord, Picture
 from sam_jax.engine.store import Store
 from sam_jax.model import Sam
@@ -124,9 +124,9 @@ def create_app(
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
 
-    async def embed(picture_id: int) -> Embedded:
-        await run_in_threadpool(picture_or_404, picture_id)
-        return await session.embed(picture_id)
+    async def check(picture_id: int) -> None:
+        if picture_id not in session:  # clicks on one that is embedded do not go to the store
+            await run_in_threadpool(picture_or_404, picture_id)
 
     def describe(picture: Picture) -> dict[str, Any]:
         masks = [dataclasses.asdict(mask) for mask in store.masks(picture.id) if mask.state != "rejected"]
@@ -156,7 +156,8 @@ def create_app(
 
     @app.post("/api/pictures/{picture_id}/embed")
     async def embed_picture(picture_id: PictureId) -> dict[str, Any]:
-        await embed(picture_id)
+        await check(picture_id)
+        await session.prepare(picture_id)
         return {"embedded": True}
 
     @app.post("/api/pictures/{picture_id}/predict")
@@ -167,7 +168,8 @@ def create_app(
         points = np.array([[p.x, p.y] for p in request.points]) if request.points else None
         labels = np.array([p.label for p in request.points]) if request.points else None
         prompt = Prompt(points, labels, None if request.box is None else np.array(request.box))
-        embedded = await embed(picture_id)
+        await check(picture_id)
+        embedded = await session.embed(picture_id)
         try:
             prompt.check(embedded.size)
         except ValueError as error:

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -90,11 +90,12 @@ class ModelSession:
         self._ahead: OrderedDict[int, None] = OrderedDict()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._compiled: Future[None] | None = None
 
     def start(self) -> None:
         """Begins to embed what is asked for, and compiles what the first clicks need."""
         self._task = asyncio.get_running_loop().create_task(self._embed_in_turn())
-        self._decoder.submit(self._compile)
+        self._compiled = self._decoder.submit(self._compile)
 
     async def stop(self) -> None:
         """Ends both threads; who still waits is told so."""
@@ -104,6 +105,16 @@ class ModelSession:
             future.cancel()
         self._embedder.shutdown(wait=False, cancel_futures=True)
         self._decoder.shutdown(wait=False, cancel_futures=True)
+
+    def __contains__(self, picture: int) -> bool:
+        """Whether clicks on it need not wait."""
+        return picture in self._embeddings
+
+    async def prepare(self, picture: int) -> None:
+        """Waits until clicks on a picture are quick. Raises as `embed`."""
+        await self.embed(picture)
+        if self._compiled is not None:
+            await asyncio.shield(asyncio.wrap_future(self._compiled))
 
     def ahead(self, pictures: Iterable[int]) -> None:
         """Embeds pictures as soon as nobody waits for another one."""

@@ -154,6 +154,7 @@ async function save() {
   };
   put(record);
   startMask();
+  $("toast").hidden = true;
 }
 
 /** Into the list and to the server. */
@@ -172,7 +173,7 @@ const proposed = () => records.filter(r => r.state === "proposed");
 function remove(record) {
   if (edit.record === record) startMask();
   if (record.state === "proposed") {
-    put({...record, state: "rejected"});
+    judge(record, {state: "rejected"});
   } else {
     outbox.push("DELETE", `/api/masks/${record.id}`, annotator);
     deleted.push(record);
@@ -192,7 +193,14 @@ function restore() {
 }
 
 function accept(record) {
-  put({...record, state: "accepted", rank: kept().length});
+  judge(record, {state: "accepted", rank: kept().length});
+}
+
+/** The time since the last mask went into looking at this one, unless another is in work. */
+function judge(record, change) {
+  const seconds = record.seconds + (edit.empty ? maskClock.seconds : 0);
+  if (edit.empty) maskClock.restart();
+  put({...record, ...change, seconds});
 }
 
 function move(record, by) {

@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment, detect, search by text, prepare data, convert or export checkpoints, rate masks."""
+"""The `sam-jax` command: segment, detect, search, annotate, prepare data, convert or export checkpoints, rate masks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from sam_jax.app.commands import Annotate, annotate
 from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
@@ -370,20 +371,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Detect | Search | Prepare | Convert | Export | Engine | Rate | Demo = tyro.cli(
-        Annotated[Segment, tyro.conf.subcommand("segment")]
-        | Annotated[Everything, tyro.conf.subcommand("everything")]
-        | Annotated[Detect, tyro.conf.subcommand("detect")]
-        | Annotated[Search, tyro.conf.subcommand("search")]
-        | Annotated[Prepare, tyro.conf.subcommand("prepare")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Engine, tyro.conf.subcommand("engine")]
-        | Annotated[Rate, tyro.conf.subcommand("rate")]
-        | Annotated[Demo, tyro.conf.subcommand("demo")],
-        prog="sam-jax",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
+    options: Segment | Everything | Detect | Search | Annotate | Prepare | Convert | Export | Engine | Rate | Demo = (
+        tyro.cli(
+            Annotated[Segment, tyro.conf.subcommand("segment")]
+            | Annotated[Everything, tyro.conf.subcommand("everything")]
+            | Annotated[Detect, tyro.conf.subcommand("detect")]
+            | Annotated[Search, tyro.conf.subcommand("search")]
+            | Annotated[Annotate, tyro.conf.subcommand("annotate")]
+            | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+            | Annotated[Convert, tyro.conf.subcommand("convert")]
+            | Annotated[Export, tyro.conf.subcommand("export")]
+            | Annotated[Engine, tyro.conf.subcommand("engine")]
+            | Annotated[Rate, tyro.conf.subcommand("rate")]
+            | Annotated[Demo, tyro.conf.subcommand("demo")],
+            prog="sam-jax",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     )
     try:
         match options:
@@ -395,6 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return detect(options)
             case Search():
                 search(options)
+            case Annotate():
+                annotate(options)
             case Prepare():
                 prepared = prepare(options)
                 left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())

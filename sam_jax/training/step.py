@@ -224,8 +224,8 @@ def run_rounds(
         terms, logits = decode(prompts, False, round_key)
         return (points, labels, logits, slot + adds), terms
 
-    # A scan keeps what its backward pass needs of all rounds at once: without remat that is the products alone, and what
-    # lies between them, which is most of the memory and little of the work, is computed again.
+    # A scan keeps what its backward pass needs of all rounds at once. Without remat that is the products alone; what
+    # lies between them, most of the memory and little of the work, is computed again.
     body = jax.checkpoint(play_round, policy=None if remat else jax.checkpoint_policies.dots_saveable)
     start = (points, labels, first_logits, jnp.int32(2))
     inputs = (jax.random.split(later_key, len(adds_point)), adds_point)

@@ -1,0 +1,332 @@
+"""The annotation page in a real browser: click, see the mask, choose, brush, save, reload, export."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_cases import SIZE, mask_message, serve, write_pictures
+
+from sam_jax.engine.records import MaskRecord
+from sam_jax.engine.store import Store
+from sam_jax.ops.rle import decode_rle, encode_rle, rle_area
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium, or name it in CHROMIUM")
+# --no-sandbox: it can't be used by root, which containers of CI are. The rest keeps it from calling home.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+ROGUE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A running server with a picture for everybody."""
+    folder = tmp_path_factory.mktemp("page")
+    write_pictures(folder / "pictures", 6)
+    store = Store(folder / "project")
+    store.add_pictures(folder / "pictures", [f"{i}.png" for i in range(6)])
+    process, address = serve(folder)
+    yield store, address
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def wait_until(page, expression):
+    """Playwright's own way needs eval in the page, which its security policy forbids."""
+    end = time.monotonic() + 30
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never: {expression}"
+        page.wait_for_timeout(20)
+
+
+class Annotating:
+    """The page as somebody uses it, in pixels of the picture."""
+
+    def __init__(self, browser, address, annotator):
+        self.context = browser.new_context(viewport={"width": 1200, "height": 700}, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.problems = []
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        self.page.on("dialog", self._dialog)
+        self.page.goto(address)
+        self.page.fill("#annotator", annotator)
+        self.page.click("#welcome button")
+        self.ready()
+
+    def _dialog(self, dialog):
+        if dialog.type != "beforeunload":
+            self.problems.append(f"a dialog: {dialog.message}")
+        dialog.accept()
+
+    def ready(self):
+        self.page.wait_for_selector("body[data-ready=true]", timeout=60_000)
+        box = self.page.locator("#canvas").bounding_box()
+        H, W = SIZE
+        scale = min((box["width"] - 48) / W, (box["height"] - 48) / H)
+        left, top = box["x"] + (box["width"] - W * scale) / 2, box["y"] + (box["height"] - H * scale) / 2
+        self.place = lambda x, y: (left + x * scale, top + y * scale)
+
+    def click(self, x, y, button="left"):
+        self.page.mouse.click(*self.place(x, y), button=button)
+
+    def drag(self, *points, button="left"):
+        self.page.mouse.move(*self.place(*points[0]))
+        self.page.mouse.down(button=button)
+        for point in points[1:]:
+            self.page.mouse.move(*self.place(*point))
+        self.page.mouse.up(button=button)
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    @property
+    def area(self):
+        return int(self.page.evaluate("document.body.dataset.area"))
+
+    def until(self, expression):
+        wait_until(self.page, expression)
+
+    def answered(self):
+        self.until("document.querySelectorAll('#candidates button').length === 4 && Number(document.body.dataset.area)")
+
+    def saved(self):
+        self.until("document.querySelector('#connection').dataset.state === 'ok'")
+
+    def colour(self, x, y):
+        """What the canvas shows there."""
+        x, y = self.place(x, y)
+        script = """([x, y]) => {
+          const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect();
+          return [...canvas.getContext("2d").getImageData(x - box.x, y - box.y, 1, 1).data];
+        }"""
+        return self.page.evaluate(script, [x, y])
+
+
+def test_click_choose_undo_save_reload_export(project, browser):
+    store, address = project
+    page = Annotating(browser, address, "Ada")
+    before = page.colour(40, 36)
+    page.click(40, 30)
+    page.answered()
+    page.until("document.querySelectorAll('#candidates button[aria-checked=true]').length === 1")
+    assert page.area > 0
+    best = page.page.evaluate("document.querySelector('#candidates [aria-checked=true]').dataset.choice")
+    areas = {}
+    for key in "123":
+        page.press(key)
+        areas[key] = page.area
+    assert len(set(areas.values())) > 1
+    page.page.wait_for_timeout(100)  # a frame
+    assert page.colour(40, 36) != before  # the mask lies over the picture
+    page.click(5, 5, button="right")
+    page.until("document.querySelector('#candidates [aria-checked=true]')?.dataset.choice === '0'")
+    for _ in range(10):
+        page.press("z")
+    assert page.area == 0
+    page.press("y")
+    assert page.page.evaluate("document.querySelector('#candidates [aria-checked=true]').dataset.choice") == best
+    area = page.area
+    page.press("t")
+    page.page.keyboard.type(ROGUE)
+    page.press("Enter")
+    page.until("document.querySelectorAll('#saved li').length === 1")
+    page.saved()
+    (mask,) = store.masks(1)
+    assert (mask.name, mask.annotator, mask.state, rle_area(mask.segmentation)) == (ROGUE, "Ada", "accepted", area)
+    assert [prompt["type"] for prompt in mask.prompts] == ["point"]
+    assert mask.seconds > 0
+
+    page.page.reload()
+    page.ready()
+    assert page.page.input_value("#saved li input") == ROGUE
+    assert page.page.locator("aside img").count() == 0  # a name is text
+    with page.page.expect_download() as download:
+        page.page.click("#export")
+    exported = json.loads(Path(download.value.path()).read_text())
+    assert [a["segmentation"] for a in exported["annotations"]] == [mask.segmentation]
+    page.press("n")
+    page.until("document.querySelector('#picture-name').textContent === '1.png'")
+    assert [picture.name for picture in store.pictures("done")] == ["0.png"]
+    assert page.problems == []
+    page.context.close()
+
+
+def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
+    store, address = project
+    page = Annotating(browser, address, "Bob")
+    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    page.press("d", "[", "[", "[", "[")  # 24 px down to 10
+    page.drag((20, 20), (40, 20), (40, 40))
+    painted = page.area
+    assert 350 < painted < 550
+    page.press("e")
+    page.drag((30, 20), (30.5, 20))
+    erased = page.area
+    assert 0 < painted - erased < 130
+    page.press("z")
+    assert page.area == painted
+    page.press("y")
+    assert page.area == erased
+    page.press("Enter")
+    page.saved()
+    (mask,) = store.masks(picture)
+    assert rle_area(mask.segmentation) == erased
+    shown = decode_rle(mask.segmentation)
+    assert shown[20, 21]
+    assert not shown[20, 30]
+    assert [(p["type"], p["label"]) for p in mask.prompts] == [("brush", 1), ("brush", 0)]
+
+    page.press("b")
+    page.drag((22, 12), (30, 20), (58, 48))
+    page.answered()
+    page.press("Enter")
+    page.saved()
+    box = store.masks(picture)[1].prompts[0]
+    assert [box[side] for side in ("x0", "y0", "x1", "y1")] == pytest.approx([22, 12, 58, 48], abs=0.2)
+
+    page.page.hover("#saved li:nth-child(2)")
+    page.page.click("#saved li:nth-child(2) button[title='More prominent']")
+    page.page.fill("#saved li:nth-child(1) input", "disc")
+    page.page.keyboard.press("Tab")
+    page.saved()
+    assert [(m.name, m.rank, m.prompts[0]["type"]) for m in store.masks(picture)] == [
+        ("disc", 0, "box"),
+        (None, 1, "brush"),
+    ]
+    page.page.hover("#saved li:nth-child(2)")
+    page.page.click("#saved li:nth-child(2) button[title='Delete']")
+    page.saved()
+    assert len(store.masks(picture)) == 1
+    page.press("z")
+    page.until("document.querySelectorAll('#saved li').length === 2")
+    page.saved()
+    assert len(store.masks(picture)) == 2
+
+    # Going on with a saved mask: the same one, with what it was made from.
+    page.page.hover("#saved li:nth-child(2)")
+    page.page.click("#saved li:nth-child(2) button[title='Edit']")
+    page.press("d")
+    page.drag((60, 50), (61, 50))
+    page.press("Enter")
+    page.saved()
+    edited = store.masks(picture)[1]
+    assert edited.id == mask.id
+    assert len(edited.prompts) == 3
+    assert rle_area(edited.segmentation) > erased
+    assert edited.seconds > mask.seconds
+    assert page.problems == []
+    page.context.close()
+
+
+def test_a_mask_saved_without_a_connection_arrives_once_and_even_after_the_browser_was_closed(project, browser):
+    store, address = project
+    page = Annotating(browser, address, "Cyd")
+    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    page.context.route("**/masks/**", lambda route: route.abort())
+    page.press("d")
+    page.drag((20, 20), (40, 20))
+    page.press("Enter")
+    page.until("document.querySelector('#connection').dataset.state === 'bad'")
+    assert store.masks(picture) == []
+    kept = page.context.storage_state()
+    page.context.close()
+    context = browser.new_context(storage_state=kept)
+    again = context.new_page()
+    again.goto(address)
+    wait_until(again, "document.querySelectorAll('#saved li').length === 1")
+    assert len(store.masks(picture)) == 1
+    context.close()
+
+
+def test_what_the_server_refuses_is_told_and_taken_off_the_list(project, browser):
+    store, address = project
+    page = Annotating(browser, address, "Eve")
+    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    store.release(picture, "Eve")
+    assert store.claim("Fay").id == picture  # somebody took it over meanwhile
+    page.press("d")
+    page.drag((20, 20), (40, 20))
+    page.press("Enter")
+    page.until("document.querySelector('#toast').dataset.kind === 'error'")
+    assert "Fay" in page.page.inner_text("#toast")
+    page.until("document.querySelectorAll('#saved li').length === 0")
+    assert store.masks(picture) == []
+    store.finish(picture, "Fay")
+    page.context.close()
+
+
+def test_proposed_masks_are_accepted_edited_and_rejected(project, browser):
+    store, address = project
+    store.set_size(6, SIZE[1], SIZE[0])
+    places = {"a": (2, 2, 20, 20), "b": (30, 2, 50, 20), "c": (2, 30, 20, 50), "d": (60, 40, 70, 50)}
+    proposals = [
+        MaskRecord(
+            name, 6, "detector", mask_message(box)["segmentation"], "prefilled", "proposed", rank=i, predicted_iou=0.9
+        )
+        for i, (name, box) in enumerate(places.items())
+    ]
+    assert store.prefill(6, proposals, "detector")
+    page = Annotating(browser, address, "Dan")
+    assert page.page.locator("#proposed li").count() == 4
+    page.press("a", "x")
+    page.until("document.querySelectorAll('#proposed li').length === 2")
+    page.page.click("#proposed li:nth-child(1) button[title='Edit']")
+    page.press("d")
+    page.drag((22, 40), (24, 40))
+    page.press("Enter")
+    page.saved()
+    assert {m.id: (m.state, m.origin) for m in store.masks(6)} == {
+        "a": ("accepted", "prefilled"),
+        "b": ("rejected", "prefilled"),
+        "c": ("edited", "prefilled"),
+        "d": ("proposed", "prefilled"),
+    }
+    page.press("n")
+    page.until("!document.querySelector('#nothing').hidden")  # the others have the rest
+    assert {m.id: m.state for m in store.masks(6)}["d"] == "accepted"
+    assert page.problems == []
+    page.context.close()
+
+
+def test_run_lengths_of_the_page_are_those_of_pycocotools(project, browser):
+    page = browser.new_page()
+    page.goto(project[1])
+    script = """async rle => {
+      const {Mask} = await import("/assets/masks.js"), mask = Mask.fromRle(rle);
+      return {again: mask.toRle(), area: mask.area, pixels: Array.from(mask.data)};
+    }"""
+    rng = np.random.default_rng(0)
+    wide = np.zeros((300, 400), bool)
+    wide[:, 7:390] = True  # long runs
+    for mask in (rng.random((9, 13)) > 0.5, rng.random((40, 25)) > 0.98, np.ones((3, 2), bool), wide):
+        rle = encode_rle(mask)
+        answer = page.evaluate(script, rle)
+        assert answer["again"] == rle
+        assert answer["area"] == mask.sum()
+        assert (np.array(answer["pixels"]).reshape(mask.shape) == mask).all()
+    page.close()

@@ -1,0 +1,123 @@
+"""The store's file: its tables, how it is made, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+VERSION = 1
+APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
+BUSY_SECONDS = 60.0
+
+TABLES = """
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE roots (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY,
+    root_id INTEGER NOT NULL REFERENCES roots,
+    name TEXT NOT NULL,
+    width INTEGER NOT NULL DEFAULT 0 CHECK (width >= 0),
+    height INTEGER NOT NULL DEFAULT 0 CHECK (height >= 0),
+    split TEXT NOT NULL CHECK (split IN ('train', 'held_out')),
+    prefilled TEXT,                              -- what made the masks that were put in
+    state TEXT NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'open', 'done')),
+    annotator TEXT CHECK ((annotator IS NULL) = (state = 'free')),
+    stage TEXT,                                  -- in which it was opened last
+    opened TEXT, finished TEXT,
+    seconds REAL NOT NULL DEFAULT 0,
+    UNIQUE (root_id, name)
+);
+CREATE INDEX free_pictures ON pictures (prefilled IS NULL, id) WHERE state = 'free';
+CREATE INDEX open_pictures ON pictures (annotator, opened) WHERE state = 'open';
+CREATE TABLE skips (
+    picture_id INTEGER NOT NULL REFERENCES pictures,
+    annotator TEXT NOT NULL, at TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (picture_id, annotator)
+) WITHOUT ROWID;
+CREATE TABLE masks (
+    id TEXT PRIMARY KEY,
+    picture_id INTEGER NOT NULL REFERENCES pictures,
+    stage TEXT NOT NULL,                         -- in which it was first saved
+    deleted INTEGER NOT NULL DEFAULT 0,
+    rank INTEGER NOT NULL,
+    record TEXT NOT NULL,                        -- MaskRecord as JSON
+    created TEXT NOT NULL, changed TEXT NOT NULL
+);
+CREATE INDEX masks_of_picture ON masks (picture_id);
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    mask_id TEXT NOT NULL REFERENCES masks,
+    at TEXT NOT NULL, annotator TEXT NOT NULL,
+    action TEXT NOT NULL CHECK (action IN ('save', 'delete', 'restore')),
+    record TEXT NOT NULL                         -- after it
+);
+CREATE INDEX history_of_mask ON history (mask_id);
+CREATE TABLE datasets (number INTEGER PRIMARY KEY, at TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE models (number INTEGER PRIMARY KEY, at TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TRIGGER history_is_not_changed BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END;
+CREATE TRIGGER history_is_not_deleted BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END;
+CREATE TRIGGER masks_are_not_deleted BEFORE DELETE ON masks BEGIN SELECT RAISE(ABORT, 'masks are only marked'); END;
+"""
+
+
+def create(path: Path) -> None:
+    """Makes an empty store. It appears whole or not at all; of several that make it at once one does.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        db = _connect(temporary)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(f"BEGIN IMMEDIATE; {TABLES}")
+            db.execute("INSERT INTO settings VALUES ('stage', 'assisted-manual')")
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        for ending in ("", "-wal", "-shm"):
+            temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection for one thread. What is committed through it is on disk.
+
+    Raises:
+        ValueError: no store, or one of a newer version.
+    """
+    try:
+        db = _connect(path)
+        application, version = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"expected a store of the data engine at {path}: {error}") from error
+    if application != APPLICATION:
+        db.close()
+        raise ValueError(f"expected a store of the data engine at {path}, got another SQLite file")
+    if version != VERSION:
+        db.close()
+        raise ValueError(
+            f"{path} is a store of version {version}, this sam_jax knows version {VERSION}; "
+            "use the sam_jax that wrote it, or a newer one"
+        )
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # check_same_thread: each thread has its own, but the collector may close one from any thread.
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    return db

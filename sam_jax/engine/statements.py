@@ -1,0 +1,147 @@
+"""What the store does inside a transaction, a connection given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from datetime import UTC, datetime
+from typing import Any
+
+from sam_jax.engine.records import MaskRecord, Picture, Stage
+
+PICTURE = (
+    "SELECT pictures.id, path AS root, name, width, height, split FROM pictures "
+    "JOIN roots ON roots.id = pictures.root_id"
+)
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def log(db: sqlite3.Connection, kind: str, record: dict[str, Any]) -> None:
+    """Appends an event."""
+    db.execute("INSERT INTO events (at, kind, record) VALUES (?, ?, ?)", (now(), kind, json.dumps(record)))
+
+
+def to_json(record: MaskRecord) -> str:
+    return json.dumps(dataclasses.asdict(record))
+
+
+def from_json(text: str) -> MaskRecord:
+    return MaskRecord(**json.loads(text))
+
+
+def stage_of(db: sqlite3.Connection) -> Stage:
+    return db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()[0]
+
+
+def picture_of(db: sqlite3.Connection, picture_id: int) -> Picture:
+    row = db.execute(f"{PICTURE} WHERE pictures.id = ?", (picture_id,)).fetchone()
+    if row is None:
+        raise ValueError(f"there is no picture {picture_id}")
+    return Picture(**row)
+
+
+def work_on(db: sqlite3.Connection, picture_id: int) -> tuple[str, str | None]:
+    picture_of(db, picture_id)
+    return tuple(db.execute("SELECT state, annotator FROM pictures WHERE id = ?", (picture_id,)).fetchone())
+
+
+def not_theirs(picture_id: int, annotator: str, state: str, holder: str | None) -> ValueError:
+    found = state if holder is None else f"{state} and {holder}'s"
+    return ValueError(f"expected picture {picture_id} to be {annotator}'s, it is {found}")
+
+
+def check_free_for(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:
+    """Raises ValueError if somebody else has the picture open."""
+    state, holder = work_on(db, picture_id)
+    if state == "open" and holder != annotator:
+        raise not_theirs(picture_id, annotator, state, holder)
+
+
+def was_skipped(db: sqlite3.Connection, picture_id: int, annotator: str) -> bool:
+    query = "SELECT 1 FROM skips WHERE picture_id = ? AND annotator = ?"
+    return db.execute(query, (picture_id, annotator)).fetchone() is not None
+
+
+def free_pictures(db: sqlite3.Connection, annotator: str, count: int) -> list[sqlite3.Row]:
+    return db.execute(
+        f"{PICTURE} WHERE state = 'free' AND NOT EXISTS "
+        "(SELECT 1 FROM skips WHERE picture_id = pictures.id AND skips.annotator = ?) "
+        "ORDER BY prefilled IS NULL, pictures.id LIMIT ?",
+        (annotator, count),
+    ).fetchall()
+
+
+def open_picture(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:
+    db.execute(
+        "UPDATE pictures SET state = 'open', annotator = ?, stage = ?, opened = ?, finished = NULL WHERE id = ?",
+        (annotator, stage_of(db), now(), picture_id),
+    )
+
+
+def free_picture(db: sqlite3.Connection, picture_id: int) -> None:
+    db.execute("UPDATE pictures SET state = 'free', annotator = NULL WHERE id = ?", (picture_id,))
+
+
+def masks_of(db: sqlite3.Connection, picture_id: int) -> list[MaskRecord]:
+    rows = db.execute(
+        "SELECT record FROM masks WHERE picture_id = ? AND NOT deleted ORDER BY rank, created, rowid", (picture_id,)
+    )
+    return [from_json(row["record"]) for row in rows.fetchall()]
+
+
+def save(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
+    picture = picture_of(db, record.picture_id)
+    if [picture.height, picture.width] != list(record.segmentation["size"]):
+        raise ValueError(
+            f"expected a mask of {picture.height} x {picture.width} (h, w), the size of {picture.name}, got "
+            f"{record.segmentation['size']}"
+            + ("; note the picture's size first, with set_size" if not picture.width else "")
+        )
+    check_free_for(db, record.picture_id, record.annotator)
+    row = db.execute("SELECT record, deleted FROM masks WHERE id = ?", (record.id,)).fetchone()
+    if row is not None:
+        if row["record"] == to_json(record):
+            return
+        before = from_json(row["record"])
+        if row["deleted"]:
+            raise ValueError(f"mask {record.id} was deleted; restore it first")
+        if (before.picture_id, before.origin) != (record.picture_id, record.origin):
+            raise ValueError(
+                f"mask {record.id} is {before.origin}, on picture {before.picture_id}; it can't become "
+                f"{record.origin}, on picture {record.picture_id}"
+            )
+    write(db, record, at)
+
+
+def write(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
+    text = to_json(record)
+    db.execute(
+        "INSERT INTO masks VALUES (?, ?, ?, 0, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+        "rank = excluded.rank, record = excluded.record, changed = excluded.changed",
+        (record.id, record.picture_id, stage_of(db), record.rank, text, at, at),
+    )
+    note(db, record.id, record.annotator, "save", text, at)
+
+
+def mark(db: sqlite3.Connection, mask_id: str, annotator: str, *, deleted: bool, at: str) -> MaskRecord:
+    row = db.execute("SELECT deleted, record FROM masks WHERE id = ?", (mask_id,)).fetchone()
+    if row is None:
+        raise ValueError(f"there is no mask {mask_id}")
+    record = from_json(row["record"])
+    check_free_for(db, record.picture_id, annotator)
+    if bool(row["deleted"]) != deleted:
+        db.execute("UPDATE masks SET deleted = ?, changed = ? WHERE id = ?", (deleted, at, mask_id))
+        note(db, mask_id, annotator, "delete" if deleted else "restore", row["record"], at)
+    return record
+
+
+def note(db: sqlite3.Connection, mask_id: str, annotator: str, action: str, record: str, at: str) -> None:
+    db.execute(
+        "INSERT INTO history (mask_id, at, annotator, action, record) VALUES (?, ?, ?, ?, ?)",
+        (mask_id, at, annotator, action, record),
+    )

@@ -1,0 +1,346 @@
+"""A project's state in one SQLite file: pictures, who works on which, masks and all that was done to them.
+
+Every change is one short transaction that is on disk when the call returns, and masks change together with their
+history. Any number of threads and processes may use a folder's store at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sam_jax.engine import schema, statements
+from sam_jax.engine.records import (
+    MaskRecord,
+    Outcome,
+    Picture,
+    Stage,
+    check_annotator,
+    check_choice,
+    check_name,
+    check_seconds,
+)
+
+FILE = "engine.sqlite"
+
+
+class Store:
+    """The store of a project's folder.
+
+    Args:
+        folder: of the project.
+        create: make the store if there is none.
+
+    Raises:
+        FileNotFoundError: there is none, and it isn't to be made.
+        ValueError: another kind of file is there, or a store that a newer version made.
+    """
+
+    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
+        self.folder = Path(folder)
+        self._path = self.folder / FILE
+        self._local = threading.local()
+        if not self._path.exists():
+            if not create:
+                raise FileNotFoundError(
+                    f"expected a project at {self.folder}, found no {FILE}; see sam-jax engine init"
+                )
+            schema.create(self._path)
+        self._db()
+
+    # Connections and transactions
+
+    def _db(self) -> sqlite3.Connection:
+        if getattr(self._local, "process", None) != os.getpid():  # a connection doesn't survive a fork
+            self._local.db, self._local.process = schema.connect(self._path), os.getpid()
+        return self._local.db
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing. It waits for other writers and keeps them waiting: nothing slow inside."""
+        db = self._db()
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # locked for too long, no space left
+            raise OSError(f"{self._path}: {error}") from error
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """What a query finds, without waiting for writers."""
+        return self._db().execute(query, values).fetchall()
+
+    # Stage and events
+
+    @property
+    def stage(self) -> Stage:
+        return statements.stage_of(self._db())
+
+    def set_stage(self, stage: Stage) -> None:
+        check_choice("stage", stage, Stage)
+        with self.transaction() as db:
+            if statements.stage_of(db) != stage:
+                statements.log(db, "stage", {"from": statements.stage_of(db), "to": stage})
+                db.execute("UPDATE settings SET value = ? WHERE key = 'stage'", (stage,))
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What happened to the project, oldest first: `at`, `kind` and what belongs to the kind."""
+        rows = self.rows("SELECT at, kind, record FROM events WHERE kind = ? OR ? IS NULL ORDER BY id", (kind, kind))
+        return [{"at": row["at"], "kind": row["kind"], **json.loads(row["record"])} for row in rows]
+
+    # Pictures
+
+    def add_pictures(self, root: Path | str, names: Iterable[str], held_out: float = 0.0) -> int:
+        """Adds pictures at the end of the queue; those that are there already stay as they are.
+
+        Args:
+            root: folder of the pictures.
+            names: paths below it.
+            held_out: share of all pictures of the project that models are judged on and never trained on; the new ones
+                make it up, drawn by a hash of their names.
+
+        Returns:
+            How many are new.
+
+        Raises:
+            ValueError: a name that leads out of the folder, or a share that is none.
+        """
+        if not 0 <= held_out < 1:
+            raise ValueError(f"expected a share of held-out pictures of at least 0 and below 1, got {held_out}")
+        folder = str(Path(root).resolve())
+        wanted = dict.fromkeys(check_name(name) for name in names)
+        with self.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO roots (path) VALUES (?)", (folder,))
+            (root_id,) = db.execute("SELECT id FROM roots WHERE path = ?", (folder,)).fetchone()
+            known = {row["name"] for row in db.execute("SELECT name FROM pictures WHERE root_id = ?", (root_id,))}
+            new = [name for name in wanted if name not in known]
+            total, held = db.execute("SELECT count(*), coalesce(sum(split = 'held_out'), 0) FROM pictures").fetchone()
+            missing = max(0, round(held_out * (total + len(new))) - held)
+            drawn = set(sorted(new, key=lambda name: hashlib.sha256(name.encode()).digest())[:missing])
+            db.executemany(
+                "INSERT INTO pictures (root_id, name, split) VALUES (?, ?, ?)",
+                [(root_id, name, "held_out" if name in drawn else "train") for name in new],
+            )
+        return len(new)
+
+    def picture(self, picture_id: int) -> Picture:
+        """Raises ValueError if there is none of that number."""
+        return statements.picture_of(self._db(), picture_id)
+
+    def pictures(self, state: str | None = None) -> list[Picture]:
+        """All, or those that are free, open or done."""
+        rows = self.rows(f"{statements.PICTURE} WHERE state = ? OR ? IS NULL ORDER BY pictures.id", (state, state))
+        return [Picture(**row) for row in rows]
+
+    def set_size(self, picture_id: int, width: int, height: int) -> None:
+        """Notes the size of an upright picture, which masks must have.
+
+        Raises:
+            ValueError: no size, or another one than it has masks of.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"expected a width and a height of at least 1, got {width} x {height}")
+        with self.transaction() as db:
+            picture = statements.picture_of(db, picture_id)
+            if (picture.width, picture.height) == (width, height):
+                return
+            if db.execute("SELECT 1 FROM masks WHERE picture_id = ?", (picture_id,)).fetchone():
+                raise ValueError(
+                    f"{picture.name} is {width} x {height} and has masks of {picture.width} x {picture.height} pixels; "
+                    "was the file replaced by another picture?"
+                )
+            db.execute("UPDATE pictures SET width = ?, height = ? WHERE id = ?", (width, height, picture_id))
+
+    # Who works on what
+
+    def claim(self, annotator: str) -> Picture | None:
+        """The picture that the annotator opened last and hasn't finished; or else the next free one, opened for them.
+
+        Free pictures come in their order, those with masks of a model first. No two annotators get the same one.
+
+        Returns:
+            None: there is nothing left to do.
+        """
+        check_annotator(annotator)
+        with self.transaction() as db:
+            row = db.execute(
+                f"{statements.PICTURE} WHERE state = 'open' AND annotator = ? ORDER BY opened DESC LIMIT 1",
+                (annotator,),
+            ).fetchone()
+            if row is not None:
+                return Picture(**row)
+            for row in statements.free_pictures(db, annotator, 1):
+                statements.open_picture(db, row["id"], annotator)
+                return Picture(**row)
+            return None
+
+    def upcoming(self, annotator: str, count: int) -> list[Picture]:
+        """The pictures that `claim` would open next if nobody else did. Opens none."""
+        check_annotator(annotator)
+        return [Picture(**row) for row in statements.free_pictures(self._db(), annotator, count)]
+
+    def finish(self, picture_id: int, annotator: str, outcome: Outcome = "done", seconds: float = 0.0) -> None:
+        """Ends the work on a picture. A repeated call changes nothing.
+
+        done: masks that are still proposed were seen and left, so they are accepted. skipped: it is free again for
+        others.
+
+        Args:
+            seconds: spent on the picture since it was opened.
+
+        Raises:
+            ValueError: the annotator hasn't opened it.
+        """
+        check_choice("outcome", outcome, Outcome)
+        check_seconds(seconds)
+        with self.transaction() as db:
+            state, holder = statements.work_on(db, picture_id)
+            if (state, holder) == ("open", annotator):
+                at = statements.now()
+                if outcome == "done":
+                    for mask in statements.masks_of(db, picture_id):
+                        if mask.state == "proposed":
+                            statements.write(db, dataclasses.replace(mask, state="accepted", annotator=annotator), at)
+                    db.execute(
+                        "UPDATE pictures SET state = 'done', finished = ?, seconds = seconds + ? WHERE id = ?",
+                        (at, seconds, picture_id),
+                    )
+                else:
+                    db.execute("INSERT INTO skips VALUES (?, ?, ?, ?)", (picture_id, annotator, at, seconds))
+                    statements.free_picture(db, picture_id)
+                return
+            before = statements.was_skipped(db, picture_id, annotator)
+            if not (before if outcome == "skipped" else (state, holder) == ("done", annotator)):
+                raise statements.not_theirs(picture_id, annotator, state, holder)
+
+    def release(self, picture_id: int, annotator: str) -> None:
+        """Gives an open picture back, for anybody to claim. Its masks stay. A repeated call changes nothing."""
+        with self.transaction() as db:
+            state, holder = statements.work_on(db, picture_id)
+            if holder == annotator and state == "open":
+                statements.free_picture(db, picture_id)
+            elif holder is not None:
+                raise statements.not_theirs(picture_id, annotator, state, holder)
+
+    def reopen(self, picture_id: int, annotator: str) -> Picture:
+        """Goes back to a picture that the annotator finished or skipped: it is the next that `claim` gives.
+
+        Raises:
+            ValueError: somebody else has it.
+        """
+        with self.transaction() as db:
+            state, holder = statements.work_on(db, picture_id)
+            skipped = holder is None and statements.was_skipped(db, picture_id, annotator)
+            if holder != annotator and not skipped:
+                raise statements.not_theirs(picture_id, annotator, state, holder)
+            db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (picture_id, annotator))
+            statements.open_picture(db, picture_id, annotator)
+            return statements.picture_of(db, picture_id)
+
+    # Masks
+
+    def save_mask(self, record: MaskRecord) -> MaskRecord:
+        """Adds a mask, or changes the one of the same id. A repeated call changes nothing.
+
+        Raises:
+            ValueError: not of the picture's size, which must be known; another picture or origin than before; deleted
+                before; or somebody else has the picture open.
+        """
+        with self.transaction() as db:
+            statements.save(db, record, statements.now())
+        return record
+
+    def prefill(self, picture_id: int, records: Sequence[MaskRecord], source: str) -> bool:
+        """Puts a model's masks into a picture that nobody has touched, in place of those put in before.
+
+        Args:
+            source: what made them, in words; `to_prefill` tells by it what has been done.
+
+        Returns:
+            False: somebody has or had the picture, or it is held out: nothing was changed.
+
+        Raises:
+            ValueError: as `save_mask`; or a mask that isn't prefilled and proposed.
+        """
+        if bad := [r for r in records if (r.picture_id, r.origin, r.state) != (picture_id, "prefilled", "proposed")]:
+            raise ValueError(
+                f"expected masks of picture {picture_id} that are prefilled and proposed, got one of picture "
+                f"{bad[0].picture_id} that is {bad[0].origin} and {bad[0].state}"
+            )
+        with self.transaction() as db:
+            at, kept = statements.now(), {record.id for record in records}
+            touched = db.execute(
+                "SELECT 1 FROM pictures WHERE id = :id AND state <> 'free' "
+                "UNION SELECT 1 FROM skips WHERE picture_id = :id",
+                {"id": picture_id},
+            ).fetchone()
+            old = statements.masks_of(db, picture_id)
+            if (
+                touched
+                or statements.picture_of(db, picture_id).split == "held_out"
+                or any(m.origin != "prefilled" for m in old)
+            ):
+                return False
+            for mask in old:
+                if mask.id not in kept:
+                    statements.mark(db, mask.id, mask.annotator, deleted=True, at=at)
+            for record in records:
+                statements.save(db, record, at)
+            db.execute("UPDATE pictures SET prefilled = ? WHERE id = ?", (source, picture_id))
+        return True
+
+    def to_prefill(self, source: str) -> list[Picture]:
+        """The pictures that `prefill` would take and that have no masks of this source yet, in the order of `claim`."""
+        rows = self.rows(
+            f"{statements.PICTURE} WHERE state = 'free' AND split = 'train' AND prefilled IS NOT ? "
+            "AND NOT EXISTS (SELECT 1 FROM skips WHERE picture_id = pictures.id) ORDER BY pictures.id",
+            (source,),
+        )
+        return [Picture(**row) for row in rows]
+
+    def delete_mask(self, mask_id: str, annotator: str) -> None:
+        """Takes a mask away; `restore_mask` brings it back. A repeated call changes nothing."""
+        check_annotator(annotator)
+        with self.transaction() as db:
+            statements.mark(db, mask_id, annotator, deleted=True, at=statements.now())
+
+    def restore_mask(self, mask_id: str, annotator: str) -> MaskRecord:
+        """Undoes `delete_mask`."""
+        check_annotator(annotator)
+        with self.transaction() as db:
+            return statements.mark(db, mask_id, annotator, deleted=False, at=statements.now())
+
+    def masks(self, picture_id: int) -> list[MaskRecord]:
+        """A picture's masks, those that are rejected too, by rank and then by age."""
+        return statements.masks_of(self._db(), picture_id)
+
+    def history(self, mask_id: str) -> list[dict[str, Any]]:
+        """What was done to a mask, oldest first.
+
+        Returns:
+            `at` (UTC), `annotator`, `action` (save, delete, restore), `record`, which is the mask after it, and
+            `before`, the mask before it or None.
+        """
+        rows = self.rows("SELECT at, annotator, action, record FROM history WHERE mask_id = ? ORDER BY id", (mask_id,))
+        records = [json.loads(row["record"]) for row in rows]
+        return [
+            {
+                "at": row["at"],
+                "annotator": row["annotator"],
+                "action": row["action"],
+                "record": record,
+                "before": before,
+            }
+            for row, record, before in zip(rows, records, [None, *records], strict=False)
+        ]

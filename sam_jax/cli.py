@@ -17,6 +17,7 @@ from PIL import Image
 
 from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.evals.rating.commands import Rate, rate
+from sam_jax.generator_options import OFFICIAL, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import encode_rle, rle_box
@@ -62,30 +63,7 @@ class Everything:
     format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
     """coco: one instances.json for all; sa1b: a JSON per picture; png: a folder of masks and metadata.csv per picture;
     overlay: the picture with its masks in colours."""
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
-    preset: Literal["official", "paper", "proposals"] = "official"
-    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked."""
-    points_per_side: int | None = None
-    """Points along a side of the grid, in place of the preset's. Likewise the following."""
-    pred_iou_thresh: float | None = None
-    """Masks with a predicted IoU above this stay."""
-    stability_score_thresh: float | None = None
-    """Masks with at least this stability stay."""
-    box_nms_thresh: float | None = None
-    """Of two masks whose boxes overlap with an IoU above this the better one stays."""
-    crop_n_layers: int | None = None
-    """Layers of crops to look into as well."""
-    min_mask_region_area: int | None = None
-    """Holes and islands of fewer pixels are removed."""
-    points_per_batch: int | None = None
-    """Points decoded together."""
-    pictures_per_device: int = 1
-    """Pictures encoded and decoded together on each device. More keep an accelerator busy."""
-    devices: Literal["mesh", "pmap"] = "mesh"
-    """All local devices as one program over a mesh, or with pmap."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = OFFICIAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,25 +181,11 @@ def segment(options: Segment) -> None:
 
 
 def everything(options: Everything) -> int:
-    import jax
-
-    from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
     from sam_jax.everything import find_pictures, segment_pictures
-    from sam_jax.hub import load_model
-    from sam_jax.parallel.local import LocalDevices
 
-    given = dataclasses.asdict(options)
-    fields = {field.name for field in dataclasses.fields(PRESETS[options.preset])}
-    changes = {name: value for name, value in given.items() if name in fields and value is not None}
-    config = dataclasses.replace(PRESETS[options.preset], output_mode="coco_rle", **changes)
+    settings = options.generator.settings()
     pictures = find_pictures(options.inputs, options.out)
-    generator = SamAutomaticMaskGenerator(
-        load_model(options.model, dtype=options.dtype),
-        config,
-        devices=LocalDevices(tuple(jax.local_devices()), options.devices),
-        pictures_per_device=options.pictures_per_device,
-    )
-    settings = {"model": options.model, "dtype": options.dtype, **dataclasses.asdict(config)}
+    generator = options.generator.load()
     report = segment_pictures(generator, pictures, options.out, options.format, settings)
     already = f", {report.skipped} were there" if report.skipped else ""
     print(f"{report.masks} masks of {report.finished} pictures{already}, in {options.out}")

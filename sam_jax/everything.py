@@ -82,12 +82,23 @@ def find_pictures(inputs: Iterable[Path], out: Path) -> list[Picture]:
 
 def write_sa1b(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
     """JSON as in the SA-1B dataset; annotation ids count within the picture."""
+    path.write_text(json.dumps(sa1b_content(str(picture.name), picture.image_id, image.shape[:2], records)))
+
+
+def sa1b_content(
+    name: str, image_id: int, size: tuple[int, int], records: Sequence[Record], first_id: int = 0
+) -> dict[str, Any]:
+    """What the JSON of a picture of SA-1B holds.
+
+    Args:
+        size: (h, w) of the picture.
+        first_id: of its annotations; the others have the numbers after it.
+    """
     annotations = [
-        record | {"id": i, "bbox": _floats(record["bbox"]), "crop_box": _floats(record["crop_box"])}
+        record | {"id": first_id + i, "bbox": _floats(record["bbox"]), "crop_box": _floats(record["crop_box"])}
         for i, record in enumerate(records)
     ]
-    content = {"image": _image_entry(picture, image) | {"image_id": picture.image_id}, "annotations": annotations}
-    path.write_text(json.dumps(content))
+    return {"image": _image_entry(name, size) | {"image_id": image_id}, "annotations": annotations}
 
 
 def write_coco(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
@@ -95,7 +106,7 @@ def write_coco(path: Path, picture: Picture, image: np.ndarray, records: Sequenc
     annotations = [
         record | {"bbox": rle_box(record["segmentation"]), "category_id": 1, "iscrowd": 0} for record in records
     ]
-    path.write_text(json.dumps({"image": _image_entry(picture, image), "annotations": annotations}))
+    path.write_text(json.dumps({"image": _image_entry(str(picture.name), image.shape[:2]), "annotations": annotations}))
 
 
 def write_png(path: Path, picture: Picture, image: np.ndarray, records: Sequence[Record]) -> None:
@@ -285,6 +296,15 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         text = path.read_text()
     except OSError as error:
         raise OSError(f"the output folder {out} can't be written: {error.strerror or error}") from error
+    check_settings(text, settings, path)
+
+
+def check_settings(text: str, settings: Mapping[str, Any], path: object) -> None:
+    """Compares the settings of an earlier run, from the file at `path`, with those of this one.
+
+    Raises:
+        ValueError: they are others, or no settings.
+    """
     try:
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
@@ -293,11 +313,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     changed = sorted(name for name in before | after if before.get(name) != after.get(name))
     if changed:
         changes = ", ".join(f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
-        raise ValueError(f"{out} holds results of other settings ({changes}); choose another output folder")
+        folder = PurePosixPath(str(path)).parent
+        raise ValueError(f"{folder} holds results of other settings ({changes}); choose another output folder")
 
 
-def _image_entry(picture: Picture, image: np.ndarray) -> dict[str, Any]:
-    return {"file_name": str(picture.name), "height": image.shape[0], "width": image.shape[1]}
+def _image_entry(name: str, size: tuple[int, int]) -> dict[str, Any]:
+    return {"file_name": name, "height": size[0], "width": size[1]}
 
 
 def _floats(numbers: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -35,27 +36,39 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
         raise ValueError(f"expected a picture file, {path} is a folder or a device")
     if path.stat().st_size == 0:
         raise ValueError(f"expected a picture, {path} is an empty file")
+    return decode_image(path, path, max_pixels=max_pixels)
+
+
+def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` of a file that is there, or of one that is open.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: not a picture, damaged, or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            file = Image.open(path)
+            file = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large ({error}); scale it down first") from error
+        raise ValueError(f"{name} is too large ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"expected a picture (JPEG, PNG, TIFF, WebP, ...), cannot read {path} as one") from error
+        raise ValueError(f"expected a picture (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
     with file:
         if file.width * file.height > max_pixels:
             raise ValueError(
-                f"{path} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
+                f"{name} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
             )
         try:
             upright = ImageOps.exif_transpose(file)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged or cut off: {error}") from error
+            raise ValueError(f"{name} is damaged or cut off: {error}") from error
     try:
         return pillow_to_rgb(upright)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot show {path} as RGB: {error}") from error
+        raise ValueError(f"cannot show {name} as RGB: {error}") from error
 
 
 def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

@@ -29,6 +29,29 @@ def detect_launcher() -> str | None:
     return None
 
 
+def find_process() -> tuple[int, int]:
+    """(number of this process, how many there are), as the launcher's variables say; (0, 1) without a launcher.
+
+    Nothing is connected: for work that is split once and needs no words in between.
+
+    Raises:
+        ValueError: the variables say that there are more processes, and not which this is.
+    """
+    launcher = detect_launcher()
+    if launcher is None:
+        return 0, 1
+    try:
+        if launcher in ("TPU pod", "multislice"):
+            hosts = len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) or 1
+            slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
+            host = int(os.environ["TPU_WORKER_ID"]) if hosts > 1 else 0
+            return (int(os.environ["MEGASCALE_SLICE_ID"]) if slices > 1 else 0) * hosts + host, slices * hosts
+        rank = {"SLURM": "SLURM_PROCID", "Open MPI": "OMPI_COMM_WORLD_RANK"}[launcher]
+        return int(os.environ[rank]), int(os.environ[_LAUNCHERS[launcher]])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{launcher} started several processes, but not said which this is ({error})") from error
+
+
 def start_processes(config: ParallelConfig) -> None:
     """Connects this process with the others; to be called before JAX is used. Does nothing where there is but one.
 

@@ -1,0 +1,79 @@
+"""Which model finds all masks, and how: the options that `everything` and `engine run` have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sam_jax.automatic_mask_generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorOptions:
+    """The model, and how it finds masks."""
+
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    preset: Literal["official", "paper", "proposals"] = "official"
+    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked."""
+    points_per_side: int | None = None
+    """Points along a side of the grid, in place of the preset's. Likewise the following."""
+    pred_iou_thresh: float | None = None
+    """Masks with a predicted IoU above this stay."""
+    stability_score_thresh: float | None = None
+    """Masks with at least this stability stay."""
+    box_nms_thresh: float | None = None
+    """Of two masks whose boxes overlap with an IoU above this the better one stays."""
+    crop_n_layers: int | None = None
+    """Layers of crops to look into as well."""
+    min_mask_region_area: int | None = None
+    """Holes and islands of fewer pixels are removed."""
+    points_per_batch: int | None = None
+    """Points decoded together."""
+    pictures_per_device: int = 1
+    """Pictures encoded and decoded together on each device. More keep an accelerator busy."""
+    devices: Literal["mesh", "pmap"] = "mesh"
+    """All local devices as one program over a mesh, or with pmap."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+
+    def config(self) -> MaskGeneratorConfig:
+        """The preset with what was given in place of its values; masks as COCO run lengths.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        from sam_jax.automatic_mask_generator import PRESETS
+
+        fields = {field.name for field in dataclasses.fields(PRESETS[self.preset])}
+        given = dataclasses.asdict(self).items()
+        changes = {name: value for name, value in given if name in fields and value is not None}
+        return dataclasses.replace(PRESETS[self.preset], output_mode="coco_rle", **changes)
+
+    def settings(self) -> dict[str, Any]:
+        """What the masks depend on, as JSON takes it."""
+        return {"model": self.model, "dtype": self.dtype, **dataclasses.asdict(self.config())}
+
+    def load(self) -> SamAutomaticMaskGenerator:
+        """The generator, on all local devices.
+
+        Raises:
+            ValueError, OSError, ImportError: no such model; see `load_model`.
+        """
+        import jax
+
+        from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
+        from sam_jax.hub import load_model
+        from sam_jax.parallel.local import LocalDevices
+
+        return SamAutomaticMaskGenerator(
+            load_model(self.model, dtype=self.dtype),
+            self.config(),
+            devices=LocalDevices(tuple(jax.local_devices()), self.devices),
+            pictures_per_device=self.pictures_per_device,
+        )
+
+
+OFFICIAL = GeneratorOptions()
+PAPER = GeneratorOptions(preset="paper")

@@ -16,6 +16,7 @@ import tyro
 from PIL import Image
 
 from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
 from sam_jax.generator_options import OFFICIAL, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
@@ -311,13 +312,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Detect | Prepare | Convert | Export | Rate | Demo = tyro.cli(
+    options: Segment | Everything | Detect | Prepare | Convert | Export | Engine | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Detect, tyro.conf.subcommand("detect")]
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Engine, tyro.conf.subcommand("engine")]
         | Annotated[Rate, tyro.conf.subcommand("rate")]
         | Annotated[Demo, tyro.conf.subcommand("demo")],
         prog="sam-jax",
@@ -340,6 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 convert(options)
             case Export():
                 export(options)
+            case Engine():
+                return engine(options)
             case Rate():
                 rate(options)
             case Demo():

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecord, Report
+from sam_jax.data.beam import open_pipeline, watching
 from sam_jax.data.sa1b import Sa1bSource
 
 PAIRS_PER_SHARD = 1000  # of a folder
@@ -100,51 +99,17 @@ def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> N
     Raises:
         ImportError: Beam is not installed.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    except ImportError as error:
-        raise ImportError("SA-1B is prepared with Apache Beam; pip install 'sam_jax[beam]'") from error
-
     todo = [shard for shard in shards if not shard.is_written()]
     for shard in todo:
         shard.report.unlink(missing_ok=True)
     if not todo:
         return
-    local = ["--default_sdk_harness_log_level=WARNING"]
-    if workers > 1:
-        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-    pipeline_options = PipelineOptions([*local, *options])
-    if pipeline_options.view_as(StandardOptions).runner in (None, "DirectRunner"):
-        runner: Any = _local_runner(pipeline_options)
-    else:
-        runner = None
-    done = threading.Event()
-    watcher = threading.Thread(target=_show_progress, args=(shards, done), daemon=True)
-    watcher.start()
-    try:
-        with beam.Pipeline(runner=runner, options=pipeline_options) as pipeline:
-            pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(write_shard)
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _local_runner(options: Any) -> Any:
-    """What DirectRunner comes down to. By that name Beam would first look for a runner to download."""
-    from apache_beam.portability.api import beam_provision_api_pb2
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
-    from apache_beam.runners.portability.portable_runner import JobServiceHandle
-
-    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
-    info = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return fn_runner.FnApiRunner(provision_info=info)
-
-
-def _show_progress(shards: Sequence[Shard], done: threading.Event) -> None:
     with tqdm(total=len(shards), unit="shard") as bar:
-        while True:
-            finished = done.wait(1.0)
+
+        def look() -> None:
             bar.update(sum(shard.report.exists() for shard in shards) - bar.n)
-            if finished:
-                return
+
+        with watching(look), open_pipeline(options, workers) as pipeline:
+            import apache_beam as beam
+
+            pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(write_shard)

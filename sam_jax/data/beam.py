@@ -1,0 +1,67 @@
+"""Apache Beam pipelines: on this machine without anything to install, elsewhere by Beam's own options."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+POLL = 1.0  # seconds between two looks at what is finished
+
+
+def open_pipeline(options: Sequence[str], workers: int = 1) -> Any:
+    """A `beam.Pipeline`, to be used in a `with` block; it runs when the block ends.
+
+    Args:
+        options: of Beam's pipeline, such as --runner=FlinkRunner. Without a runner: Beam's own on this machine.
+        workers: processes on this machine.
+
+    Raises:
+        ImportError: Beam is not installed.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    except ImportError as error:
+        raise ImportError("this runs on Apache Beam; pip install 'sam_jax[beam]'") from error
+
+    local = ["--default_sdk_harness_log_level=WARNING"]
+    if workers > 1:
+        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    pipeline_options = PipelineOptions([*local, *options])
+    if pipeline_options.view_as(StandardOptions).runner in (None, "DirectRunner"):
+        runner: Any = _local_runner(pipeline_options)
+    else:
+        runner = None
+    return beam.Pipeline(runner=runner, options=pipeline_options)
+
+
+@contextlib.contextmanager
+def watching(look: Callable[[], None], every: float = POLL) -> Iterator[None]:
+    """Calls `look` again and again in a thread while the block runs, and once at its end."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            look()
+        look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _local_runner(options: Any) -> Any:
+    """What DirectRunner comes down to. By that name Beam would first look for a runner to download."""
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    info = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
+    return fn_runner.FnApiRunner(provision_info=info)

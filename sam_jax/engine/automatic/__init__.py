@@ -1,0 +1,8 @@
+"""The fully automatic stage: everything mode over any number of pictures, into a data set like SA-1B.
+
+Reference: paper, section 4 (fully automatic stage) and B.
+"""
+
+from sam_jax.engine.automatic.command import Run, run
+
+__all__ = ["Run", "run"]

@@ -141,7 +141,9 @@ def plot_curves(out: Path) -> Path:
 
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     """A running mean, of fewer values at the ends."""
-    window = min(window, max(len(values), 1))
+    if not values:  # a run shorter than `log_every`
+        return np.array([])
+    window = min(window, len(values))
     ones = np.ones(window)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 

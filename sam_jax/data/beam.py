@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ def open_pipeline(options: Sequence[str], workers: int = 1) -> Any:
     pipeline_options = PipelineOptions([*local, *options])
     if pipeline_options.view_as(StandardOptions).runner in (None, "DirectRunner"):
         runner: Any = _local_runner(pipeline_options)
+        # What goes wrong comes back as an exception; Beam would print its traceback in between.
+        logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     else:
         runner = None
     return beam.Pipeline(runner=runner, options=pipeline_options)

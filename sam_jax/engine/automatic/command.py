@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import shlex
 import sys
 from collections import Counter
@@ -75,10 +76,13 @@ def run(options: Run) -> int:
         ImportError: Beam, or fsspec's package for a protocol, is not installed.
     """
     process, processes = _which_process(options)
+    logging.disable(logging.WARNING)  # Beam lists which clients of Google's services it has not found
     try:
         from sam_jax.engine.automatic.pipeline import annotate
     except ImportError as error:
         raise ImportError(f"the automatic stage takes more packages ({error}); pip install 'sam_jax[beam]'") from error
+    finally:
+        logging.disable(logging.NOTSET)
     from sam_jax.engine.automatic.inputs import read_shards
 
     job = _open(options)

@@ -17,6 +17,7 @@ from sam_jax.engine.automatic.inputs import Shard
 from sam_jax.engine.automatic.shard import Job, ShardReport, annotate_shard
 
 POLL_ELSEWHERE = 30.0  # seconds: looking costs requests
+KINDS = (ValueError, TypeError, OSError, ImportError)  # errors for the user
 
 
 class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]):
@@ -63,7 +64,7 @@ def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers:
         every = POLL if job.out.is_local else POLL_ELSEWHERE
         with progress.bar, watching(progress.look, every), open_pipeline(options, workers) as pipeline:
             pipeline | beam.Create(todo) | beam.Reshuffle() | RunInference(ShardAnnotator(job))
-    except RuntimeError as error:
+    except (RuntimeError, *KINDS) as error:
         raise _own_error(error) from error
 
 
@@ -92,11 +93,13 @@ class _Progress:
         return sum(name.endswith(".part") for folder in active for name in self.job.out.names(f"{WORK}/{folder}"))
 
 
-def _own_error(error: RuntimeError) -> Exception:
-    """Beam hands on a worker's traceback as text: the error that stands at its end, if it is one for the user."""
-    kinds = {"ValueError": ValueError, "TypeError": TypeError, "OSError": OSError, "ImportError": ImportError}
-    for line in reversed(str(error).splitlines()):
+def _own_error(error: Exception) -> BaseException:
+    """A worker's error without what Beam makes of it: a step's name after the message, or a traceback as text."""
+    kinds = {kind.__name__: kind for kind in KINDS}
+    for line in reversed(f"{type(error).__name__}: {error}".splitlines()):
         match = re.fullmatch(r"(\w+): (.*?)(?: \[while running .*)?", line.strip())
-        if match:
-            return kinds[match[1]](match[2]) if match[1] in kinds else error
+        if match and "KeyboardInterrupt" in match.groups():
+            return KeyboardInterrupt()
+        if match and match[1] in kinds:
+            return kinds[match[1]](match[2])
     return error

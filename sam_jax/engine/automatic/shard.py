@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part,
 from sam_jax.everything import THREADS, read_batches
 from sam_jax.generator_options import GeneratorOptions
 from sam_jax.ops.transforms import decode_image
+
+PART = ".part"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,7 @@ def annotate_shard(job: Job, shard: Shard, generator: SamAutomaticMaskGenerator)
         return report
     pictures = shard.pictures(job.out)
     work = f"{WORK}/{shard.number:06d}"
-    there = set(job.out.names(work))
+    there = _whole_parts(job.out, work)
     at_once = generator.batch_size
     groups = [pictures[i : i + at_once] for i in range(0, len(pictures), at_once)]
     todo = [group for group in groups if any(_part(picture) not in there for picture in group)]
@@ -191,23 +194,31 @@ def _read_parts(out: Folder, work: str, pictures: Sequence[Picture]) -> Iterator
     """(picture, its part, number of masks)."""
 
     def read(picture: Picture) -> tuple[bytes, int]:
-        name = f"{work}/{_part(picture)}"
-        part = out.read(name)
-        try:
-            return part, len(read_part(part)["annotations"])
-        except ValueError as error:
-            out.remove(name)
-            raise RuntimeError(
-                f"{out.shown}/{name} was damaged ({error}) and is removed; run the command again"
-            ) from error
+        part = out.read(f"{work}/{_part(picture)}")
+        return part, len(read_part(part)["annotations"])
 
     with ThreadPoolExecutor(THREADS) as readers:
         for ((picture, (part, found)),) in read_batches(readers, pictures, read, 1, _never):
             yield picture, part, found
 
 
+def _whole_parts(out: Folder, work: str) -> set[str]:
+    """Names of the parts that an earlier run has left, without those that a crash of the machine has damaged."""
+
+    def is_whole(name: str) -> bool:
+        try:
+            read_part(out.read(f"{work}/{name}"))
+        except ValueError:
+            return False
+        return True
+
+    names = [name for name in out.names(work) if name.endswith(PART)]
+    with ThreadPoolExecutor(THREADS) as readers:
+        return set(itertools.compress(names, readers.map(is_whole, names)))
+
+
 def _part(picture: Picture) -> str:
-    return f"{picture.id}.part"
+    return f"{picture.id}{PART}"
 
 
 def _never(item: object, reason: str) -> None:

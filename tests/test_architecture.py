@@ -27,8 +27,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "automatic_mask_generator.py": BASE | {"modeling", "ops", "model", "parallel"},
     "everything.py": BASE | {"ops", "automatic_mask_generator"},
     "generator_options.py": BASE | {"automatic_mask_generator", "hub", "parallel"},
-    "engine": BASE
-    | {"ops", "data", "parallel", "hub", "automatic_mask_generator", "everything", "generator_options"},
+    "engine": BASE | {"ops", "data", "parallel", "hub", "automatic_mask_generator", "everything", "generator_options"},
     "convert": BASE | {"modeling", "checkpoint"},
     "hub.py": BASE | {"checkpoint", "convert", "model"},
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},

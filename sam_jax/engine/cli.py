@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -88,6 +89,29 @@ class Promote:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Puts the model's confident masks into pictures that nobody has opened, for people to accept, edit or reject.
+
+    Boxes come from a class-agnostic detector that was trained on people's masks (sam-jax engine train --detector).
+    """
+
+    project: Project
+    """Folder of the project."""
+    source: Annotated[Literal["detector", "everything"], tyro.conf.arg(name="from")] = "detector"
+    """everything: the masks of everything mode, where there is no detector."""
+    detector: Path | None = None
+    """Checkpoint of another detector than the project's newest."""
+    min_score: float = 0.5
+    """Boxes of the detector below it are left out."""
+    min_predicted_iou: float | None = None
+    """Masks below it are left out; with everything mode 0.88 where nothing is said."""
+    pictures: int = 0
+    """Most pictures to fill; 0 means all."""
+    batch: int = 4
+    """Pictures that are computed together, with a detector."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Remaining:
     """Lists the pictures that nobody has finished, without the held-out ones: what the automatic stage takes.
 
@@ -106,6 +130,7 @@ Command = (
     | Annotated[Move, tyro.conf.subcommand("stage")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Promote, tyro.conf.subcommand("promote")]
+    | Annotated[Prefill, tyro.conf.subcommand("prefill")]
     | Annotated[Remaining, tyro.conf.subcommand("remaining")]
     | Annotated[Run, tyro.conf.subcommand("run")]
 )
@@ -119,7 +144,7 @@ class Engine:
 
 
 def engine(options: Engine) -> int:
-    """Runs one command; gives the exit code, which is 1 where a model was not promoted."""
+    """Runs one command; gives the exit code: 1 where a model was not promoted or pictures can't be read."""
     match options.command:
         case Init() as command:
             return _init(command)
@@ -131,6 +156,8 @@ def engine(options: Engine) -> int:
             return _train(command)
         case Promote() as command:
             return _promote(command)
+        case Prefill() as command:
+            return _prefill(command)
         case Remaining() as command:
             return _remaining(command)
         case Run() as command:
@@ -192,6 +219,22 @@ def _promote(options: Promote) -> int:
         "the next model would be trained; annotate more, or train with another config"
     )
     return 1
+
+
+def _prefill(options: Prefill) -> int:
+    from sam_jax.engine.prefill import open_proposer, prefill
+    from sam_jax.engine.store import Store
+
+    store, everything = Store(options.project, create=False), options.source == "everything"
+    settings: dict[str, Any] = {} if everything else {"min_score": options.min_score, "batch_size": options.batch}
+    if options.min_predicted_iou is not None:
+        settings["min_predicted_iou"] = options.min_predicted_iou
+    proposer = open_proposer(store, options.detector, everything=everything, **settings)
+    report = prefill(store, proposer, options.pictures)
+    print(f"{report.masks} masks on {report.pictures} pictures, by {proposer.name}")
+    for name, reason in report.failures.items():
+        print(f"sam-jax: not read: {name}: {reason}", file=sys.stderr)
+    return 1 if report.failures else 0
 
 
 def _remaining(options: Remaining) -> int:

@@ -77,8 +77,8 @@ def prefill(store: Store, proposer: Proposer, pictures: int = 0) -> PrefillRepor
     """
     if store.stage != "semi-automatic":
         raise ValueError(
-            f"expected the semi-automatic stage to pre-fill pictures in, {store.folder} is in the {store.stage} one; go "
-            "on to it first (sam-jax engine stage PROJECT semi-automatic)"
+            f"expected the semi-automatic stage to pre-fill pictures in, {store.folder} is in the {store.stage} one; "
+            "go on to it first (sam-jax engine stage PROJECT semi-automatic)"
         )
     current = current_model(store)
     model = "" if current is None else describe(current)

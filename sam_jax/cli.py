@@ -1,4 +1,4 @@
-"""The `sam-jax` command: segment pictures, detect, prepare data, convert or export checkpoints, rate masks."""
+"""The `sam-jax` command: segment pictures, detect, annotate, prepare data, convert checkpoints, rate masks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from sam_jax.app.commands import Annotate, annotate
 from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
@@ -312,10 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1: some pictures could not be read or segmented; 130: interrupted.
     """
-    options: Segment | Everything | Detect | Prepare | Convert | Export | Engine | Rate | Demo = tyro.cli(
+    options: Segment | Everything | Detect | Annotate | Prepare | Convert | Export | Engine | Rate | Demo = tyro.cli(
         Annotated[Segment, tyro.conf.subcommand("segment")]
         | Annotated[Everything, tyro.conf.subcommand("everything")]
         | Annotated[Detect, tyro.conf.subcommand("detect")]
+        | Annotated[Annotate, tyro.conf.subcommand("annotate")]
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Export, tyro.conf.subcommand("export")]
@@ -334,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return everything(options)
             case Detect():
                 return detect(options)
+            case Annotate():
+                annotate(options)
             case Prepare():
                 prepared = prepare(options)
                 left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())

@@ -34,6 +34,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
     "evals": BASE
     | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "ritm"},
+    "app": BASE | {"ops", "engine", "everything", "hub", "model", "predictor"},
     "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},
     "engine": BASE
     | {"ops", "data", "checkpoint", "model", "hub", "predictor", "automatic_mask_generator", "generator_options"}

@@ -1,0 +1,105 @@
+"""`sam-jax annotate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+STAGES: dict[str, Literal["assisted-manual", "semi-automatic"]] = {
+    "assisted": "assisted-manual",
+    "semi": "semi-automatic",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotate:
+    """Opens a page to annotate pictures with the model's help: click, drag boxes, brush, name, save.
+
+    Every mask is on disk when the page says so; the same command goes on. Several people may annotate at once, each
+    with own pictures. Example: sam-jax annotate photos --model vit_b --project fruits
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of pictures, with all below it."""
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    project: Path = Path("project")
+    """Folder of the project, made if need be. The pictures stay where they are."""
+    stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None
+    """assisted: start from clicks; semi: complete what the model proposes. Without it as the project says."""
+    held_out: float = 0.0
+    """Share of the pictures that models are judged on and never trained on."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
+    port: int = 8009
+    """0 takes one that is free."""
+    token: str | None = None
+    """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
+    given, it is drawn."""
+    max_megapixels: float = 50.0
+    """Larger pictures are refused."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+
+
+def annotate(options: Annotate) -> None:
+    """Serves until it is interrupted.
+
+    Raises:
+        ValueError, OSError, ImportError: something is wrong with options or files, for the user to read.
+    """
+    try:
+        import uvicorn
+
+        from sam_jax.app.server import create_app
+    except ImportError as error:
+        raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+    from sam_jax.app.guard import Access, is_loopback, new_token
+    from sam_jax.app.pictures import scan
+    from sam_jax.engine.store import Store
+    from sam_jax.hub import load_model
+
+    if not 0 < options.max_megapixels <= 1000:
+        raise ValueError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
+    token = options.token or os.environ.get("SAM_JAX_TOKEN")
+    if token is None and not is_loopback(options.host):
+        token = new_token()
+    access = Access(options.host, token)
+    found = scan(options.folder, options.project)
+    for name in found.refused:
+        print(f"sam-jax: left out, it leads out of the folder or is no text: {name}", file=sys.stderr)
+    model = load_model(options.model, dtype=options.dtype)
+    store = Store(options.project)
+    new = store.add_pictures(options.folder, found.names, options.held_out)
+    if options.stage is not None:
+        store.set_stage(STAGES[options.stage])
+    app = create_app(
+        store, model, access, model_version=options.model, max_pixels=round(options.max_megapixels * 1_000_000)
+    )
+    with _listen(options.host, options.port) as listening:
+        name = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        print(f"{len(found.names)} pictures, {new} of them new, in {options.project}. Open {address} (Ctrl-C ends)")
+        sys.stdout.flush()
+        config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=5)
+        uvicorn.Server(config).run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections before the address is told."""
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise OSError(f"cannot listen on {host} port {port}: {error}; say another --port") from error
+    return listening

@@ -1,0 +1,186 @@
+"""What stands before every request: hosts, origins, the token, sizes of bodies, and headers for the answers."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import secrets
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 4 << 20  # bytes
+TOKEN_PATTERN = r"[A-Za-z0-9_\-]{16,256}"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; connect-src 'self'; style-src 'self'; "
+    "script-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Without a token: requests whose Host names the loopback address, so that no other site's name can be pointed at it.
+    With one: whoever shows it, as a cookie, which a first visit with ?token= sets, or as Authorization, Bearer or the
+    password of Basic. In both cases a request that a browser makes for another site is refused.
+
+    Args:
+        host: the address to bind.
+        token: 16 to 256 letters, digits, - and _.
+
+    Raises:
+        ValueError: an address that others can reach, without a token; or a token that is not like that.
+    """
+
+    host: str = "127.0.0.1"
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(f"{self.host} can be reached by others: a token is needed; see new_token()")
+        if self.token is not None and not re.fullmatch(TOKEN_PATTERN, self.token):
+            raise ValueError("expected a token of 16 to 256 letters, digits, - and _")
+
+    @property
+    def cookie(self) -> str:
+        """Name of the cookie. Cookies don't know ports: two servers on one host need two names."""
+        return f"sam_jax_{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
+
+    def accepts(self, token: str) -> bool:
+        return self.token is not None and hmac.compare_digest(token.encode(), self.token.encode())
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(24)
+
+
+class Guard:
+    """ASGI middleware that lets through what `Access` allows."""
+
+    def __init__(self, app: ASGIApp, access: Access, max_body: int = MAX_BODY) -> None:
+        self.app, self.access, self.max_body = app, access, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, _with_headers(send))
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if reason := self._foreign(scope["method"], headers):
+            await _refuse(send, 403, reason)
+        elif self.access.token is not None and (location := self._first_visit(scope)):
+            morsel = f"{self.access.cookie}={self.access.token}; Path=/; HttpOnly; SameSite=Strict"
+            await _reply(send, 303, b"", {"Location": location, "Set-Cookie": morsel})
+        elif self.access.token is not None and not self._has_token(headers):
+            reason = "expected the token: open the address that sam-jax annotate printed, or send it as Bearer"
+            await _refuse(send, 401, reason, {"WWW-Authenticate": "Bearer"})
+        elif not re.fullmatch("[0-9]{1,15}", length := headers.get("content-length", "0")):
+            await _refuse(send, 400, "expected a Content-Length in digits")
+        elif int(length) > self.max_body:
+            await _refuse(send, 413, f"expected at most {self.max_body} bytes", {"Connection": "close"})
+        else:
+            await self.app(scope, self._bounded(receive), send)
+
+    def _foreign(self, method: str, headers: Headers) -> str | None:
+        """Why a request is refused whoever sends it."""
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1:
+            return "expected one Host"
+        if self.access.token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return "expected a Host of this machine"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return "requests of other sites are refused"
+        if method not in SAFE_METHODS and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return "requests of other sites are refused"
+        return None
+
+    def _first_visit(self, scope: Scope) -> str | None:
+        """Where to go on after the token was given in the address, which it should not stay in."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = [value for name, value in query if name == "token"]
+        if scope["method"] != "GET" or scope["path"] != "/" or not given or not self.access.accepts(given[0]):
+            return None
+        rest = urlencode([item for item in query if item[0] != "token"])
+        return f"/?{rest}" if rest else "/"
+
+    def _has_token(self, headers: Headers) -> bool:
+        kind, _, value = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return self.access.accepts(value.strip())
+        if kind.lower() == "basic":
+            try:
+                return self.access.accepts(base64.b64decode(value).decode().partition(":")[2])
+            except (binascii.Error, ValueError):
+                return False
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self.access.cookie)
+        except CookieError:
+            return False
+        return cookie is not None and self.access.accepts(cookie.value)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """No more of a body than is allowed: its sender may not have told its length."""
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body:
+                raise HTTPException(413, f"expected at most {self.max_body} bytes")
+            return message
+
+        return bounded
+
+
+def _with_headers(send: Send) -> Send:
+    async def sender(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(HEADERS)
+            headers.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return sender
+
+
+async def _refuse(send: Send, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
+    kind = {"Content-Type": "application/json"}
+    await _reply(send, status, json.dumps({"error": reason}).encode(), kind | (headers or {}))
+
+
+async def _reply(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

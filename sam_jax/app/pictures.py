@@ -1,0 +1,107 @@
+"""Pictures of a folder for people to annotate, and nothing outside it.
+
+A name comes from the scan and goes into the store; requests carry the store's ids. Names are looked at again whenever a
+file is opened, for a link may have been put there since.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.engine.records import Picture
+from sam_jax.everything import SUFFIXES
+from sam_jax.ops.transforms import read_image
+
+JPEG_QUALITY = 92
+
+
+class Scan(NamedTuple):
+    """What a folder holds."""
+
+    names: list[str]  # relative to the folder, with slashes, sorted
+    refused: list[str]  # links that leave the folder, and names that are no text
+
+
+def scan(root: Path, leave_out: Path | None = None) -> Scan:
+    """All pictures below a folder. Links to files are followed as long as they stay in it, links to folders never.
+
+    Args:
+        leave_out: a folder below it that is not looked into: the project's own.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: not a folder.
+        ValueError: no picture in it.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"expected a folder of pictures at {root}, found nothing")
+    if not root.is_dir():
+        raise NotADirectoryError(f"expected a folder of pictures, {root} is a file")
+    names, refused = [], []
+    for name in _files(root, leave_out and leave_out.resolve()):
+        try:
+            name.encode()
+            locate(root, name)
+        except ValueError:
+            refused.append(name.encode(errors="replace").decode())
+        else:
+            names.append(name)
+    if not names:
+        raise ValueError(f"no pictures in {root}; looked for {', '.join(sorted(SUFFIXES))}")
+    return Scan(sorted(names), sorted(refused))
+
+
+def _files(root: Path, leave_out: Path | None) -> Iterator[str]:
+    for folder, below, files in os.walk(root):
+        here = Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith(".") and (here / name).resolve() != leave_out)
+        for name in files:
+            path = here / name
+            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
+                yield path.relative_to(root).as_posix()
+
+
+def locate(root: Path, name: str) -> Path:
+    """The file of a name, with all links followed.
+
+    Raises:
+        ValueError: it lies outside the folder.
+        FileNotFoundError: it is gone.
+    """
+    folder = root.resolve()
+    try:
+        path = (folder / name).resolve(strict=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"expected a picture at {name}, found no file") from error
+    except (OSError, RuntimeError) as error:  # a ring of links
+        raise ValueError(f"cannot follow {name}: {error}") from error
+    if not path.is_relative_to(folder):
+        raise ValueError(f"{name} leads out of the folder of pictures")
+    return path
+
+
+def read_picture(picture: Picture, max_pixels: int) -> np.ndarray:
+    """A picture as RGB, (H, W, 3), upright.
+
+    Raises:
+        FileNotFoundError, ValueError: gone, outside its folder, not a picture, damaged or too large. No message tells
+            where the folder is.
+    """
+    path = locate(Path(picture.root), picture.name)
+    try:
+        return read_image(path, max_pixels=max_pixels)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), picture.name)) from error
+
+
+def to_jpeg(image: np.ndarray) -> bytes:
+    """What browsers show, upright and without the file's metadata: where a picture was taken is nobody's business."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,289 @@
+"""The page's server: routes over the store and the model. `/api/openapi.json` describes them.
+
+    GET    /                                    the page; its parts under /assets
+    GET    /api/state                           stage, model, progress
+    POST   /api/next                            this annotator's picture: the one left open, or else a new one
+    GET    /api/pictures/P                      a picture with its masks; /image its pixels, /sa1b.json for download
+    POST   /api/pictures/P/embed                answers once clicks on it are quick
+    POST   /api/pictures/P/predict              masks for clicks and a box
+    PUT    /api/pictures/P/masks/M              keeps a mask under an id of the client's choice; again: replaces it
+    DELETE /api/masks/M, POST .../restore       takes it away, and back; GET .../history what happened to it
+    POST   /api/pictures/P/finish               done or skipped
+    GET    /api/export.json                     everything saved, as one COCO file
+
+Whoever annotates says so with ?annotator=NAME. What is answered with 200 to a PUT, POST or DELETE is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import AsyncIterator
+from importlib import resources
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from sam_jax.app.exports import file_stem, to_coco, to_sa1b
+from sam_jax.app.guard import Access, Guard
+from sam_jax.app.label_studio import label_studio_routes
+from sam_jax.app.messages import (
+    ANNOTATOR,
+    MASK_ID,
+    CandidateMessage,
+    FinishRequest,
+    PredictAnswer,
+    PredictRequest,
+    SaveRequest,
+    Segmentation,
+)
+from sam_jax.app.pictures import read_picture, to_jpeg
+from sam_jax.app.session import Embedded, ModelSession
+from sam_jax.engine.records import MaskRecord, Picture
+from sam_jax.engine.store import Store
+from sam_jax.model import Sam
+from sam_jax.ops.prompts import Prompt
+
+MAX_PIXELS = 50_000_000  # of a picture: the page holds several planes of this size
+AHEAD = 2  # pictures of every annotator's queue that are embedded ahead
+KINDS = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+Annotator = Annotated[str, Query(pattern=ANNOTATOR, description="who annotates")]
+PictureId = Annotated[int, Path(ge=1, le=2**53)]
+MaskId = Annotated[str, Path(pattern=MASK_ID)]
+
+
+class Error(BaseModel):
+    error: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error} for status in (400, 401, 403, 404, 405, 409, 413, 415, 422)
+}
+
+
+def create_app(
+    store: Store, model: Sam, access: Access, *, model_version: str, max_pixels: int = MAX_PIXELS
+) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        store: has the pictures.
+        model: what predicts.
+        access: who may ask.
+        model_version: kept with every mask.
+        max_pixels: larger pictures are refused.
+    """
+
+    def read(picture_id: int) -> np.ndarray:
+        picture = store.picture(picture_id)
+        image = read_picture(picture, max_pixels)
+        store.set_size(picture_id, image.shape[1], image.shape[0])
+        return image
+
+    session = ModelSession(model, read)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        session.start()
+        yield
+        await session.stop()
+
+    app = FastAPI(
+        title="sam-jax annotate",
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # they load scripts from another host
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=REFUSALS,
+    )
+    app.add_middleware(Guard, access=access)
+    _answer_errors(app)
+    _serve_page(app)
+
+    def picture_or_404(picture_id: int) -> Picture:
+        try:
+            return store.picture(picture_id)
+        except ValueError as error:
+            raise HTTPException(404, str(error)) from error
+
+    async def embed(picture_id: int) -> Embedded:
+        await run_in_threadpool(picture_or_404, picture_id)
+        return await session.embed(picture_id)
+
+    def describe(picture: Picture) -> dict[str, Any]:
+        masks = [dataclasses.asdict(mask) for mask in store.masks(picture.id) if mask.state != "rejected"]
+        fields = ("id", "name", "width", "height")
+        return {"picture": {field: getattr(picture, field) for field in fields}, "masks": masks}
+
+    @app.get("/api/state")
+    def state(annotator: Annotator) -> dict[str, Any]:
+        return {"stage": store.stage, "model": model_version, "progress": _progress(store, annotator)}
+
+    @app.post("/api/next")
+    async def next_picture(annotator: Annotator) -> dict[str, Any]:
+        picture, upcoming = await run_in_threadpool(lambda: (store.claim(annotator), store.upcoming(annotator, AHEAD)))
+        session.ahead([p.id for p in ([picture] if picture else []) + upcoming])
+        content = {"picture": None, "masks": []} if picture is None else await run_in_threadpool(describe, picture)
+        return content | {"upcoming": [p.id for p in upcoming]}
+
+    @app.get("/api/pictures/{picture_id}")
+    def one_picture(picture_id: PictureId) -> dict[str, Any]:
+        return describe(picture_or_404(picture_id))
+
+    @app.get("/api/pictures/{picture_id}/image", response_class=Response)
+    def image(picture_id: PictureId) -> Response:
+        picture = picture_or_404(picture_id)
+        content = to_jpeg(read(picture.id))
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+
+    @app.post("/api/pictures/{picture_id}/embed")
+    async def embed_picture(picture_id: PictureId) -> dict[str, Any]:
+        await embed(picture_id)
+        return {"embedded": True}
+
+    @app.post("/api/pictures/{picture_id}/predict")
+    async def predict(picture_id: PictureId, request: PredictRequest) -> PredictAnswer:
+        prompts = len(request.points) + (request.box is not None)
+        if not prompts:
+            raise HTTPException(422, "expected a point, a box, or both")
+        points = np.array([[p.x, p.y] for p in request.points]) if request.points else None
+        labels = np.array([p.label for p in request.points]) if request.points else None
+        prompt = Prompt(points, labels, None if request.box is None else np.array(request.box))
+        embedded = await embed(picture_id)
+        try:
+            prompt.check(embedded.size)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        previous = request.previous and (request.previous.id, request.previous.mask)
+        answer = await session.predict(picture_id, prompt, previous)
+        scores = [candidate.predicted_iou for candidate in answer.candidates]
+        masks = [
+            CandidateMessage(
+                segmentation=Segmentation(**c.segmentation),
+                area=c.area,
+                predicted_iou=round(c.predicted_iou, 4),
+                stability_score=round(c.stability_score, 4),
+            )
+            for c in answer.candidates
+        ]
+        return PredictAnswer(id=answer.id, masks=masks, best=1 + int(np.argmax(scores[1:])) if prompts == 1 else 0)
+
+    @app.put("/api/pictures/{picture_id}/masks/{mask_id}")
+    def save(picture_id: PictureId, mask_id: MaskId, annotator: Annotator, request: SaveRequest) -> dict[str, Any]:
+        if not picture_or_404(picture_id).width:
+            read(picture_id)
+        before = next((mask for mask in store.masks(picture_id) if mask.id == mask_id), None)
+        content = request.model_dump(mode="json")
+        unchanged = before is not None and before.segmentation == content["segmentation"]
+        record = MaskRecord(
+            id=mask_id,
+            picture_id=picture_id,
+            annotator=annotator,
+            origin=before.origin if before else "manual",
+            model=before.model if before and unchanged else model_version,
+            **content,
+        )
+        return dataclasses.asdict(store.save_mask(record))
+
+    @app.delete("/api/masks/{mask_id}")
+    def delete(mask_id: MaskId, annotator: Annotator) -> dict[str, Any]:
+        store.delete_mask(mask_id, annotator)
+        return {"deleted": mask_id}
+
+    @app.post("/api/masks/{mask_id}/restore")
+    def restore(mask_id: MaskId, annotator: Annotator) -> dict[str, Any]:
+        return dataclasses.asdict(store.restore_mask(mask_id, annotator))
+
+    @app.get("/api/masks/{mask_id}/history")
+    def history(mask_id: MaskId) -> list[dict[str, Any]]:
+        return store.history(mask_id)
+
+    @app.post("/api/pictures/{picture_id}/finish")
+    def finish(picture_id: PictureId, annotator: Annotator, request: FinishRequest) -> dict[str, Any]:
+        picture_or_404(picture_id)
+        store.finish(picture_id, annotator, request.outcome, request.seconds)
+        return {"outcome": request.outcome}
+
+    @app.get("/api/pictures/{picture_id}/sa1b.json")
+    def export_picture(picture_id: PictureId) -> JSONResponse:
+        picture = picture_or_404(picture_id)
+        return _download(to_sa1b(picture, store.masks(picture_id)), f"{file_stem(picture)}.json")
+
+    @app.get("/api/export.json")
+    def export_all() -> JSONResponse:
+        return _download(to_coco(store), "instances.json")
+
+    app.include_router(label_studio_routes(store, session, model_version), prefix="/label-studio")
+    return app
+
+
+def _progress(store: Store, annotator: str) -> dict[str, int]:
+    """Numbers of pictures."""
+    (row,) = store.rows(
+        "SELECT count(*) AS pictures, coalesce(sum(state = 'done'), 0) AS done, "
+        "coalesce(sum(state = 'done' AND annotator = ?), 0) AS done_by_me FROM pictures",
+        (annotator,),
+    )
+    return dict(row)
+
+
+def _download(content: dict[str, Any], name: str) -> JSONResponse:
+    return JSONResponse(content, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error as {"error": what was expected, what came}."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+
+    @app.exception_handler(ValueError)
+    async def not_possible(request: Request, error: ValueError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 409)
+
+    @app.exception_handler(FileNotFoundError)
+    async def gone(request: Request, error: FileNotFoundError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 404)
+
+    @app.exception_handler(OSError)
+    async def not_now(request: Request, error: OSError) -> JSONResponse:
+        print(f"sam-jax annotate: {error}", file=sys.stderr)
+        return JSONResponse({"error": "the server could not read or write; try again"}, 503)
+
+
+def _serve_page(app: FastAPI) -> None:
+    folder = resources.files("sam_jax") / "assets" / "annotate"
+    files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(tuple(KINDS))}
+
+    def send(name: str) -> Response:
+        return Response(files[name], media_type=KINDS[name.rpartition(".")[2]], headers={"Cache-Control": "no-cache"})
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return send("index.html")
+
+    @app.get("/assets/{name}", include_in_schema=False)
+    def part(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404, "no such file")
+        return send(name)

@@ -1,0 +1,261 @@
+"""The model behind the page: pictures are embedded ahead of the clicks, clicks decoded one by one.
+
+Two threads of their own: a click does not wait until another picture is embedded. Everything else happens on the event
+loop, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from sam_jax.config import SamConfig
+from sam_jax.model import Sam
+from sam_jax.ops.masks import frame_matrices
+from sam_jax.ops.prompts import TOKEN_BUCKETS, Prompt, bucket, pack_prompts
+from sam_jax.ops.rle import Rle, counts_from_bits, rle_from_counts
+from sam_jax.predictor import embed
+from sam_jax.types import PAD, Prompts
+
+TOKENS = tuple(n for n in TOKEN_BUCKETS if n >= 8)  # what clicks are filled up to: few programs to compile
+STABILITY_OFFSET = 1.0  # as in everything mode
+MOST_AHEAD = 256  # pictures that wait for being embedded ahead; more are forgotten, the oldest first
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Embedded(NamedTuple):
+    """A picture that clicks can be decoded on."""
+
+    embedding: Float[Array, "1 h w D"]
+    size: tuple[int, int]  # (H, W), pixels
+
+
+class Candidate(NamedTuple):
+    """One mask for a prompt, in the original frame."""
+
+    segmentation: Rle
+    area: int  # pixels
+    predicted_iou: float
+    stability_score: float
+
+
+class Answer(NamedTuple):
+    """All four masks for a prompt: the single one first, then the three for prompts that may mean several things."""
+
+    id: str  # by which a later prompt can go on from these masks
+    candidates: list[Candidate]
+
+
+class ModelSession:
+    """Embeds and decodes for many clients at a time.
+
+    Example:
+        session = ModelSession(model, read)
+        session.start()  # on the event loop
+        answer = await session.predict(7, Prompt(points, labels))
+
+    Args:
+        model: what predicts.
+        read: the picture of an id, RGB; called in a thread.
+        embedding_bytes: kept of embeddings, the latest used; further ones are computed again when they are needed.
+        logits_bytes: likewise of predictions that later clicks may go on from.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        read: Callable[[int], np.ndarray],
+        *,
+        embedding_bytes: int = 1 << 30,
+        logits_bytes: int = 1 << 28,
+    ) -> None:
+        self.model = model
+        self._read = read
+        self._embedder = ThreadPoolExecutor(1, "embed")
+        self._decoder = ThreadPoolExecutor(1, "decode")
+        side, grid = model.config.low_res_size, model.config.grid_size
+        self._embeddings: _Latest[int, Embedded] = _Latest(embedding_bytes // (grid**2 * model.config.prompt_dim * 4))
+        self._logits: _Latest[str, tuple[int, np.ndarray]] = _Latest(logits_bytes // (4 * side**2 * 4))
+        self._pending: dict[int, asyncio.Future[Embedded]] = {}
+        self._urgent: OrderedDict[int, None] = OrderedDict()
+        self._ahead: OrderedDict[int, None] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to embed what is asked for, and compiles what the first clicks need."""
+        self._task = asyncio.get_running_loop().create_task(self._embed_in_turn())
+        self._decoder.submit(self._compile)
+
+    async def stop(self) -> None:
+        """Ends both threads; who still waits is told so."""
+        if self._task is not None:
+            self._task.cancel()
+        for future in self._pending.values():
+            future.cancel()
+        self._embedder.shutdown(wait=False, cancel_futures=True)
+        self._decoder.shutdown(wait=False, cancel_futures=True)
+
+    def ahead(self, pictures: Iterable[int]) -> None:
+        """Embeds pictures as soon as nobody waits for another one."""
+        for picture in pictures:
+            if picture not in self._embeddings and picture not in self._pending:
+                self._ahead[picture] = None
+                self._ahead.move_to_end(picture)
+        while len(self._ahead) > MOST_AHEAD:
+            self._ahead.popitem(last=False)
+        self._wake.set()
+
+    async def embed(self, picture: int) -> Embedded:
+        """A picture's embedding; waits for it if need be, before all that is only embedded ahead.
+
+        Raises:
+            ValueError, OSError: the picture can't be read.
+        """
+        found = self._embeddings.get(picture)
+        if found is not None:
+            return found
+        if picture not in self._pending:
+            self._pending[picture] = asyncio.get_running_loop().create_future()
+            self._urgent[picture] = None
+        elif picture not in self._urgent:
+            self._urgent[picture] = None  # it may be under way already: then this does nothing
+        self._ahead.pop(picture, None)
+        self._wake.set()
+        # Others may wait for the same picture: that this client goes away must not end it.
+        return await asyncio.shield(self._pending[picture])
+
+    async def predict(self, picture: int, prompt: Prompt, previous: tuple[str, int] | None = None) -> Answer:
+        """Masks for a prompt.
+
+        Args:
+            prompt: in pixels of the picture.
+            previous: an earlier answer's id and which of its masks to go on from; its logits are fed back. Where that
+                answer is forgotten, the prompt alone counts.
+
+        Raises:
+            ValueError: a prompt that is not as `Prompt` says, or the picture can't be read.
+        """
+        embedded = await self.embed(picture)
+        if previous is not None:
+            kept = self._logits.get(previous[0])
+            if kept is not None and kept[0] == picture:
+                prompt = Prompt(prompt.points, prompt.labels, prompt.box, kept[1][previous[1]])
+        loop = asyncio.get_running_loop()
+        logits, candidates = await loop.run_in_executor(self._decoder, self._decode, embedded, prompt)
+        name = secrets.token_hex(8)
+        self._logits.put(name, (picture, logits))
+        return Answer(name, candidates)
+
+    async def _embed_in_turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            queue = self._urgent or self._ahead
+            if not queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            picture, _ = queue.popitem(last=False)
+            if picture in self._embeddings:
+                continue
+            future = self._pending.setdefault(picture, loop.create_future())
+            try:
+                embedded = await loop.run_in_executor(self._embedder, self._embed, picture)
+            except Exception as error:
+                future.set_exception(error)
+                future.exception()  # ahead, nobody is told: who asks for the picture reads it again
+            else:
+                self._embeddings.put(picture, embedded)
+                future.set_result(embedded)
+            self._pending.pop(picture)
+            self._urgent.pop(picture, None)
+
+    def _embed(self, picture: int) -> Embedded:
+        image = self._read(picture)
+        embedding = embed(self.model, [image])
+        embedding.block_until_ready()
+        return Embedded(embedding, (image.shape[0], image.shape[1]))
+
+    def _decode(self, embedded: Embedded, prompt: Prompt) -> tuple[np.ndarray, list[Candidate]]:
+        config = self.model.config
+        prompts = _one_shape(pack_prompts([[prompt]], [embedded.size], config), config)
+        prediction = self.model.decode(embedded.embedding, prompts)
+        logits, iou = np.asarray(prediction.low_res_logits[0, 0]), np.asarray(prediction.iou_predictions[0, 0])
+        masks = [_to_rle(plane, embedded.size, config) for plane in logits]
+        return logits, [Candidate(*mask[:2], float(score), mask[2]) for mask, score in zip(masks, iou, strict=True)]
+
+    def _compile(self) -> None:
+        grid, D = self.model.config.grid_size, self.model.config.prompt_dim
+        nowhere = Embedded(np.zeros((1, grid, grid, D), np.float32), (64, 64))
+        self._decode(nowhere, Prompt(np.zeros((1, 2)), np.ones(1)))
+
+
+def _one_shape(prompts: Prompts, config: SamConfig) -> Prompts:
+    """The same prompt with filled-up points and with a place for logits: clicks of all kinds share one program."""
+    B, Q, N = prompts.labels.shape
+    fill = bucket(N, TOKENS) - N
+    points = np.pad(prompts.points, ((0, 0), (0, 0), (0, fill), (0, 0)))
+    labels = np.pad(prompts.labels, ((0, 0), (0, 0), (0, fill)), constant_values=PAD)
+    if prompts.mask_logits is not None:
+        return Prompts(points, labels, prompts.mask_logits, prompts.has_mask)
+    nothing = np.zeros((B, Q, config.low_res_size, config.low_res_size), np.float32)
+    return Prompts(points, labels, nothing, np.zeros((B, Q), bool))
+
+
+def _to_rle(logits: Float[np.ndarray, "S S"], size: tuple[int, int], config: SamConfig) -> tuple[Rle, int, float]:
+    """(run lengths, area, stability score) of a mask in the original frame.
+
+    As `ops.masks.to_original_frame`, whose program is compiled for every size of picture; this is plain numpy, and
+    computes the part of the picture alone that the mask can reach.
+    """
+    rows, columns = frame_matrices(size, config)
+    near = logits > -STABILITY_OFFSET
+    if not near.any():
+        return rle_from_counts(np.array([size[0] * size[1]]), size), 0, 0.0
+    (y0, y1), (i0, i1) = _reach(rows, near.any(1))
+    (x0, x1), (j0, j1) = _reach(columns, near.any(0))
+    plane = rows[y0:y1, i0:i1] @ logits[i0:i1, j0:j1] @ columns[x0:x1, j0:j1].T
+    mask = plane > 0
+    bits = np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1)
+    wide = np.count_nonzero(plane > -STABILITY_OFFSET)
+    stability = np.count_nonzero(plane > STABILITY_OFFSET) / max(1, wide)
+    return rle_from_counts(counts_from_bits(bits, size, (x0, y0)), size), int(np.count_nonzero(mask)), stability
+
+
+def _reach(matrix: np.ndarray, positive: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Ranges of a matrix of weights: the rows that have one in these columns, and the columns that those rows have."""
+    (near,) = np.nonzero(matrix[:, positive].any(1))
+    if not len(near):  # all of it lies in the padding
+        return (0, 1), (0, matrix.shape[1])
+    rows = slice(near[0], near[-1] + 1)
+    (used,) = np.nonzero(matrix[rows].any(0))
+    return (int(near[0]), int(near[-1]) + 1), (int(used[0]), int(used[-1]) + 1)
+
+
+class _Latest(Generic[Key, Value]):
+    """The entries that were used last, at most `count` and at least one."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._entries = max(1, count), OrderedDict[Key, Value]()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
+    def get(self, key: Key) -> Value | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._count:
+            self._entries.popitem(last=False)

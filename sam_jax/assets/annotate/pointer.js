@@ -1,0 +1,150 @@
+// Tools on the canvas: clicks, boxes, strokes, moving and zooming.
+
+const STILL = 5;  // screen pixels that a click may wander
+
+export class Pointer {
+  /** @param allowed () => whether there is a picture to work on */
+  constructor(view, edit, sizePanel, allowed) {
+    Object.assign(this, {view, edit, sizePanel, allowed});
+    this.tool = "click";
+    this.held = false;     // Space
+    this.action = null;    // what the pressed button does
+    this.live = null;      // mask of a stroke under way
+    this.size = 24;        // of the brush, pixels of the picture
+    this.range = sizePanel.querySelector("input");
+    const canvas = view.canvas;
+    canvas.addEventListener("pointerdown", event => this.down(event));
+    canvas.addEventListener("pointermove", event => this.moved(event));
+    canvas.addEventListener("pointerup", event => this.up(event));
+    canvas.addEventListener("pointercancel", () => this.cancel());
+    canvas.addEventListener("pointerleave", () => { view.cursor = null; view.redraw(); });
+    canvas.addEventListener("contextmenu", event => event.preventDefault());
+    canvas.addEventListener("wheel", event => {
+      event.preventDefault();
+      view.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event.offsetX, event.offsetY);
+    }, {passive: false});
+    this.range.addEventListener("input", () => { this.size = Number(this.range.value); this.showSize(); });
+    this.showSize();
+  }
+
+  use(tool) {
+    this.tool = tool;
+    this.showTool();
+  }
+
+  holdPan(held) {
+    this.held = held;
+    this.showTool();
+  }
+
+  resize(factor) {
+    this.size = Math.min(120, Math.max(1, Math.round(this.size * factor) + (factor > 1 && this.size < 4 ? 1 : 0)));
+    this.showSize();
+    if (this.view.cursor) { this.view.cursor.size = this.size; this.view.redraw(); }
+  }
+
+  showSize() {
+    this.range.value = this.size;
+    this.sizePanel.querySelector("output").textContent = `${this.size} px`;
+  }
+
+  showTool() {
+    const tool = this.held ? "pan" : this.tool;
+    this.view.canvas.dataset.tool = tool;
+    for (const button of document.querySelectorAll("nav [data-tool]")) {
+      button.setAttribute("aria-checked", button.dataset.tool === tool);
+    }
+    this.sizePanel.hidden = tool !== "brush" && tool !== "eraser";
+    this.view.cursor = null;
+    this.view.redraw();
+  }
+
+  down(event) {
+    document.activeElement?.blur?.();
+    const pan = this.held || this.tool === "pan" || event.button === 1;
+    if (this.action || event.button > 2 || !(pan || this.allowed())) return;
+    event.preventDefault();
+    this.view.canvas.setPointerCapture(event.pointerId);
+    const at = this.view.toPicture(event.offsetX, event.offsetY);
+    const minus = event.button === 2 || event.altKey;
+    const start = {x: event.offsetX, y: event.offsetY, at, minus};
+    if (pan) this.action = {kind: "pan", ...start};
+    else if (this.tool === "click" || this.tool === "box") this.action = {kind: "prompt", ...start, moved: false};
+    else {
+      const label = this.tool === "brush" && !minus ? 1 : 0;
+      const stroke = {type: "brush", label, size: this.size, path: [at.map(round)]};
+      this.action = {kind: "stroke", stroke};
+      this.edit.beginStroke(stroke);
+      this.paint(0);
+    }
+  }
+
+  moved(event) {
+    const {view, action} = this, at = view.toPicture(event.offsetX, event.offsetY);
+    if (view.canvas.dataset.tool === "brush" || view.canvas.dataset.tool === "eraser") {
+      const erase = action?.kind === "stroke" ? !action.stroke.label : this.tool === "eraser" || event.altKey;
+      view.cursor = {x: at[0], y: at[1], size: this.size, erase};
+      view.redraw();
+    }
+    if (action?.kind === "pan") {
+      view.pan(event.offsetX - action.x, event.offsetY - action.y);
+      action.x = event.offsetX;
+      action.y = event.offsetY;
+    } else if (action?.kind === "prompt") {
+      action.moved ||= Math.hypot(event.offsetX - action.x, event.offsetY - action.y) > STILL;
+      if (action.moved && !action.minus) {
+        view.drag = this.boxTo(at);
+        view.redraw();
+      }
+    } else if (action?.kind === "stroke") {
+      const {path} = action.stroke, last = path.at(-1), next = at.map(round);
+      // Points nearer than a fraction of the brush add nothing to see.
+      if (path.length < 4096 && Math.hypot(next[0] - last[0], next[1] - last[1]) >= Math.max(0.5, this.size / 12)) {
+        path.push(next);
+        this.paint(path.length - 1);
+      }
+    }
+  }
+
+  up(event) {
+    const {view, edit, action} = this;
+    this.action = null;
+    view.drag = null;
+    if (action?.kind === "stroke") {
+      this.live = null;
+      edit.endStroke();
+    } else if (action?.kind === "prompt") {
+      const at = view.toPicture(event.offsetX, event.offsetY);
+      this.action = action;
+      const box = action.moved && !action.minus ? this.boxTo(at) : null;
+      this.action = null;
+      if (box) {
+        if (box[2] - box[0] >= 1 && box[3] - box[1] >= 1) edit.boxed(box);
+      } else if (view.inside(action.at)) {
+        edit.point(...action.at.map(round), action.minus ? 0 : 1);
+      }
+    }
+    view.redraw();
+  }
+
+  cancel() {
+    if (this.action?.kind === "stroke") { this.live = null; this.edit.endStroke(); }
+    this.action = this.view.drag = null;
+    this.view.redraw();
+  }
+
+  paint(from) {
+    this.live = this.edit.extendStroke(from);
+    this.view.setCurrent(this.live);
+  }
+
+  /** From where the button was pressed to a place, cut to the picture. */
+  boxTo([x, y]) {
+    const {naturalWidth: W, naturalHeight: H} = this.view.picture, [a, b] = this.action.at;
+    const clip = (value, end) => round(Math.min(end, Math.max(0, value)));
+    return [clip(Math.min(a, x), W), clip(Math.min(b, y), H), clip(Math.max(a, x), W), clip(Math.max(b, y), H)];
+  }
+}
+
+// Down: a click in the last pixel stays in the picture.
+const round = value => Math.floor(value * 10) / 10;

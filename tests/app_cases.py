@@ -1,0 +1,59 @@
+"""Projects and servers for the tests of the annotation page."""
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.engine.store import Store
+from sam_jax.ops.rle import encode_rle
+
+SIZE = (60, 80)  # (H, W)
+BASE = "http://127.0.0.1"
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """Pictures with a bright disc in the middle: names 0.png, 1.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    y, x = np.indices(SIZE)
+    disc = (y - 30) ** 2 + (x - 40) ** 2 < 15**2
+    for i in range(count):
+        image = np.where(disc[..., None], (250, 200, 40), (20, 60 + i % 100, 120)).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def make_store(folder: Path, count: int) -> Store:
+    pictures = write_pictures(folder / "pictures", count)
+    store = Store(folder / "project")
+    store.add_pictures(pictures, [f"{i}.png" for i in range(count)])
+    return store
+
+
+def mask_message(box=(10, 10, 30, 20), **fields):
+    """What the page sends to keep a mask: a rectangle (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = box
+    mask = np.zeros(SIZE, bool)
+    mask[y0:y1, x0:x1] = True
+    return {"segmentation": encode_rle(mask), "seconds": 2.5} | fields
+
+
+def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
+    """`sam-jax annotate` as a process of its own, and its address."""
+    command = [sys.executable, "-m", "sam_jax.cli", "annotate", str(folder / "pictures"), "--port", "0"]
+    command += ["--project", str(folder / "project"), *options]
+    environment = os.environ | {"XLA_FLAGS": ""}  # one device is enough
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    line = process.stdout.readline()
+    if "Open " not in line:
+        process.kill()
+        raise RuntimeError(f"the server did not start: {line!r}")
+    return process, line.split("Open ")[1].split()[0]
+
+
+def basic(token: str) -> str:
+    return "Basic " + base64.b64encode(f"label-studio:{token}".encode()).decode()

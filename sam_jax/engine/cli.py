@@ -124,6 +124,14 @@ class Remaining:
     """Text file, a path per line."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Writes PROJECT/report/report.md: status, and plots of masks per picture, sizes, concavity, centres and time."""
+
+    project: Project
+    """Folder of the project."""
+
+
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Status, tyro.conf.subcommand("status")]
@@ -131,6 +139,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Promote, tyro.conf.subcommand("promote")]
     | Annotated[Prefill, tyro.conf.subcommand("prefill")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Remaining, tyro.conf.subcommand("remaining")]
     | Annotated[Run, tyro.conf.subcommand("run")]
 )
@@ -158,6 +167,8 @@ def engine(options: Engine) -> int:
             return _promote(command)
         case Prefill() as command:
             return _prefill(command)
+        case Report() as command:
+            return _report(command)
         case Remaining() as command:
             return _remaining(command)
         case Run() as command:
@@ -235,6 +246,14 @@ def _prefill(options: Prefill) -> int:
     for name, reason in report.failures.items():
         print(f"sam-jax: not read: {name}: {reason}", file=sys.stderr)
     return 1 if report.failures else 0
+
+
+def _report(options: Report) -> int:
+    from sam_jax.engine.report import write_report
+    from sam_jax.engine.store import Store
+
+    print(write_report(Store(options.project, create=False)))
+    return 0
 
 
 def _remaining(options: Remaining) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Measured = dict[Stage, StageMeasures]
 BINS = 24
+UNIT = np.linspace(0, 1, BINS + 1)
 
 
 def write_report(store: Store) -> Path:
@@ -93,10 +94,10 @@ def _colour(stage: Stage) -> str:
 
 
 def _draw_shares(
-    axes: Axes, measured: Measured, values: Callable[[StageMeasures], Any], label: str, top: float
+    axes: Axes, measured: Measured, values: Callable[[StageMeasures], Any], label: str, edges: np.ndarray
 ) -> None:
     """A line per stage: the share of its masks in each bin."""
-    edges = np.linspace(0, top, BINS + 1)
+    top = edges[-1]
     centres = (edges[:-1] + edges[1:]) / 2
     for stage, measures in measured.items():
         found = np.asarray(values(measures), float)
@@ -108,22 +109,23 @@ def _draw_shares(
 
 
 def _draw_per_picture(axes: Axes, measured: Measured) -> None:
-    most = max((max(m.per_picture, default=1) for m in measured.values()), default=1)
-    _draw_shares(axes, measured, lambda m: m.per_picture, "masks on a picture (pictures in brackets)", most)
+    most = max(max(measures.per_picture, default=1) for measures in measured.values())
+    edges = 0.5 + np.arange(0, most + BINS, -(-most // BINS))  # as many whole numbers in every bin
+    _draw_shares(axes, measured, lambda m: m.per_picture, "masks on a picture (pictures in brackets)", edges)
 
 
 def _draw_size(axes: Axes, measured: Measured) -> None:
-    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the picture", 1.0)
+    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the picture", UNIT)
 
 
 def _draw_concavity(axes: Axes, measured: Measured) -> None:
-    _draw_shares(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", 1.0)
+    _draw_shares(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
 
 
 def _draw_seconds(axes: Axes, measured: Measured) -> None:
     every = [seconds for measures in measured.values() for seconds in measures.seconds]
     top = float(np.percentile(every, 99)) * 1.05 if every else 1.0
-    _draw_shares(axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top)
+    _draw_shares(axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT)
 
 
 def _draw_states(axes: Axes, measured: Measured) -> None:

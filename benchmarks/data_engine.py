@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from sam_jax.data.coco import read_coco
 from sam_jax.engine.datasets import read_automatic
+from sam_jax.engine.models import model_in_use
 from sam_jax.engine.stages import init, judge_prefilled, summarize
 from sam_jax.engine.store import Store
 from sam_jax.evals.clicks import first_click, next_click
@@ -48,8 +49,8 @@ class Truth:
 class Page:
     """`sam-jax annotate` as a browser talks to it."""
 
-    def __init__(self, photos: Path, project: Path, model: str, annotator: str) -> None:
-        command = ["annotate", str(photos), "--project", str(project), "--model", model, "--port", "0"]
+    def __init__(self, photos: Path, project: Path, annotator: str) -> None:
+        command = ["annotate", str(photos), "--project", str(project), "--port", "0"]
         self._server = subprocess.Popen(
             [sys.executable, "-m", "sam_jax.cli", *command], stdout=subprocess.PIPE, text=True
         )
@@ -238,16 +239,10 @@ class Run:
         init(self.project, self.photos, options.model, 0.0)
         print(f"{len(parts['train'])} pictures to annotate, {len(parts['held_out'])} held out")
 
-    def model(self) -> str:
-        """The one in use, as `sam-jax annotate` takes it."""
-        summary = summarize(Store(self.project, create=False))
-        (source,) = [m["source"] for m in summary["models"] if m["number"] == summary["model"]]
-        return str(self.project / source) if (self.project / source).exists() else source
-
     def annotate(self, stage: str, pictures: int) -> None:
         """A stage's pictures, and all held-out ones that come before them in the queue."""
         store, done = Store(self.project), 0
-        with Page(self.photos, self.project, self.model(), "script") as page, tqdm(total=pictures, desc=stage) as bar:
+        with Page(self.photos, self.project, "script") as page, tqdm(total=pictures, desc=stage) as bar:
             person = Person(page, self.options.good, self.options.clicks)
             outliner = Person(page, self.options.good, 0)
             started = time.perf_counter()
@@ -292,8 +287,9 @@ class Run:
             "--stability-score-thresh",
             options.automatic_stability,
         ]
+        model, _ = model_in_use(Store(self.project))
         started = time.perf_counter()
-        command("run", rest, "--out", out, "--model", self.model(), "--preset", options.preset, *thresholds)
+        command("run", rest, "--out", out, "--model", model, "--preset", options.preset, *thresholds)
         seconds = time.perf_counter() - started
         pictures, overlaps = 0, []
         names = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]

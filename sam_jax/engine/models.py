@@ -56,6 +56,18 @@ def describe(model: ModelVersion) -> str:
     return f"{model.kind} {model.number}"
 
 
+def model_in_use(store: Store, given: str | None = None) -> tuple[str, str]:
+    """(what `hub.load_model` takes, the name under which masks remember it) of a project.
+
+    Args:
+        given: name or path of another model than the project's. A project without one has `tiny`.
+    """
+    current = current_model(store)
+    if given is None and current is not None:
+        return load_name(store, current), describe(current)
+    return given or "tiny", given or "tiny"
+
+
 def list_models(store: Store, kind: Kind | None = None) -> list[ModelVersion]:
     """All versions, oldest first."""
     models = [_read(row) for row in store.rows("SELECT record FROM models ORDER BY number")]

@@ -17,7 +17,7 @@ from sam_jax.detection.convert import save_detector
 from sam_jax.detection.detector import init_detector
 from sam_jax.engine import promotion
 from sam_jax.engine.measures import measure_shape, measure_stages
-from sam_jax.engine.models import HeldOut, add_model, change_model, current_model, list_models
+from sam_jax.engine.models import HeldOut, add_model, change_model, current_model, list_models, model_in_use
 from sam_jax.engine.prefill import DetectorProposer, EverythingProposer, Proposal, prefill
 from sam_jax.engine.promotion import promote
 from sam_jax.engine.records import MaskRecord
@@ -137,6 +137,30 @@ def test_training_that_was_stopped_goes_on_with_its_data_and_config(project, mon
     assert drop_training(store, "sam").state == "dropped"
     assert drop_training(store, "sam") is None
     assert not (store.folder / "models/0003/run").exists()
+
+
+def test_one_training_of_a_kind_runs_at_a_time(project, monkeypatch):
+    store, examples = project
+    annotate(store, examples)
+
+    def train(config, *, resume):
+        with pytest.raises(ValueError, match="in another process"):
+            retrain(store)
+        with pytest.raises(ValueError, match="in another process"):
+            drop_training(store, "sam")
+        raise FloatingPointError("stopped")
+
+    monkeypatch.setattr(loop, "train", train)
+    with pytest.raises(FloatingPointError):
+        retrain(store, overrides=QUICK)
+    assert drop_training(store, "sam").state == "dropped"
+
+
+def test_the_page_takes_the_project_s_model_unless_another_is_given(project, tmp_path, small):
+    store, _ = project
+    assert model_in_use(store) == (str(small), "sam 1")
+    assert model_in_use(store, "vit_b") == ("vit_b", "vit_b")
+    assert model_in_use(Store(tmp_path / "new")) == ("tiny", "tiny")
 
 
 def test_a_config_that_is_wrong_is_told_before_anything_is_frozen(project, tmp_path):

@@ -59,9 +59,16 @@ def version_folder(store: Store, split: Split, number: int) -> Path:
 
 
 def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
-    """All versions, oldest first."""
+    """All versions, oldest first.
+
+    Raises:
+        ValueError: a version.json that another program, or a newer one, has written.
+    """
     files = sorted((store.folder / FOLDERS[split]).glob("[0-9]*/version.json"))
-    return [DatasetVersion(**read_json(file.read_bytes(), file)) for file in files]
+    try:
+        return [DatasetVersion(**read_json(file.read_bytes(), file)) for file in files]
+    except TypeError as error:
+        raise ValueError(f"expected files of this sam_jax in {store.folder / FOLDERS[split]}: {error}") from error
 
 
 def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ()) -> DatasetVersion:

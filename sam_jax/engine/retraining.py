@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sam_jax.cli_config import load_config
 from sam_jax.engine.datasets import freeze, version_folder
@@ -52,14 +55,32 @@ def retrain(
         people keep is what it is judged by. Still in training if it was asked to stop.
 
     Raises:
-        ValueError: nothing to train on, a config of the other kind, or a run that was started with another config.
+        ValueError: nothing to train on, a config of the other kind, a run that was started with another config, or one
+            that is under way.
         FileNotFoundError: no such config.
     """
     if bad := [text for text in overrides if "=" not in text]:
         raise ValueError(f"expected FIELD=VALUE, such as steps=500, got {bad[0]!r}")
     arguments = [str((config or OWN_CONFIGS[kind]).resolve()), *(f"--{text}" for text in overrides)]
+    with _only_one(store, kind):
+        return _retrain(store, kind, arguments, automatic, given=bool(config or overrides))
+
+
+@contextlib.contextmanager
+def _only_one(store: Store, kind: Kind) -> Iterator[None]:
+    """Keeps other processes from training the same; one that dies lets go."""
+    folder = store.folder / "models"
+    folder.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / f".{kind}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"a {kind} of {store.folder} is in training in another process; wait for it") from error
+
+
+def _retrain(store: Store, kind: Kind, arguments: list[str], automatic: Sequence[Path], *, given: bool) -> ModelVersion:
     model = next((m for m in list_models(store, kind) if m.state == "training"), None)
-    if model is not None and (config or overrides) and model.config != arguments:
+    if model is not None and given and model.config != arguments:
         raise ValueError(
             f"model {model.number} is still in training, with {' '.join(model.config)}; say the same, or nothing, to "
             "go on with it"
@@ -83,12 +104,17 @@ def retrain(
 
 
 def drop_training(store: Store, kind: Kind) -> ModelVersion | None:
-    """Gives up the run that was stopped, if there is one."""
-    model = next((m for m in list_models(store, kind) if m.state == "training"), None)
-    if model is None:
-        return None
-    shutil.rmtree(models_folder(store, model.number) / "run", ignore_errors=True)
-    return change_model(store, model, "dropped", reason="given up before it was trained")
+    """Gives up the run that was stopped, if there is one.
+
+    Raises:
+        ValueError: it is under way.
+    """
+    with _only_one(store, kind):
+        model = next((m for m in list_models(store, kind) if m.state == "training"), None)
+        if model is None:
+            return None
+        shutil.rmtree(models_folder(store, model.number) / "run", ignore_errors=True)
+        return change_model(store, model, "dropped", reason="given up before it was trained")
 
 
 def _read_config(kind: Kind, arguments: Sequence[str]) -> Any:

@@ -324,7 +324,7 @@ class Run:
         self.automatic()
         self.retrain("stage 3", "--automatic", options.out / "automatic")
         command("report", self.project)
-        print(command("status", self.project))
+        command("status", self.project)
 
 
 def main() -> None:

@@ -110,7 +110,8 @@ def _draw_shares(
 
 def _draw_per_picture(axes: Axes, measured: Measured) -> None:
     most = max(max(measures.per_picture, default=1) for measures in measured.values())
-    edges = 0.5 + np.arange(0, most + BINS, -(-most // BINS))  # as many whole numbers in every bin
+    width = -(-most // BINS)  # whole numbers in a bin: as many in every one
+    edges = 0.5 + width * np.arange(-(-most // width) + 1)
     _draw_shares(axes, measured, lambda m: m.per_picture, "masks on a picture (pictures in brackets)", edges)
 
 

@@ -65,6 +65,30 @@ def test_a_killed_writer_loses_no_mask_that_was_saved_and_leaves_no_half_one(sto
     assert again.rows("PRAGMA integrity_check")[0][0] == "ok"
 
 
+FORKER = """
+import os, sys, uuid
+from sam_jax.engine.records import MaskRecord
+from sam_jax.engine.store import Store
+store, rle = Store(sys.argv[1]), {"size": [12, 17], "counts": sys.argv[2]}
+def save(annotator):
+    store.save_mask(MaskRecord(id=uuid.uuid4().hex, picture_id=1, annotator=annotator, segmentation=rle))
+save("before")
+child = os.fork()
+for _ in range(20):
+    save("child" if child == 0 else "parent")
+if child == 0:
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_process_goes_on_with_a_connection_of_its_own(store):
+    subprocess.run([sys.executable, "-c", FORKER, str(store.folder), rle()["counts"]], check=True)
+    annotators = [record.annotator for record in store.masks(1)]
+    assert sorted(annotators) == ["before"] + ["child"] * 20 + ["parent"] * 20
+    assert store.rows("PRAGMA integrity_check")[0][0] == "ok"
+
+
 CLAIMER = """
 import sys
 from sam_jax.engine.store import Store

@@ -27,8 +27,9 @@ class Annotate:
 
     folder: tyro.conf.Positional[Path]
     """Folder of pictures, with all below it."""
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    model: str | None = None
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format. Without it the project's own, which
+    sam-jax engine promote chooses; tiny in a new project."""
     project: Path = Path("project")
     """Folder of the project, made if need be. The pictures stay where they are."""
     stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None
@@ -62,6 +63,7 @@ def annotate(options: Annotate) -> None:
         raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
     from sam_jax.app.guard import Access, is_loopback, new_token
     from sam_jax.app.pictures import scan
+    from sam_jax.engine.models import model_in_use
     from sam_jax.engine.store import Store
     from sam_jax.hub import load_model
 
@@ -74,14 +76,13 @@ def annotate(options: Annotate) -> None:
     found = scan(options.folder, options.project)
     for name in found.refused:
         print(f"sam-jax: left out, it leads out of the folder or is no text: {name}", file=sys.stderr)
-    model = load_model(options.model, dtype=options.dtype)
     store = Store(options.project)
+    name, version = model_in_use(store, options.model)
+    model = load_model(name, dtype=options.dtype)
     new = store.add_pictures(options.folder, found.names, options.held_out)
     if options.stage is not None:
         store.set_stage(STAGES[options.stage])
-    app = create_app(
-        store, model, access, model_version=options.model, max_pixels=round(options.max_megapixels * 1_000_000)
-    )
+    app = create_app(store, model, access, model_version=version, max_pixels=round(options.max_megapixels * 1_000_000))
     with _listen(options.host, options.port) as listening:
         name = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")

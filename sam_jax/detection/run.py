@@ -126,7 +126,7 @@ def detect_pictures(
                 frames = [frame for _, frame in batch]
                 filled = [*frames, *[frames[-1]] * (batch_size - len(batch))]  # one program for all batches
                 pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
-                found = jax.device_get(_detect(params, pixels, sizes, config=config, dtype=dtype))
+                found = jax.device_get(detect_batch(params, pixels, sizes, config=config, dtype=dtype))
                 for i, (target, frame) in enumerate(batch):
                     of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
                     for entry in to_results(of_picture, frame.size, config, masks=masks):
@@ -143,5 +143,6 @@ def detect_pictures(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _detect(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
+def detect_batch(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
+    """Objects on pictures in the input frame, of sizes (h, w); compiled once per number of pictures."""
     return detect_objects(params, normalize_images(pixels, sizes, config.encoder), sizes, config, dtype=dtype)

@@ -53,7 +53,6 @@ CREATE TABLE history (
     record TEXT NOT NULL                         -- after it
 );
 CREATE INDEX history_of_mask ON history (mask_id);
-CREATE TABLE datasets (number INTEGER PRIMARY KEY, at TEXT NOT NULL, record TEXT NOT NULL);
 CREATE TABLE models (number INTEGER PRIMARY KEY, at TEXT NOT NULL, record TEXT NOT NULL);
 CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, record TEXT NOT NULL);
 CREATE TRIGGER history_is_not_changed BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END;

@@ -59,7 +59,9 @@ class Store:
     # Connections and transactions
 
     def _db(self) -> sqlite3.Connection:
-        if getattr(self._local, "process", None) != os.getpid():  # a connection doesn't survive a fork
+        if getattr(self._local, "process", None) != os.getpid():
+            # A connection doesn't survive a fork: the child may neither use nor close its parent's.
+            self._local.inherited = getattr(self._local, "db", None)
             self._local.db, self._local.process = schema.connect(self._path), os.getpid()
         return self._local.db
 

@@ -32,6 +32,11 @@ def rle_box(rle: Rle) -> list[float]:
     return pycocotools.mask.toBbox(rle).tolist()  # pyright: ignore[reportArgumentType]
 
 
+def rle_iou(first: Rle, second: Rle) -> float:
+    """Intersection over union of two masks of one size; two empty ones give 0."""
+    return float(pycocotools.mask.iou([first], [second], [0])[0, 0])  # pyright: ignore[reportArgumentType]
+
+
 def counts_from_bits(
     bits: UInt8[np.ndarray, "w n"], size: tuple[int, int], offset: tuple[int, int] = (0, 0)
 ) -> Int[np.ndarray, " R"]:

@@ -1,0 +1,278 @@
+"""Dataset versions: what was annotated up to a time, frozen in folders that `train.py` reads as SA-1B.
+
+    datasets/0001/version.json        what is in it, and what it was made from
+    datasets/0001/SHA256SUMS          of every file; `sha256sum -c` checks them
+    datasets/0001/0000/sa_12.jpg      the picture as it was, beside sa_12.json with its masks
+    held_out/0001/...                 the same of the pictures that models are judged on
+
+A version never changes. Pictures are copied into the project once, later versions link to the copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.examples import Example, read_json
+from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
+from sam_jax.engine.records import MaskRecord, Picture, Split, Stage
+from sam_jax.engine.statements import now
+from sam_jax.engine.store import Store
+from sam_jax.ops.rle import rle_area, rle_box
+
+FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
+USED = ("accepted", "edited")  # states of masks that go into a version
+PER_FOLDER = 1000  # pictures
+AUTOMATIC = "automatic"  # folder of the pictures that no person saw
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetVersion:
+    """What `version.json` says."""
+
+    number: int
+    split: Split
+    at: str  # UTC
+    stage: Stage  # of the project at that time
+    pictures: int
+    masks: int
+    origins: dict[str, int]  # manual, prefilled, automatic -> masks
+    models: dict[str, int]  # model that drew them -> masks
+    automatic: list[str]  # folders of automatic masks that went in
+    sha256: str  # of SHA256SUMS, and so of all of it
+
+
+def version_folder(store: Store, split: Split, number: int) -> Path:
+    return store.folder / FOLDERS[split] / f"{number:04d}"
+
+
+def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
+    """All versions, oldest first.
+
+    Raises:
+        ValueError: a version.json that another program, or a newer one, has written.
+    """
+    files = sorted((store.folder / FOLDERS[split]).glob("[0-9]*/version.json"))
+    try:
+        return [DatasetVersion(**read_json(file.read_bytes(), file)) for file in files]
+    except TypeError as error:
+        raise ValueError(f"expected files of this sam_jax in {store.folder / FOLDERS[split]}: {error}") from error
+
+
+def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ()) -> DatasetVersion:
+    """Freezes the accepted and edited masks of all finished pictures of a split, with a progress bar.
+
+    It appears whole or not at all. Where nothing has changed since the last version, that is it.
+
+    Args:
+        automatic: folders or tars in SA-1B's layout, as `sam-jax engine run` writes them, whose masks go in too; but
+            not those of pictures that people finished. For the training part.
+
+    Raises:
+        ValueError: no finished picture with a mask, or a picture that is no longer the one that was annotated.
+        FileNotFoundError: a picture is gone.
+    """
+    if split == "held_out" and automatic:
+        raise ValueError("expected people's masks alone to judge models on, got automatic ones")
+    parent = store.folder / FOLDERS[split]
+    parent.mkdir(exist_ok=True)
+    with FileLock(parent / ".lock"):
+        versions = list_versions(store, split)
+        last = versions[-1] if versions else None
+        with _building(parent / ".new") as folder:
+            version = _Writer(folder, None if last is None else version_folder(store, split, last.number))
+            _write_pictures(store, split, version)
+            for path in automatic:
+                _write_automatic(store, path, version)
+            if not version.pictures:
+                raise ValueError(
+                    f"expected finished pictures with masks in the {split} part of {store.folder}, found none; "
+                    "annotate some first (sam-jax annotate)"
+                )
+            digest = version.finish()
+            if last is not None and last.sha256 == digest:
+                return last
+            frozen = DatasetVersion(
+                number=last.number + 1 if last else 1,
+                split=split,
+                at=now(),
+                stage=store.stage,
+                pictures=version.pictures,
+                masks=version.origins.total(),
+                origins=dict(version.origins),
+                models=dict(version.models),
+                automatic=[str(path) for path in automatic],
+                sha256=digest,
+            )
+            (folder / "version.json").write_text(json.dumps(dataclasses.asdict(frozen), indent=1))
+            folder.rename(version_folder(store, split, frozen.number))
+    return frozen
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A new folder; what is left of it at the end goes, and what another run left there when it was killed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Writer:
+    """Writes a version's files and counts what goes in.
+
+    Args:
+        last: folder of the version before, whose pictures are linked to where they are the same.
+
+    Attributes:
+        seen: SHA-256 of pictures that are in, or must not come in.
+    """
+
+    def __init__(self, folder: Path, last: Path | None) -> None:
+        self.folder, self.pictures, self.seen = folder, 0, set[str]()
+        self.origins: Counter[str] = Counter()
+        self.models: Counter[str] = Counter()
+        self._last, self._sums = last, list[str]()
+        sums = (last / "SHA256SUMS").read_text().splitlines() if last else []
+        self._before = {name: digest for digest, name in (line.split("  ", 1) for line in sums)}
+
+    def add(self, name: str, picture: bytes, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
+        """A picture, unless it was seen or has no masks."""
+        digest = hashlib.sha256(picture).hexdigest()
+        if digest in self.seen or not annotations:
+            return
+        self.seen.add(digest)
+        self.pictures += 1
+        self.origins.update(annotation["origin"] for annotation in annotations)
+        self.models.update(annotation["model"] for annotation in annotations)
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._last is None or self._before.get(name) != digest or not _link(self._last / name, path):
+            _write(path, picture)
+        self._sums.append(f"{digest}  {name}")
+        content = {"image": image | {"file_name": path.name}, "annotations": annotations}
+        text = json.dumps(content).encode()
+        _write(path.with_suffix(".json"), text)
+        self._sums.append(f"{hashlib.sha256(text).hexdigest()}  {Path(name).with_suffix('.json').as_posix()}")
+
+    def finish(self) -> str:
+        """SHA-256 of the sums of all files."""
+        text = "".join(f"{line}\n" for line in self._sums).encode()
+        _write(self.folder / "SHA256SUMS", text)
+        return hashlib.sha256(text).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def _link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links, or a version that was deleted
+        return False
+    return True
+
+
+def _write_pictures(store: Store, split: Split, version: _Writer) -> None:
+    if split == "train":  # a picture that lies in both parts, under two names, is not to be trained on
+        held_out = [picture for picture in store.pictures() if picture.split == "held_out"]
+        version.seen = {hashlib.sha256(_read(picture)).hexdigest() for picture in held_out}
+    done = [picture for picture in store.pictures("done") if picture.split == split]
+    for picture in tqdm(done, "freezing", unit="picture", delay=1):
+        masks = [mask for mask in store.masks(picture.id) if mask.state in USED]
+        name = f"{picture.id // PER_FOLDER:04d}/sa_{picture.id}{picture.path.suffix.lower()}"
+        image = {"image_id": picture.id, "width": picture.width, "height": picture.height, "source": picture.name}
+        if masks:
+            version.add(name, _read(picture), image, [to_annotation(i, mask) for i, mask in enumerate(masks)])
+
+
+def _read(picture: Picture) -> bytes:
+    if not picture.path.is_file():
+        raise FileNotFoundError(f"expected a picture of the project at {picture.path}, found none; put it back")
+    return picture.path.read_bytes()
+
+
+def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
+    """A mask as an annotation of SA-1B, with how it came to be."""
+    height, width = mask.segmentation["size"]
+    clicks = [[prompt["x"], prompt["y"]] for prompt in mask.prompts if prompt["type"] == "point" and prompt["label"]]
+    return {
+        "id": number,
+        "segmentation": mask.segmentation,
+        "bbox": rle_box(mask.segmentation),
+        "area": rle_area(mask.segmentation),
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "point_coords": clicks[:1],
+        "crop_box": [0.0, 0.0, float(width), float(height)],
+        "mask_id": mask.id,
+        "name": mask.name,
+        "rank": mask.rank,
+        "origin": mask.origin,
+        "state": mask.state,
+        "model": mask.model,
+    }
+
+
+def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(bytes of a picture, its JSON) of a tar, or of a folder of tars or of pairs, in SA-1B's layout.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or what is there can't be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"expected automatic masks at {path}, found nothing")
+    tars, pairs = find_sa1b(path)
+    if not tars and not pairs:
+        raise ValueError(f"expected pictures with a JSON of masks beside each, or tars of them, in {path}; found none")
+    for picture, annotation in pairs:
+        yield picture.read_bytes(), read_json(annotation.read_bytes(), annotation)
+    problems: list[BadRecord] = []
+    for tar in tars:
+        for pair in pairs_of_tar(tar, problems):
+            parts = [
+                Example(tar, (0, 0), (), "", span=span, member=pair.name) for span in (pair.picture, pair.annotation)
+            ]
+            yield parts[0].read(), read_json(parts[1].read(), parts[1].where)
+    if problems:
+        raise ValueError(f"{len(problems)} pictures in {path} can't be used, the first: {problems[0]}")
+
+
+def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
+    """Pictures that are held out or finished are known by their bytes; or, as a JPEG may have been written anew, by the
+    list that `sam-jax engine run` leaves beside its tars.
+    """
+    taken = {str(p.path) for p in store.pictures() if p.split == "held_out"} | {
+        str(p.path) for p in store.pictures("done")
+    }
+    lines = (path / "pictures.jsonl").read_text().splitlines() if (path / "pictures.jsonl").is_file() else []
+    leave_out = {row["id"] for row in map(json.loads, lines) if str(Path(row["url"]).resolve()) in taken}
+    for picture, content in tqdm(read_automatic(path), "freezing automatic masks", unit="picture", delay=1):
+        try:
+            image = {key: content["image"][key] for key in ("image_id", "width", "height")}
+            source = content["image"]["file_name"]
+            annotations = [
+                annotation | {"origin": "automatic", "state": "accepted", "model": annotation.get("model", "")}
+                for annotation in content["annotations"]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected JSON of SA-1B's layout in {path}: {type(error).__name__} {error}") from error
+        if image["image_id"] not in leave_out:
+            name = f"{AUTOMATIC}/{hashlib.sha256(picture).hexdigest()[:20]}{Path(source).suffix.lower()}"
+            version.add(name, picture, image | {"source": source}, annotations)

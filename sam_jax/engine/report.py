@@ -1,0 +1,178 @@
+"""A project's report: tables in Markdown, and the paper's figures on data (5 and 6) for its own masks, as PNG."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sam_jax.engine.measures import StageMeasures, measure_stages, summarize_measures
+from sam_jax.engine.records import Stage
+from sam_jax.engine.stages import describe_status, summarize
+from sam_jax.engine.store import Store
+from sam_jax.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Measured = dict[Stage, StageMeasures]
+BINS = 24
+UNIT = np.linspace(0, 1, BINS + 1)
+
+
+def write_report(store: Store) -> Path:
+    """Writes PROJECT/report/report.md and its plots, in place of earlier ones.
+
+    Returns:
+        Path of report.md.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'sam_jax[train]'") from error
+    folder = store.folder / "report"
+    folder.mkdir(exist_ok=True)
+    summary, measured = summarize(store), measure_stages(store)
+    text = ["# Report of the data engine", "", "```", describe_status(summary), "```", "", *_table(measured), ""]
+    if measured:
+        for name, title, draw in PLOTS:
+            _plot(folder / f"{name}.png", title, functools.partial(draw, measured=measured))
+            text += [f"## {title}", "", f"![{title}]({name}.png)", ""]
+        _plot_centres(folder / "centres.png", measured)
+        text += ["## Where masks lie", "", "![Centres of masks](centres.png)", ""]
+    judged = [model for model in summary["models"] if model["held_out"]]
+    if judged:
+        _plot(folder / "models.png", "Models", lambda axes: _draw_models(axes, judged))
+        text += ["## Models on held-out pictures", "", "![mIoU of models](models.png)", ""]
+    path = folder / "report.md"
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(text))
+    return path
+
+
+def _table(measured: Measured) -> list[str]:
+    rows = {stage: summarize_measures(measures) for stage, measures in measured.items()}
+    if not rows:
+        return ["There is no finished picture yet."]
+    names = list(next(iter(rows.values())))
+    lines = [f"| stage | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for stage, row in rows.items():
+        lines.append(f"| {stage} | {' | '.join(_cell(row[name]) for name in names)} |")
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _plot(path: Path, title: str, draw: Callable[[Axes], Any], size: tuple[float, float] = (6.4, 3.6)) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    draw(axes)
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
+
+
+def _colour(stage: Stage) -> str:
+    return {"assisted-manual": "C0", "semi-automatic": "C1", "automatic": "C2"}[stage]
+
+
+def _draw_shares(
+    axes: Axes, measured: Measured, values: Callable[[StageMeasures], Any], label: str, edges: np.ndarray
+) -> None:
+    """A line per stage: the share of its masks in each bin."""
+    top = edges[-1]
+    centres = (edges[:-1] + edges[1:]) / 2
+    for stage, measures in measured.items():
+        found = np.asarray(values(measures), float)
+        if len(found):
+            shares = np.histogram(np.clip(found, 0, top), edges)[0] / len(found)
+            axes.plot(centres, 100 * shares, color=_colour(stage), label=f"{stage} ({len(found)})")
+    axes.set(xlabel=label, ylabel="percent", xlim=(0, top), ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_per_picture(axes: Axes, measured: Measured) -> None:
+    most = max(max(measures.per_picture, default=1) for measures in measured.values())
+    width = -(-most // BINS)  # whole numbers in a bin: as many in every one
+    edges = 0.5 + width * np.arange(-(-most // width) + 1)
+    _draw_shares(axes, measured, lambda m: m.per_picture, "masks on a picture (pictures in brackets)", edges)
+
+
+def _draw_size(axes: Axes, measured: Measured) -> None:
+    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the picture", UNIT)
+
+
+def _draw_concavity(axes: Axes, measured: Measured) -> None:
+    _draw_shares(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
+
+
+def _draw_seconds(axes: Axes, measured: Measured) -> None:
+    every = [seconds for measures in measured.values() for seconds in measures.seconds]
+    top = float(np.percentile(every, 99)) * 1.05 if every else 1.0
+    _draw_shares(axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT)
+
+
+def _draw_states(axes: Axes, measured: Measured) -> None:
+    """A bar per stage, of what became of its masks."""
+    names = list(dict.fromkeys(name for measures in measured.values() for name in measures.states))
+    stages = list(measured)
+    totals = np.array([sum(measures.states.values()) for measures in measured.values()])
+    left = np.zeros(len(stages))
+    for i, name in enumerate(names):
+        shares = 100 * np.array([measures.states.get(name, 0) for measures in measured.values()]) / totals
+        bars = axes.barh(stages, shares, left=left, color=f"C{i}", label=name, height=0.6)
+        axes.bar_label(bars, [f"{share:.0f}" if share >= 4 else "" for share in shares], label_type="center", color="w")
+        left += shares
+    axes.invert_yaxis()
+    axes.set(xlabel="percent of masks", xlim=(0, 100))
+    axes.legend(frameon=False, fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+
+
+def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
+    numbers = [str(model["number"]) for model in models]
+    mious = [model["held_out"]["miou"] for model in models]
+    colours = ["C0" if model["state"] == "promoted" else "0.7" for model in models]
+    bars = axes.bar(numbers, mious, color=colours, width=0.6)
+    axes.bar_label(bars, [f"{miou:.1f}" for miou in mious])
+    axes.set(xlabel="model (grey: not promoted)", ylabel="mIoU after one click, percent", ylim=(0, max(mious) * 1.15))
+
+
+def _plot_centres(path: Path, measured: Measured) -> None:
+    """A map per stage of how often a mask's centre lies where, the picture stretched to a square."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(measured) + 0.4, 2.9), layout="constrained")
+    row = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (stage, measures) in zip(row, measured.items(), strict=True):
+        x, y = measures.shapes[:, 2], measures.shapes[:, 3]
+        counts = np.histogram2d(y, x, bins=12, range=((0, 1), (0, 1)))[0]
+        axes.imshow(counts, extent=(0, 1, 1, 0), cmap="magma", interpolation="nearest")
+        axes.set_title(f"{stage} ({len(x)})", fontsize="small")
+        axes.set(xticks=[], yticks=[])
+    _save(figure, path)
+
+
+PLOTS: tuple[tuple[str, str, Callable[..., None]], ...] = (
+    ("masks_per_picture", "Masks per picture", _draw_per_picture),
+    ("size", "Size of masks", _draw_size),
+    ("concavity", "Concavity of masks", _draw_concavity),
+    ("seconds", "Time per mask", _draw_seconds),
+    ("states", "What became of masks", _draw_states),
+)

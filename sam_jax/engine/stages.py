@@ -1,0 +1,169 @@
+"""Where a project stands: its stage, and what has been done in each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sam_jax.engine.datasets import list_versions
+from sam_jax.engine.models import add_model, current_model, list_models
+from sam_jax.engine.records import STAGES, Stage
+from sam_jax.engine.statements import from_json
+from sam_jax.engine.store import Store
+from sam_jax.ops.rle import rle_iou
+
+SLIGHTLY = 0.9  # IoU of a pre-filled mask with what people made of it, from which on it was right
+
+
+def init(folder: Path, pictures: Path, model: str, held_out: float) -> tuple[Store, int]:
+    """Makes a project, or adds new pictures to one.
+
+    Args:
+        pictures: folder; pictures are looked for in it and below.
+        model: name or path of the model that people work with at first.
+        held_out: share of the pictures that models are judged on.
+
+    Returns:
+        The store, and how many pictures are new.
+
+    Raises:
+        FileNotFoundError, ValueError: no pictures there, or the project has begun with another model.
+    """
+    from sam_jax.everything import find_pictures
+
+    found = find_pictures([pictures], folder)
+    source = str(Path(model).resolve()) if Path(model).exists() else model
+    store = Store(folder)
+    first = next(iter(list_models(store, "sam")), None)
+    if first is not None and first.source != source:
+        raise ValueError(f"{folder} began with the model {first.source}; got {source}")
+    if first is None:
+        add_model(store, "sam", "promoted", source)
+    return store, store.add_pictures(pictures, [str(picture.name) for picture in found], held_out)
+
+
+def move(store: Store, stage: Stage) -> None:
+    """Goes one stage on, or back.
+
+    Raises:
+        ValueError: further than one stage.
+    """
+    here = store.stage
+    if abs(STAGES.index(stage) - STAGES.index(here)) > 1:
+        raise ValueError(f"expected the stage before or after {here}, got {stage}; stages are {', '.join(STAGES)}")
+    store.set_stage(stage)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What people made of the masks that were pre-filled, on the pictures that they finished."""
+
+    untouched: int = 0
+    slightly: int = 0  # edited, but the IoU with what it was is at least SLIGHTLY
+    much: int = 0  # edited further
+    rejected: int = 0  # or deleted
+
+    @property
+    def total(self) -> int:
+        return self.untouched + self.slightly + self.much + self.rejected
+
+    @property
+    def precision(self) -> float | None:
+        """Share that was right, or right but for a slight edit; None without any."""
+        return (self.untouched + self.slightly) / self.total if self.total else None
+
+
+def judge_prefilled(store: Store) -> Judged:
+    """Counts what became of pre-filled masks."""
+    counts = Counter(_judgements(store))
+    return Judged(**counts)
+
+
+def _judgements(store: Store) -> Iterator[str]:
+    rows = store.rows(
+        "SELECT masks.record AS last, deleted, history.record AS first, "
+        "(SELECT annotator FROM history WHERE mask_id = masks.id ORDER BY id DESC LIMIT 1) AS who "
+        "FROM masks JOIN pictures ON pictures.id = picture_id "
+        "JOIN history ON history.id = (SELECT min(id) FROM history WHERE mask_id = masks.id) "
+        "WHERE pictures.state = 'done' AND json_extract(masks.record, '$.origin') = 'prefilled'"
+    )
+    for row in rows:
+        first, last = from_json(row["first"]), from_json(row["last"])
+        if row["deleted"]:
+            if row["who"] != first.annotator:  # people deleted it; else a newer model's masks took its place
+                yield "rejected"
+        elif last.state == "rejected":
+            yield "rejected"
+        elif first.segmentation == last.segmentation:
+            yield "untouched"
+        else:
+            yield "slightly" if rle_iou(first.segmentation, last.segmentation) >= SLIGHTLY else "much"
+
+
+def summarize(store: Store) -> dict[str, Any]:
+    """The state of a project, as JSON takes it."""
+    pictures = store.rows("SELECT split, state, count(*) AS n FROM pictures GROUP BY split, state")
+    masks = store.rows(
+        "SELECT stage, json_extract(record, '$.origin') AS origin, json_extract(record, '$.state') AS state, "
+        "count(*) AS n FROM masks WHERE NOT deleted GROUP BY 1, 2, 3"
+    )
+    people = store.rows(
+        "SELECT annotator, sum(state = 'open') AS open, sum(state = 'done') AS done, sum(seconds) AS seconds "
+        "FROM pictures WHERE annotator IS NOT NULL GROUP BY annotator ORDER BY annotator"
+    )
+    current, judged = current_model(store), judge_prefilled(store)
+    return {
+        "stage": store.stage,
+        "pictures": [dict(row) for row in pictures],
+        "masks": [dict(row) for row in masks],
+        "annotators": [dict(row) for row in people],
+        "prefilled": dataclasses.asdict(judged) | {"precision": judged.precision},
+        "datasets": [dataclasses.asdict(version) for version in list_versions(store)],
+        "models": [dataclasses.asdict(model) for model in list_models(store)],
+        "model": None if current is None else current.number,
+    }
+
+
+def describe_status(summary: dict[str, Any]) -> str:
+    """What `sam-jax engine status` prints."""
+    counts = Counter({(row["split"], row["state"]): row["n"] for row in summary["pictures"]})
+    lines = [f"stage: {summary['stage']}"]
+    for split in ("train", "held_out"):
+        states = ", ".join(f"{counts[split, state]} {state}" for state in ("done", "open", "free"))
+        lines.append(f"pictures, {split.replace('_', ' ')}: {states}")
+    for row in summary["masks"]:
+        lines.append(f"masks, {row['stage']}: {row['n']} {row['origin']}, {row['state']}")
+    if summary["prefilled"]["precision"] is not None:
+        row = summary["prefilled"]
+        lines.append(
+            f"pre-filled masks: precision {row['precision']:.1%} ({row['untouched']} untouched, edited slightly "
+            f"{row['slightly']} and much {row['much']}, {row['rejected']} rejected)"
+        )
+    for row in summary["annotators"]:
+        lines.append(f"annotator {row['annotator']}: {row['done']} done, {row['open']} open, {row['seconds']:.0f} s")
+    for row in summary["datasets"]:
+        lines.append(f"dataset {row['number']}: {row['masks']} masks on {row['pictures']} pictures, {row['at'][:19]}")
+    for row in summary["models"]:
+        lines.append(describe_model(row, summary["model"]))
+    return "\n".join(lines)
+
+
+def describe_model(row: dict[str, Any], current: int | None) -> str:
+    """A line on a model version; `row` as in `summarize`."""
+    parts = [f"{row['kind']} {row['number']}: {row['state']}"]
+    if row["dataset"] is None:
+        parts.append(row["source"])
+    else:
+        parts.append(f"from model {row['parent']} on dataset {row['dataset']}")
+    if row["held_out"] is not None:
+        held = row["held_out"]
+        parts.append(f"held-out mIoU {held['miou']:.2f} ({held['masks']} masks, version {held['version']})")
+    return ", ".join(parts) + (", in use" if row["number"] == current else "")
+
+
+def unfinished(store: Store) -> list[str]:
+    """Paths of the training pictures that nobody has finished: the input of the automatic stage."""
+    return [str(p.path) for p in store.pictures("free") if p.split == "train"]

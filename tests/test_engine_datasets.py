@@ -1,0 +1,197 @@
+"""Dataset versions: frozen whole, never changed, trained on as they are, and never with held-out pictures."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import tarfile
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam_jax.config import DataConfig
+from sam_jax.data.sources import open_source
+from sam_jax.engine.datasets import freeze, list_versions, version_folder
+from sam_jax.engine.records import MaskRecord
+from sam_jax.engine.store import Store
+from sam_jax.ops.rle import decode_rle, encode_rle
+
+HEIGHT, WIDTH = 24, 32
+
+
+def mask_record(picture, seed=0, **fields):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[2 + seed : 12 + seed, 3 : 20 + seed] = True
+    fields = {"annotator": "ann", "segmentation": encode_rle(mask)} | fields
+    return MaskRecord(id=uuid.uuid4().hex, picture_id=picture.id, **fields)
+
+
+def annotate(store, count, masks=2):
+    for _ in range(count):
+        picture = store.claim("ann")
+        store.set_size(picture.id, WIDTH, HEIGHT)
+        for seed in range(masks):
+            store.save_mask(mask_record(picture, seed, prompts=[{"type": "point", "x": 5, "y": 6, "label": 1}]))
+        store.finish(picture.id, "ann")
+
+
+def write_pictures(folder, count, start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(start, start + count):
+        pixels = np.random.default_rng(n).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{n}.jpg")
+    return [f"{n}.jpg" for n in range(start, start + count)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "project")
+    store.add_pictures(tmp_path / "photos", write_pictures(tmp_path / "photos", 10), held_out=0.2)
+    return store
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_version_is_read_as_sa1b_with_the_masks_that_were_saved(store):
+    annotate(store, 10)
+    version = freeze(store)
+    assert (version.number, version.pictures, version.masks, version.stage) == (1, 8, 16, "assisted-manual")
+    folder = version_folder(store, "train", 1)
+    train, validation = open_source(DataConfig(path=folder))
+    assert (len(train), len(validation)) == (7, 1)
+    example = validation[0]
+    picture = store.picture(int(example.path.stem.removeprefix("sa_")))
+    assert example.read() == picture.path.read_bytes()
+    assert list(example.masks) == [m.segmentation for m in store.masks(picture.id)]
+    assert decode_rle(example.masks[0]).shape == example.image().shape[:2]
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    (annotation, _) = json.loads(example.path.with_suffix(".json").read_text())["annotations"]
+    assert (annotation["bbox"], annotation["point_coords"], annotation["area"]) == ([3, 2, 17, 10], [[5, 6]], 170)
+
+
+def test_held_out_pictures_are_in_no_training_version_under_any_name(store, tmp_path):
+    held_out = [p for p in store.pictures() if p.split == "held_out"]
+    copy = tmp_path / "photos" / "copy.jpg"
+    copy.write_bytes(held_out[0].path.read_bytes())
+    store.add_pictures(tmp_path / "photos", ["copy.jpg"])
+    annotate(store, 11)
+    contents = {hashlib.sha256(p.path.read_bytes()).hexdigest() for p in held_out}
+    for split, count in (("train", 8), ("held_out", 2)):
+        version = freeze(store, split)
+        pictures = list(version_folder(store, split, 1).rglob("*.jpg"))
+        found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
+        assert len(pictures) == version.pictures == count
+        assert found & contents == (contents if split == "held_out" else set())
+
+
+def test_a_version_is_not_changed_by_later_work_and_nothing_new_makes_no_version(store):
+    annotate(store, 5)
+    first = freeze(store)
+    folder = version_folder(store, "train", 1)
+    before = files_of(folder)
+    assert freeze(store) == first
+    annotate(store, 5)
+    second = freeze(store)
+    assert second.number == 2
+    assert second.pictures > first.pictures
+    assert files_of(folder) == before
+    assert list_versions(store) == [first, second]
+    shared = next(path for path in sorted(before) if path.endswith(".jpg"))
+    assert os.path.samefile(folder / shared, version_folder(store, "train", 2) / shared)
+    assert {p.name for p in folder.parent.iterdir()} == {"0001", "0002", ".lock"}
+
+
+def test_rejected_and_deleted_masks_and_open_pictures_stay_out(store):
+    picture = store.claim("ann")
+    store.set_size(picture.id, WIDTH, HEIGHT)
+    proposals = [mask_record(picture, n, origin="prefilled", state="proposed", annotator="model") for n in range(3)]
+    for proposal in proposals:
+        store.save_mask(dataclasses.replace(proposal, annotator="ann"))
+    store.save_mask(dataclasses.replace(proposals[0], state="rejected", annotator="ann"))
+    store.delete_mask(proposals[1].id, "ann")
+    with pytest.raises(ValueError, match="annotate some first"):
+        freeze(store, picture.split)
+    store.finish(picture.id, "ann")
+    store.claim("ann")
+    version = freeze(store, picture.split)
+    assert (version.pictures, version.masks, version.origins) == (1, 1, {"prefilled": 1})
+
+
+def test_a_stopped_freeze_leaves_no_version_and_the_next_one_cleans_up(store, monkeypatch):
+    annotate(store, 10)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            freeze(store)
+    assert list_versions(store) == []
+    (store.folder / "datasets" / ".new").mkdir()
+    (store.folder / "datasets" / ".new" / "half").write_text("x")
+    assert freeze(store).number == 1
+    assert not (store.folder / "datasets" / ".new").exists()
+
+
+def sa1b_json(number, masks=1):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[1:9, 2:9] = True
+    annotation = {"id": 1, "segmentation": encode_rle(mask), "predicted_iou": 0.9, "stability_score": 0.95}
+    image = {"image_id": number, "file_name": f"sa_{number}.jpg", "height": HEIGHT, "width": WIDTH}
+    return json.dumps({"image": image, "annotations": [annotation] * masks})
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_automatic_masks_go_in_but_not_on_pictures_that_people_finished_or_that_are_held_out(store, tmp_path, kind):
+    annotate(store, 3)
+    automatic = tmp_path / "automatic"
+    automatic.mkdir()
+    members = {}
+    for picture in store.pictures():
+        members |= {
+            f"sa_{picture.id}.jpg": picture.path.read_bytes(),
+            f"sa_{picture.id}.json": sa1b_json(picture.id).encode(),
+        }
+    for name, content in members.items():
+        (automatic / name).write_bytes(content)
+    if kind == "tar":
+        with tarfile.open(automatic / "sa_000000.tar", "w") as tar:
+            for name in members:
+                tar.add(automatic / name, name)
+                (automatic / name).unlink()
+    version = freeze(store, automatic=[automatic])
+    done = [p for p in store.pictures("done") if p.split == "train"]
+    assert version.origins == {"manual": 2 * len(done), "automatic": 8 - len(done)}
+    assert version.pictures == 8
+    assert len(open_source(DataConfig(path=version_folder(store, "train", 1)))[0]) == 7
+    with pytest.raises(ValueError, match="people's masks alone"):
+        freeze(store, "held_out", [automatic])
+
+
+def test_automatic_pictures_that_were_written_anew_are_known_by_the_list_of_the_run(store, tmp_path):
+    annotate(store, 3)
+    automatic = tmp_path / "automatic"
+    automatic.mkdir()
+    rows = []
+    for picture in store.pictures():
+        with Image.open(picture.path) as image:
+            image.save(automatic / f"sa_{picture.id}.jpg", quality=50)
+        (automatic / f"sa_{picture.id}.json").write_text(sa1b_json(picture.id))
+        rows.append(json.dumps({"id": picture.id, "name": picture.name, "url": str(picture.path)}))
+    (automatic / "pictures.jsonl").write_text("\n".join(rows))
+    version = freeze(store, automatic=[automatic])
+    assert version.pictures == 8
+
+
+def test_a_picture_that_is_gone_is_told_of(store):
+    annotate(store, 3)
+    store.pictures("done")[0].path.unlink()
+    with pytest.raises(FileNotFoundError, match="put it back"):
+        freeze(store)

@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit slow eval-tiny bench clean
+.PHONY: demo demo-everything test lint types unit slow eval-tiny bench clean
 
 demo: $(VENV)/installed  ## objects cut out of a photograph, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
+
+demo-everything: $(VENV)/installed  ## all masks of the same photograph, into demo_output/everything/
+	$(BIN)/sam-jax everything sam_jax/assets/demo.jpg --out demo_output/everything --format overlay
 
 test: lint types unit  ## what CI runs
 

@@ -19,7 +19,7 @@ from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.engine.cli import Engine, engine
 from sam_jax.evals.rating.commands import Rate, rate
 from sam_jax.files import replacing
-from sam_jax.generator_options import OFFICIAL, GeneratorOptions
+from sam_jax.generator_options import DEFAULT, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_box
@@ -71,7 +71,7 @@ class Everything:
     format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
     """coco: one instances.json for all; sa1b: a JSON per picture; png: a folder of masks and metadata.csv per picture;
     overlay: the picture with its masks in colours."""
-    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = OFFICIAL
+    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +223,8 @@ def everything(options: Everything) -> int:
     report = segment_pictures(generator, pictures, options.out, options.format, settings)
     already = f", {report.skipped} were there" if report.skipped else ""
     print(f"{report.masks} masks of {report.finished} pictures{already}, in {options.out}")
+    if report.finished and not report.masks:
+        print("no mask passed the filters; --pred-iou-thresh and --stability-score-thresh let more through")
     for path, reason in report.failures.items():
         print(f"sam-jax: not segmented: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
     return 1 if report.failures else 0

@@ -15,8 +15,9 @@ class GeneratorOptions:
 
     model: str = "tiny"
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
-    preset: Literal["official", "paper", "proposals"] = "official"
-    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked."""
+    preset: Literal["official", "paper", "proposals", "tiny"] | None = None
+    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked; tiny: thresholds
+    that suit the embedded model. Where nothing is said: tiny for that model, official for others."""
     points_per_side: int | None = None
     """Points along a side of the grid, in place of the preset's. Likewise the following."""
     pred_iou_thresh: float | None = None
@@ -46,10 +47,11 @@ class GeneratorOptions:
         """
         from sam_jax.automatic_mask_generator import PRESETS
 
-        fields = {field.name for field in dataclasses.fields(PRESETS[self.preset])}
+        preset = PRESETS[self.preset or ("tiny" if self.model == "tiny" else "official")]
+        fields = {field.name for field in dataclasses.fields(preset)}
         given = dataclasses.asdict(self).items()
         changes = {name: value for name, value in given if name in fields and value is not None}
-        return dataclasses.replace(PRESETS[self.preset], output_mode="coco_rle", **changes)
+        return dataclasses.replace(preset, output_mode="coco_rle", **changes)
 
     def settings(self) -> dict[str, Any]:
         """What the masks depend on, as JSON takes it."""
@@ -75,5 +77,5 @@ class GeneratorOptions:
         )
 
 
-OFFICIAL = GeneratorOptions()
+DEFAULT = GeneratorOptions()
 PAPER = GeneratorOptions(preset="paper")

@@ -15,6 +15,7 @@ from test_training import SMALL
 
 from sam_jax import MaskGeneratorConfig, Sam, SamAutomaticMaskGenerator, load_model
 from sam_jax.automatic_mask_generator import PRESETS
+from sam_jax.generator_options import GeneratorOptions
 from sam_jax.modeling import decode_masks, encode_prompts, init_params, share_image
 from sam_jax.ops.boxes import box_nms, mask_box
 from sam_jax.ops.grids import crop_boxes, layer_grids, point_grid
@@ -321,6 +322,13 @@ def test_presets_are_the_published_settings():
     assert len(PRESETS["proposals"].grids()[0]) == 64 * 64
 
 
+def test_the_embedded_model_has_thresholds_of_its_own_unless_others_are_asked_for():
+    assert GeneratorOptions().config().pred_iou_thresh == PRESETS["tiny"].pred_iou_thresh
+    assert GeneratorOptions(model="vit_b").config().pred_iou_thresh == 0.88
+    assert GeneratorOptions(preset="paper").config().pred_iou_thresh == 0.88
+    assert GeneratorOptions(pred_iou_thresh=0.5).config().pred_iou_thresh == 0.5
+
+
 def test_proposals_are_ranked_by_the_mean_of_confidence_and_stability_and_cut(tiny):
     records = SamAutomaticMaskGenerator(tiny, "proposals", points_per_side=6, max_masks=12).generate(discs())
     means = [record["predicted_iou"] + record["stability_score"] for record in records]
@@ -374,7 +382,7 @@ def test_a_setting_out_of_its_range_is_named(fields, message, small):
 
 
 def test_an_unknown_preset_or_field_is_named(small):
-    with pytest.raises(ValueError, match="official, paper, proposals"):
+    with pytest.raises(ValueError, match="official, paper, tiny, proposals"):
         SamAutomaticMaskGenerator(small, "fast")
     with pytest.raises(TypeError, match="points_per_sied"):
         SamAutomaticMaskGenerator(small, points_per_sied=3)

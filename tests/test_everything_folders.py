@@ -21,7 +21,8 @@ from sam_jax.everything import FORMATS, Picture, find_pictures
 from sam_jax.ops.draw import draw_everything
 from sam_jax.ops.rle import decode_rle, encode_rle
 
-OPTIONS = ["--points-per-side", "4", "--pred-iou-thresh", "0.05", "--stability-score-thresh", "0.1"]
+OPTIONS = ["--preset", "official", "--points-per-side", "4"]
+OPTIONS += ["--pred-iou-thresh", "0.05", "--stability-score-thresh", "0.1"]
 
 
 def run(*arguments: object) -> int:
@@ -170,7 +171,10 @@ def test_a_picture_without_masks_has_a_valid_result(photos, tmp_path):
     out = tmp_path / "out"
     for format in FORMATS:
         command = ["everything", photos / "b.png", "--out", out / format, "--format", format]
-        assert cli.main([*map(str, command), "--points-per-side", "2", "--pred-iou-thresh", "1"]) == 0
+        assert (
+            cli.main([*map(str, command), "--preset", "official", "--points-per-side", "2", "--pred-iou-thresh", "1"])
+            == 0
+        )
     assert json.loads((out / "sa1b" / "b.json").read_text())["annotations"] == []
     assert COCO(out / "coco" / "instances.json").getAnnIds() == []
     assert (out / "png" / "b.masks" / "metadata.csv").read_text().count("\n") == 1

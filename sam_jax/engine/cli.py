@@ -259,10 +259,9 @@ def _report(options: Report) -> int:
 def _remaining(options: Remaining) -> int:
     from sam_jax.engine.stages import unfinished
     from sam_jax.engine.store import Store
-    from sam_jax.files import replacing
+    from sam_jax.files import write_atomically
 
     paths = unfinished(Store(options.project, create=False))
-    with replacing(options.out) as temporary:
-        temporary.write_text("".join(f"{path}\n" for path in paths))
+    write_atomically(options.out, "".join(f"{path}\n" for path in paths))
     print(f"{len(paths)} pictures, in {options.out}")
     return 0

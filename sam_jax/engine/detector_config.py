@@ -1,5 +1,5 @@
-"""What `sam-jax engine train-detector` runs where no other config is given: a detector of anything, on the frozen image
-encoder of the project's model, whose size `model.encoder` takes.
+"""What `sam-jax engine train --detector` runs where no other config is given: a detector of anything, on the frozen
+image encoder of the project's model, whose size `model.encoder` takes.
 
 `out`, `data.path` and `init_from` are the project's.
 """

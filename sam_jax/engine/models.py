@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sam_jax.engine.statements import log, now
 from sam_jax.engine.store import Store
-from sam_jax.files import replacing
+from sam_jax.files import write_atomically
 
 Kind = Literal["sam", "detector"]
 ModelState = Literal["training", "dropped", "candidate", "refused", "promoted"]
@@ -128,5 +128,4 @@ def _read(row: sqlite3.Row) -> ModelVersion:
 def _write_copy(store: Store, model: ModelVersion) -> None:
     folder = models_folder(store, model.number)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "model.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(model), indent=1))
+    write_atomically(folder / "model.json", json.dumps(dataclasses.asdict(model), indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from sam_jax.engine.measures import StageMeasures, measure_stages, summarize_mea
 from sam_jax.engine.records import Stage
 from sam_jax.engine.stages import describe_status, summarize
 from sam_jax.engine.store import Store
-from sam_jax.files import replacing
+from sam_jax.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +51,7 @@ def write_report(store: Store) -> Path:
         _plot(folder / "models.png", "Models", lambda axes: _draw_models(axes, judged))
         text += ["## Models on held-out pictures", "", "![mIoU of models](models.png)", ""]
     path = folder / "report.md"
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(text))
+    write_atomically(path, "\n".join(text))
     return path
 
 
@@ -84,9 +82,8 @@ def _plot(path: Path, title: str, draw: Callable[[Axes], Any], size: tuple[float
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _colour(stage: Stage) -> str:

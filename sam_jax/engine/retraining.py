@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from sam_jax.engine.models import (
     models_folder,
 )
 from sam_jax.engine.store import Store
+from sam_jax.files import replacing
 
 OWN_CONFIGS: dict[Kind, Path] = {
     "sam": Path(__file__).with_name("finetune_config.py"),
@@ -149,9 +149,8 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
     if max(steps, default=0) < config.steps:
         return model  # SIGTERM or Ctrl-C
     target = store.folder / model.source
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.copyfile(trained, temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        shutil.copyfile(trained, temporary)
     shutil.rmtree(out / "embeddings", ignore_errors=True)
     reason = f"trained on dataset {model.dataset} from {describe(parent)}"
     return change_model(store, model, "candidate" if model.kind == "sam" else "promoted", reason=reason)

@@ -122,6 +122,9 @@ def test_every_annotator_has_pictures_of_their_own(client):
     for _ in range(2):  # again: the answer was lost
         assert client.post(f"/api/pictures/{third}/finish", params=ADA, json={}).status_code == 200
     assert client.get("/api/state", params=ADA).json()["progress"] == {"pictures": 4, "done": 1, "done_by_me": 1}
+    for expected in (third, first, None):
+        picture = client.post("/api/back", params=ADA).json()["picture"]
+        assert (picture and picture["id"]) == expected
 
 
 def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store):

@@ -37,9 +37,9 @@ ROGUE = "<img src=x onerror=alert(1)>"
 def project(tmp_path_factory):
     """A running server with a picture for everybody."""
     folder = tmp_path_factory.mktemp("page")
-    write_pictures(folder / "pictures", 6)
+    write_pictures(folder / "pictures", 7)
     store = Store(folder / "project")
-    store.add_pictures(folder / "pictures", [f"{i}.png" for i in range(6)])
+    store.add_pictures(folder / "pictures", [f"{i}.png" for i in range(7)])
     process, address = serve(folder)
     yield store, address
     process.kill()
@@ -172,6 +172,15 @@ def test_click_choose_undo_save_reload_export(project, browser):
     page.press("n")
     page.until("document.querySelector('#picture-name').textContent === '1.png'")
     assert [picture.name for picture in store.pictures("done")] == ["0.png"]
+    page.ready()
+    page.press("p")
+    page.until("document.querySelector('#picture-name').textContent === '0.png'")
+    assert page.page.input_value("#saved li input") == ROGUE
+    page.ready()
+    page.press("p")
+    page.until("document.querySelector('#toast').textContent.includes('no earlier picture')")
+    page.press("n")
+    page.until("document.querySelector('#picture-name').textContent === '1.png'")
     assert page.problems == []
     page.context.close()
 
@@ -267,7 +276,7 @@ def test_what_the_server_refuses_is_told_and_taken_off_the_list(project, browser
     store, address = project
     page = Annotating(browser, address, "Eve")
     picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
-    store.release(picture, "Eve")
+    store.release(0, "Eve")
     assert store.claim("Fay").id == picture  # somebody took it over meanwhile
     page.press("d")
     page.drag((20, 20), (40, 20))
@@ -276,21 +285,24 @@ def test_what_the_server_refuses_is_told_and_taken_off_the_list(project, browser
     assert "Fay" in page.page.inner_text("#toast")
     page.until("document.querySelectorAll('#saved li').length === 0")
     assert store.masks(picture) == []
+    page.press("n")  # there is nothing to finish: on to the next
+    page.until(f"!document.querySelector('#export').href.includes('/pictures/{picture}/')")
+    page.ready()
     store.finish(picture, "Fay")
     page.context.close()
 
 
 def test_proposed_masks_are_accepted_edited_and_rejected(project, browser):
     store, address = project
-    store.set_size(6, SIZE[1], SIZE[0])
+    store.set_size(7, SIZE[1], SIZE[0])
     places = {"a": (2, 2, 20, 20), "b": (30, 2, 50, 20), "c": (2, 30, 20, 50), "d": (60, 40, 70, 50)}
     proposals = [
         MaskRecord(
-            name, 6, "detector", mask_message(box)["segmentation"], "prefilled", "proposed", rank=i, predicted_iou=0.9
+            name, 7, "detector", mask_message(box)["segmentation"], "prefilled", "proposed", rank=i, predicted_iou=0.9
         )
         for i, (name, box) in enumerate(places.items())
     ]
-    assert store.prefill(6, proposals, "detector")
+    assert store.prefill(7, proposals, "detector")
     page = Annotating(browser, address, "Dan")
     assert page.page.locator("#proposed li").count() == 4
     page.press("a", "x")
@@ -300,7 +312,7 @@ def test_proposed_masks_are_accepted_edited_and_rejected(project, browser):
     page.drag((22, 40), (24, 40))
     page.press("Enter")
     page.saved()
-    assert {m.id: (m.state, m.origin) for m in store.masks(6)} == {
+    assert {m.id: (m.state, m.origin) for m in store.masks(7)} == {
         "a": ("accepted", "prefilled"),
         "b": ("rejected", "prefilled"),
         "c": ("edited", "prefilled"),
@@ -308,7 +320,7 @@ def test_proposed_masks_are_accepted_edited_and_rejected(project, browser):
     }
     page.press("n")
     page.until("!document.querySelector('#nothing').hidden")  # the others have the rest
-    assert {m.id: m.state for m in store.masks(6)}["d"] == "accepted"
+    assert {m.id: m.state for m in store.masks(7)}["d"] == "accepted"
     assert page.problems == []
     page.context.close()
 

@@ -262,28 +262,44 @@ def test_an_open_picture_comes_again_until_it_is_finished_skipped_or_released(st
     assert store.claim("ann").id == 4  # not 3 again ...
     store.finish(2, "bea")
     assert store.claim("bea").id == 3  # ... which is for others
-    store.release(3, "bea")
+    assert [p.id for p in store.release(0, "bea")] == [3]
     assert store.claim("eve").id == 3
     assert store.claim("bea") is None
     with pytest.raises(ValueError, match="expected picture 3 to be ann's, it is open and eve's"):
         store.finish(3, "ann")
-    with pytest.raises(ValueError, match="done and ann's"):
-        store.release(1, "ann")
 
 
-def test_a_finished_or_skipped_picture_can_be_opened_again(store):
+def test_going_back_opens_finished_and_skipped_pictures_the_last_first(store):
     for outcome in ("done", "skipped"):
         store.finish(store.claim("ann").id, "ann", outcome)
     assert store.claim("ann").id == 3
-    store.reopen(1, "ann")
-    assert store.claim("ann").id == 1
-    store.reopen(2, "ann")
-    assert store.claim("ann").id == 2
-    store.finish(2, "ann")
-    store.finish(1, "ann")
-    assert store.claim("ann").id == 3  # the one left for them
-    with pytest.raises(ValueError, match="bea's"):
-        store.reopen(1, "bea")
+    assert store.back("bea") is None  # of their own there are none
+    assert store.back("ann").id == store.claim("ann").id == 2
+    assert store.back("ann").id == store.claim("ann").id == 1
+    assert store.back("ann") is None
+    for expected in (1, 2, 3):  # forward again, to the one that was left for them
+        assert store.claim("ann").id == expected
+        store.finish(expected, "ann", "skipped" if expected == 2 else "done")
+    store.finish(store.claim("bea").id, "bea")  # 2, which ann skipped
+    assert store.back("ann").id == 3
+    assert store.back("ann").id == 1
+    assert store.back("ann") is None  # 2 is bea's
+
+
+def test_pictures_of_people_who_went_away_are_released_with_their_masks(store):
+    store.claim("ann")
+    store.claim("bea")
+    assert store.release(1.0) == []
+    with store.transaction() as db:
+        db.execute("UPDATE pictures SET opened = '2026-01-01T00:00:00.000000+00:00'")
+    record = store.save_mask(mask(store.picture(2), annotator="bea"))  # bea is still there
+    assert [p.id for p in store.release(1.0)] == [1]
+    assert [p.id for p in store.pictures("free")] == [1, 3, 4]
+    assert store.release(0, "ann") == []
+    assert [p.id for p in store.release(0)] == [2]
+    assert store.masks(2) == [record]
+    with pytest.raises(ValueError, match="at least 0, got nan"):
+        store.release(float("nan"))
 
 
 def test_nobody_changes_masks_of_a_picture_that_somebody_else_has_open(store):

@@ -3,6 +3,7 @@
     GET    /                                    the page; its parts under /assets
     GET    /api/state                           stage, model, progress
     POST   /api/next                            this annotator's picture: the one left open, or else a new one
+    POST   /api/back                            the one that they finished or skipped last, open again
     GET    /api/pictures/P                      a picture with its masks; /image its pixels, /sa1b.json for download
     POST   /api/pictures/P/embed                answers once clicks on it are quick
     POST   /api/pictures/P/predict              masks for clicks and a box
@@ -20,7 +21,7 @@ import contextlib
 import dataclasses
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Annotated, Any
 
@@ -137,12 +138,19 @@ def create_app(
     def state(annotator: Annotator) -> dict[str, Any]:
         return {"stage": store.stage, "model": model_version, "progress": _progress(store, annotator)}
 
-    @app.post("/api/next")
-    async def next_picture(annotator: Annotator) -> dict[str, Any]:
-        picture, upcoming = await run_in_threadpool(lambda: (store.claim(annotator), store.upcoming(annotator, AHEAD)))
+    async def opened(open_one: Callable[[str], Picture | None], annotator: str) -> dict[str, Any]:
+        picture, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
         session.ahead([p.id for p in ([picture] if picture else []) + upcoming])
         content = {"picture": None, "masks": []} if picture is None else await run_in_threadpool(describe, picture)
         return content | {"upcoming": [p.id for p in upcoming]}
+
+    @app.post("/api/next")
+    async def next_picture(annotator: Annotator) -> dict[str, Any]:
+        return await opened(store.claim, annotator)
+
+    @app.post("/api/back")
+    async def back(annotator: Annotator) -> dict[str, Any]:
+        return await opened(store.back, annotator)
 
     @app.get("/api/pictures/{picture_id}")
     def one_picture(picture_id: PictureId) -> dict[str, Any]:

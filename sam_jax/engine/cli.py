@@ -44,6 +44,21 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True)
+class Release:
+    """Gives pictures that somebody opened and left to others. Their masks stay.
+
+    Example: sam-jax engine release project --annotator bob --idle-hours 0
+    """
+
+    project: Project
+    """Folder of the project."""
+    annotator: str | None = None
+    """Whose; without it everybody's."""
+    idle_hours: float = 24.0
+    """Only pictures that were opened, and whose masks were changed, at least so long ago."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Move:
     """Goes on to the next stage, or back to the one before."""
 
@@ -135,6 +150,7 @@ class Report:
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Release, tyro.conf.subcommand("release")]
     | Annotated[Move, tyro.conf.subcommand("stage")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Promote, tyro.conf.subcommand("promote")]
@@ -159,6 +175,8 @@ def engine(options: Engine) -> int:
             return _init(command)
         case Status() as command:
             return _status(command)
+        case Release() as command:
+            return _release(command)
         case Move() as command:
             return _move(command)
         case Train() as command:
@@ -190,6 +208,14 @@ def _status(options: Status) -> int:
 
     summary = summarize(Store(options.project, create=False))
     print(json.dumps(summary, indent=1) if options.json else describe_status(summary))
+    return 0
+
+
+def _release(options: Release) -> int:
+    from sam_jax.engine.store import Store
+
+    released = Store(options.project, create=False).release(options.idle_hours, options.annotator)
+    print("\n".join([f"{len(released)} pictures are free again", *(picture.name for picture in released)]))
     return 0
 
 

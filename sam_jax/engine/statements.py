@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sam_jax.engine.records import MaskRecord, Picture, Stage
@@ -16,9 +16,9 @@ PICTURE = (
 )
 
 
-def now() -> str:
-    """UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def now(hours: float = 0.0) -> str:
+    """UTC, ISO 8601; so many hours later."""
+    return (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="microseconds")
 
 
 def log(db: sqlite3.Connection, kind: str, record: dict[str, Any]) -> None:

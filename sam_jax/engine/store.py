@@ -226,29 +226,45 @@ class Store:
             if not (before if outcome == "skipped" else (state, holder) == ("done", annotator)):
                 raise statements.not_theirs(picture_id, annotator, state, holder)
 
-    def release(self, picture_id: int, annotator: str) -> None:
-        """Gives an open picture back, for anybody to claim. Its masks stay. A repeated call changes nothing."""
-        with self.transaction() as db:
-            state, holder = statements.work_on(db, picture_id)
-            if holder == annotator and state == "open":
-                statements.free_picture(db, picture_id)
-            elif holder is not None:
-                raise statements.not_theirs(picture_id, annotator, state, holder)
+    def release(self, idle_hours: float, annotator: str | None = None) -> list[Picture]:
+        """Gives open pictures back, for anybody to claim: those of people who went away. Masks stay.
 
-    def reopen(self, picture_id: int, annotator: str) -> Picture:
-        """Goes back to a picture that the annotator finished or skipped: it is the next that `claim` gives.
-
-        Raises:
-            ValueError: somebody else has it.
+        Args:
+            idle_hours: since the picture was opened and any mask of it was changed.
+            annotator: whose; None: everybody's.
         """
+        if not idle_hours >= 0:
+            raise ValueError(f"expected hours of at least 0, got {idle_hours}")
         with self.transaction() as db:
-            state, holder = statements.work_on(db, picture_id)
-            skipped = holder is None and statements.was_skipped(db, picture_id, annotator)
-            if holder != annotator and not skipped:
-                raise statements.not_theirs(picture_id, annotator, state, holder)
-            db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (picture_id, annotator))
-            statements.open_picture(db, picture_id, annotator)
-            return statements.picture_of(db, picture_id)
+            rows = db.execute(
+                f"{statements.PICTURE} WHERE state = 'open' AND (annotator = :who OR :who IS NULL) AND "
+                "max(opened, coalesce((SELECT max(changed) FROM masks WHERE picture_id = pictures.id), '')) <= :since "
+                "ORDER BY pictures.id",
+                {"who": annotator, "since": statements.now(-idle_hours)},
+            ).fetchall()
+            for row in rows:
+                statements.free_picture(db, row["id"])
+        return [Picture(**row) for row in rows]
+
+    def back(self, annotator: str) -> Picture | None:
+        """Opens the picture again that the annotator finished or skipped last: it is the next that `claim` gives.
+
+        Returns:
+            None: there is none, or others have them now.
+        """
+        check_annotator(annotator)
+        with self.transaction() as db:
+            row = db.execute(
+                "SELECT id, finished AS at FROM pictures WHERE state = 'done' AND annotator = :who UNION ALL "
+                "SELECT id, at FROM skips JOIN pictures ON id = picture_id "
+                "WHERE state = 'free' AND skips.annotator = :who ORDER BY at DESC LIMIT 1",
+                {"who": annotator},
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (row["id"], annotator))
+            statements.open_picture(db, row["id"], annotator)
+            return statements.picture_of(db, row["id"])
 
     # Masks
 

@@ -41,16 +41,19 @@ async function openNext() {
   moving = true;
   document.body.dataset.ready = "false";
   try {
-    const content = await api("POST", "/api/next");
-    progress();
-    await show(content);
-    for (const id of content.upcoming) new Image().src = `/api/pictures/${id}/image`;  // into the browser's cache
+    await enter(await api("POST", "/api/next"));
   } catch (error) {
     toast(error.message, "error");
     if (error.status === 0 || error.status >= 500) setTimeout(openNext, 2000);
   } finally {
     moving = false;
   }
+}
+
+async function enter(content) {
+  progress();
+  await show(content);
+  for (const id of content.upcoming) new Image().src = `/api/pictures/${id}/image`;  // into the browser's cache
 }
 
 async function show(content) {
@@ -111,12 +114,18 @@ async function reload() {
   }
 }
 
-async function finish(outcome) {
-  if (!picture || moving) return;
+/** Whether the picture may be left. */
+function settled() {
+  if (moving) return false;
   if (edit.changed && edit.mask?.area) {
     toast("This mask is not saved: Enter saves it, Esc drops it.");
-    return;
+    return false;
   }
+  return true;
+}
+
+async function finish(outcome) {
+  if (!picture || !settled()) return;
   moving = true;
   try {
     await outbox.drained();
@@ -124,9 +133,27 @@ async function finish(outcome) {
   } catch (error) {
     moving = false;
     toast(error.message, "error");
-    return;
+    if (error.status !== 409) return;  // else it was given to somebody else meanwhile
   }
   await openNext();
+}
+
+async function goBack() {
+  if (!settled()) return;
+  moving = true;
+  try {
+    await outbox.drained();
+    const content = await api("POST", "/api/back");
+    if (!content.picture) toast("There is no earlier picture of yours.");
+    else {
+      document.body.dataset.ready = "false";
+      await enter(content);
+    }
+  } catch (error) {
+    toast(error.message, "error");
+  } finally {
+    moving = false;
+  }
 }
 
 // Masks
@@ -310,7 +337,7 @@ const KEYS = {
   "[": () => pointer.resize(0.8), "]": () => pointer.resize(1.25),
   "+": () => view.zoom(1.25), "=": () => view.zoom(1.25), "-": () => view.zoom(0.8),
   1: () => edit.choose(1), 2: () => edit.choose(2), 3: () => edit.choose(3), 4: () => edit.choose(0),
-  Enter: save, Escape: () => startMask(), n: () => finish("done"), s: () => finish("skipped"), t: () => $("name").focus(),
+  Enter: save, Escape: () => startMask(), n: () => finish("done"), s: () => finish("skipped"), p: goBack, t: () => $("name").focus(),
   a: () => { if (proposed().length) accept(proposed()[0]); }, x: () => { if (proposed().length) remove(proposed()[0]); },
 };
 
@@ -330,7 +357,7 @@ addEventListener("keydown", event => {
   if (!act || (key === "Enter" && event.target instanceof HTMLButtonElement)) return;
   if (event.repeat && !"zy[]+-=".includes(key)) return;
   event.preventDefault();
-  if (picture || key === "?") act();
+  if (picture || "?p".includes(key)) act();
 });
 addEventListener("keyup", event => { if (event.key === " ") pointer.holdPan(false); });
 addEventListener("blur", () => pointer.holdPan(false));
@@ -351,6 +378,7 @@ $("save").addEventListener("click", save);
 $("clear").addEventListener("click", () => startMask());
 $("next").addEventListener("click", () => finish("done"));
 $("skip").addEventListener("click", () => finish("skipped"));
+$("back").addEventListener("click", goBack);
 $("again").addEventListener("click", openNext);
 $("who").addEventListener("click", welcome);
 

@@ -1,6 +1,7 @@
 """The loop of the data engine: stages, retraining that can be stopped, promotion, pre-filling, the report."""
 
 import dataclasses
+import re
 import uuid
 
 import jax
@@ -105,7 +106,10 @@ def test_training_freezes_a_version_and_gives_a_candidate_that_is_measured(proje
     assert (store.folder / "models/0002/model.json").is_file()
     decision = promote(store)
     assert decision.candidate.held_out.masks == decision.current.held_out.masks == 6
-    assert decision.promoted == (decision.candidate.held_out.miou >= decision.current.held_out.miou)
+    difference = decision.candidate.held_out.miou - decision.current.held_out.miou
+    assert decision.promoted == (difference >= 0)
+    low, high = re.search(r"difference: (\S+) to (\S+)\)", decision.reason).groups()
+    assert float(low) - 0.01 <= difference <= float(high) + 0.01
 
 
 def test_training_that_was_stopped_goes_on_with_its_data_and_config(project, monkeypatch):
@@ -187,6 +191,7 @@ def test_a_candidate_is_promoted_only_if_held_out_miou_does_not_fall(project, mo
     monkeypatch.setattr(
         promotion, "measure", lambda store, model, held_out: HeldOut(held_out.number, figures[model.number], 6)
     )
+    monkeypatch.setattr(promotion, "difference_interval", lambda *_: (-1.0, 1.0))
     code = cli.main(["engine", "promote", str(store.folder)])
     assert code == (0 if promoted else 1)
     assert current_model(store).number == (2 if promoted else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from sam_jax.engine.datasets import DatasetVersion, freeze, version_folder
 from sam_jax.engine.models import (
@@ -30,9 +31,9 @@ class Promotion:
 def promote(store: Store, number: int | None = None) -> Promotion:
     """Measures a candidate and the current model on the held-out pictures as they are annotated now.
 
-    The candidate is used from then on if its mIoU after one click is at least the current model's. Both figures and the
-    decision are noted. There is no way around it: the next stage's masks, and the models trained on them, would be
-    drawn by a model that is known to be worse.
+    The candidate is used from then on if its mIoU after one click is at least the current model's. Both figures, how
+    sure their difference is, and the decision are noted. There is no way around it: the next stage's masks, and the
+    models trained on them, would be drawn by a model that is known to be worse.
 
     Args:
         number: of the candidate; None: the newest.
@@ -51,9 +52,10 @@ def promote(store: Store, number: int | None = None) -> Promotion:
     candidate = candidates[-1]
     held_out = freeze(store, "held_out")
     before, after = (measure(store, model, held_out) for model in (current, candidate))
+    low, high = difference_interval(store, candidate, current, held_out)
     figures = (
         f"{after.miou:.2f} against {before.miou:.2f} of model {current.number}, mIoU after one click on {after.masks} "
-        f"masks of held-out pictures"
+        f"masks of held-out pictures (95 % interval of the difference: {low:+.2f} to {high:+.2f})"
     )
     good = after.miou >= before.miou
     reason = figures if good else f"{figures}: it fell"
@@ -78,9 +80,26 @@ def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Held
     folder = version_folder(store, "held_out", held_out.number)
     sample = sample_examples(Sa1bSource(pairs=list(pairs_of_folder(folder, None))), folder=folder)
     segmenter = SamSegmenter(load_model(load_name(store, model)))
-    out = models_folder(store, model.number) / f"held_out_{held_out.number:04d}"
+    out = _records(store, model, held_out)
     sums, _ = run_clicks(
         segmenter, {"held out": sample}, ClickRules(1, "center"), out, {"sha256": held_out.sha256}, count_record
     )
     summary = summarize(sums["held out"])
     return HeldOut(held_out.number, round(summary["iou@1"], 4), summary["masks"])
+
+
+def difference_interval(
+    store: Store, candidate: ModelVersion, current: ModelVersion, held_out: DatasetVersion
+) -> tuple[float, float]:
+    """95 % interval of the difference in mIoU, percent points, of two measured models (bootstrap over pictures)."""
+    from sam_jax.evals.compare import compare
+
+    (found,) = compare(
+        _records(store, candidate, held_out) / "sam.jsonl", _records(store, current, held_out) / "sam.jsonl"
+    )
+    return found.low, found.high
+
+
+def _records(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Path:
+    """Folder of what was measured of a model, mask by mask."""
+    return models_folder(store, model.number) / f"held_out_{held_out.number:04d}"

@@ -15,6 +15,7 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+from apache_beam.runners.portability import local_job_service
 from everything_cases import picture as discs
 from PIL import Image
 
@@ -116,6 +117,19 @@ def test_the_tars_hold_what_everything_mode_finds_in_sa_1b_s_form(folder, whole,
     assert (manifest["pictures"], manifest["masks"], manifest["bad"]) == (COUNT, len(ids), [])
     assert [shard["pictures"] for shard in manifest["shards"]] == [4, 5]
     assert not (whole / ".work").exists()
+
+
+def test_a_job_server_gives_the_same_bytes(folder, whole, tmp_path):
+    """The way to clusters (Flink, Spark): the pipeline goes to a server as a message, workers are called back."""
+    server = local_job_service.LocalJobServicer(str(tmp_path / "staged"))
+    port = server.start_grpc_server(0)
+    try:
+        beam_options = f"--job_endpoint=localhost:{port} --environment_type=LOOPBACK"
+        portable = ["--shards", 2, "--runner", "PortableRunner", f"--beam-options={beam_options}"]
+        assert run(folder, "--out", tmp_path / "out", *portable) == 0
+    finally:
+        server.stop()
+    assert tree(tmp_path / "out") == tree(whole)
 
 
 def test_training_reads_the_tars_and_prepare_the_same_from_them(whole, tmp_path):

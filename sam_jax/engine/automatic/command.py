@@ -49,10 +49,11 @@ class Run:
     pixels; only what it gives is written."""
     max_bad_fraction: float = 0.01
     """More pictures that can't be used are an error."""
-    runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"] = "DirectRunner"
-    """Where Beam runs: this machine, or a cluster whose workers see inputs, model and out under the same names."""
+    runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner"] = "DirectRunner"
+    """Where Beam runs: this machine, or a cluster whose workers see inputs, model and out under the same names;
+    PortableRunner: any job server of Beam's."""
     beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
-    """More for Beam's pipeline, such as "--flink_master=host:8081"."""
+    """More for Beam's pipeline, such as --beam-options="--flink_master=host:8081" or "--job_endpoint=host:8099"."""
     workers: int = 1
     """Processes on this machine, each with a model of its own. One keeps all accelerators of a host busy."""
     process: int | None = None

@@ -37,7 +37,8 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "hub.py": BASE | {"checkpoint", "convert", "model", "clip"},
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
     "evals": BASE
-    | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "clip", "ritm"},
+    | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "clip", "ritm"}
+    | {"detection"},
     "app": BASE | {"ops", "engine", "everything", "hub", "model", "predictor"},
     "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},
     "engine": BASE

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from lvis_cases import SIZE, write_case
 from PIL import Image
+from test_detector_training import DETECTOR, make_config
 from test_training import SMALL
 
 from sam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor
 from sam_jax.checkpoint import save_checkpoint
-from sam_jax.evals import box_segmenters
+from sam_jax.detection.convert import save_detector
+from sam_jax.evals import box_segmenters, instances
 from sam_jax.evals.box_segmenters import FilledBox, SamBoxes
 from sam_jax.evals.instances import InstancesConfig
 from sam_jax.evals.proposal_baselines import Felzenszwalb
@@ -22,6 +24,7 @@ from sam_jax.evals.truth import read_truth
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
+from sam_jax.training.detector.loop import initial_params
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,49 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     again = dataclasses.replace(detected, methods=("box",)).evaluate()
     assert again.results["box"] == report.results["box"]
     assert not segmented
+
+
+def test_a_detector_of_anything_and_the_model_run_end_to_end(data, monkeypatch):
+    params = initial_params(make_config())
+    save_detector(data / "detector.safetensors", params, DETECTOR)
+    config = instances_config(data, detector=data / "detector.safetensors")
+    with pytest.raises(ValueError, match="LVIS's categories"):
+        dataclasses.replace(config, class_agnostic=True).evaluate()
+    change(data / "annotations.json", lambda c: [category.pop("frequency") for category in c["categories"]])
+    save_detector(data / "other.safetensors", params, dataclasses.replace(DETECTOR, category_ids=(77,)))
+    with pytest.raises(ValueError, match="safetensors knows 77; --class-agnostic"):
+        dataclasses.replace(config, detector=data / "other.safetensors").evaluate()
+    config = dataclasses.replace(config, class_agnostic=True)
+    report = config.evaluate()
+    assert list(report.results) == ["sam", "sam one pass", "box", "detector"]
+    assert all(result["pictures"] == 3 for result in report.results.values())
+    (file,) = (data / "out").glob("detector-*.json")
+    truth = read_truth(config.annotations).of_one_category()
+    found = read_results(file, truth, "bbox")
+    (boxes,) = (data / "out").glob("box-*.results.json")
+    asked = read_results(boxes, truth, "segmentation")
+    assert {id_: [r["score"] for r in rows] for id_, rows in asked.items()} == {
+        id_: [r["score"] for r in rows] for id_, rows in found.items()
+    }
+    assert any(found.values())
+    monkeypatch.setattr(instances, "detect_pictures", None)  # it is not run again
+    assert config.evaluate().results == report.results
+
+
+def test_what_is_found_counts_whatever_its_category_where_categories_are_left_aside(data):
+    change(data / "annotations.json", lambda c: [category.pop("frequency") for category in c["categories"]])
+    truth = read_truth(data / "annotations.json")
+    results = [
+        {"image_id": p.id, "category_id": 12345, "segmentation": o["segmentation"], "score": 1.0}
+        for p in truth.pictures.values()
+        for o in p.objects()
+    ]
+    (data / "perfect.json").write_text(json.dumps(results))
+    config = instances_config(data, results=data / "perfect.json")
+    with pytest.raises(ValueError, match="12345"):
+        config.evaluate()
+    report = dataclasses.replace(config, class_agnostic=True).evaluate()
+    assert report.results["perfect"]["AP"] == 1
 
 
 def test_bad_pictures_are_named_and_the_others_scored(data):

@@ -16,17 +16,20 @@ import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
+from sam_jax.detection.convert import load_detector
+from sam_jax.detection.run import Target, detect_pictures
 from sam_jax.evals.box_segmenters import BoxSegmenter, FilledBox, SamBoxes
 from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
 from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
 from sam_jax.evals.report import Report
 from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, read_results
-from sam_jax.evals.truth import Truth, TruthPicture, read_truth
+from sam_jax.evals.truth import ANY, Truth, TruthPicture, read_truth, shorten
 from sam_jax.hub import load_model
 from sam_jax.ops.prompts import Prompt
 
 COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per picture; COCO's count in each category, LVIS's in all
 METHODS = ("sam", "sam one pass", "box")
+OWN_MASKS = "detector"  # the row of a detector's own masks
 PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
     "ViTDet-H, COCO": (51.0, 32.0, 54.3, 68.9),
     "SAM ViT-H with its boxes, COCO": (46.5, 30.8, 51.0, 61.7),
@@ -44,6 +47,8 @@ class InstancesConfig:
     images: Path | None = None  # folder of the pictures; without it the file's own or its subfolder `images`
     split: str | None = None  # take the pictures whose `coco_split` is this
     boxes: Path | None = None  # a detector's boxes in COCO's result format; without it the annotated boxes
+    detector: Path | None = None  # a ViTDet detector that finds the boxes; the masks that it makes itself are a row too
+    class_agnostic: bool = False  # all objects are of one category, for detectors of anything
     results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
     model: str = "tiny"  # name or path of a checkpoint
     methods: tuple[str, ...] = METHODS
@@ -66,19 +71,32 @@ class InstancesConfig:
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
             raise ValueError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
+        if sum(source is not None for source in (self.boxes, self.detector, self.results)) > 1:
+            raise ValueError("expected one of boxes, detector and results, got more")
         truth = read_truth(self.annotations, self.images, self.split)
-        given = None if self.results is None else read_results(self.results, truth, "segmentation")
-        detected = None if self.boxes is None else read_results(self.boxes, truth, "bbox")
-        truth = truth.take(self.max_pictures)
-        boxes = {} if given else self._boxes(truth, detected)
+        if self.class_agnostic:
+            truth = truth.of_one_category()
+        given: dict[str, dict[int, list[Result]]] = {}  # rows whose masks are there already
+        if self.results is not None:
+            given[self.results.stem] = read_results(self.results, truth, "segmentation")
+        all_pictures, truth = truth, truth.take(self.max_pictures)
+        file = self.boxes
+        if self.detector is not None:
+            file = detect_truth(self.detector, truth, self.out)
+            given[OWN_MASKS] = read_results(file, all_pictures, "segmentation")
+        methods = () if self.results is not None else self.methods
+        detected = read_results(file, all_pictures, "bbox") if file else None
+        boxes = self._boxes(truth, detected) if methods else {}
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
-        for method in self.methods if self.results is None else [self.results.stem]:
+        for method in (*methods, *given):
             failures[method] = {}
-            if given is None:
-                tasks = self._segment(method, truth, boxes, failures[method])
+            if method in given:  # of a picture that the other rows can't have, this one is left out too
+                failures[method] |= {name: why for others in failures.values() for name, why in others.items()}
+                good = [picture for picture in truth.pictures.values() if picture.name not in failures[method]]
+                tasks = {p.name: _Task(p, given[method][p.id], truth.federated) for p in good}
             else:
-                tasks = {p.name: _Task(p, given[p.id], truth.federated) for p in truth.pictures.values()}
+                tasks = self._segment(method, truth, boxes, file, failures[method])
             scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
             numbers = LVIS_NUMBERS if truth.federated else COCO_NUMBERS
             figures = average_precision([m for m, _ in scored], truth.categories, truth.frequencies, numbers)
@@ -89,8 +107,10 @@ class InstancesConfig:
                 "mIoU": float(overlaps.mean()) if len(overlaps) else None,
                 "left_out": failures[method],
             }
-        source = "masks" if given is not None else "annotated boxes" if detected is None else f"boxes of {self.boxes}"
+        source = "masks" if self.results else "annotated boxes" if file is None else f"boxes of {self.detector or file}"
         title = f"Instances on {truth.file.name}, {len(truth.pictures)} pictures, {source}: mask AP in percent"
+        if self.class_agnostic:
+            title += ", categories left aside"
         return Report(title, instances_table(results) + describe_failures(failures), results)
 
     def _boxes(self, truth: Truth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
@@ -117,7 +137,7 @@ class InstancesConfig:
         return boxes
 
     def _segment(
-        self, method: str, truth: Truth, boxes: dict[int, list[Result]], failures: Failures
+        self, method: str, truth: Truth, boxes: dict[int, list[Result]], file: Path | None, failures: Failures
     ) -> dict[str, _Task]:
         segmenter: BoxSegmenter
         if method == FilledBox.name:
@@ -134,13 +154,37 @@ class InstancesConfig:
             ]
 
         pictures = list(truth.pictures.values())
-        digest = hashlib.sha256(b"annotated" if self.boxes is None else self.boxes.read_bytes()).hexdigest()
-        identity = f"{segmenter.identity} {digest} {self.max_boxes}"
+        digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
+        identity = f"{segmenter.identity} {digest} {self.max_boxes} {sorted(truth.categories)}"
         folder = ResultFolder(self.out, method, identity)
         failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)
         good = [picture for picture in pictures if picture.name not in failures]
         folder.merge(good)
         return {picture.name: _Task(picture, folder.file(picture), truth.federated) for picture in good}
+
+
+def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
+    """The objects that a detector finds on the pictures, as a COCO result file in `out`; it is not made twice.
+
+    Args:
+        detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth).
+
+    Raises:
+        FileNotFoundError, ValueError: no detector; one that knows other categories.
+    """
+    params, config = load_detector(detector)
+    if ANY not in truth.categories and not set(config.category_ids) <= set(truth.categories):
+        raise ValueError(
+            f"expected a detector of the categories in {truth.file}, {detector} knows {shorten(config.category_ids)}; "
+            "--class-agnostic leaves categories aside"
+        )
+    content = hashlib.sha256(detector.read_bytes())
+    content.update(repr(list(truth.pictures)).encode())
+    file = out / f"detector-{content.hexdigest()[:8]}.json"
+    if not file.exists():
+        targets = [Target(picture.path, {"image_id": picture.id}) for picture in truth.pictures.values()]
+        detect_pictures(params, config, targets, file)  # what can't be read is named where masks are made
+    return file
 
 
 class _Task(NamedTuple):

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools.cocoeval import COCOeval
 
-from sam_jax.evals.truth import FREQUENCIES, Object
+from sam_jax.evals.truth import ANY, FREQUENCIES, Object
 from sam_jax.ops.rle import rle_area
 
 try:
@@ -37,7 +37,6 @@ Matches = dict[Any, list[dict[str, Any]]]
 """Of a picture: category -> for each range of areas what `COCOeval.accumulate` takes."""
 
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
-ANY = -1  # the one category where categories do not matter
 
 
 class MaskEval(COCOeval):

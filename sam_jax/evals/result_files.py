@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.evals.mask_scores import Result
-from sam_jax.evals.truth import Truth, TruthPicture, shorten
+from sam_jax.evals.truth import ANY, Truth, TruthPicture, shorten
 from sam_jax.files import replacing, write_atomically
 
 
@@ -69,6 +69,8 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
         field: `segmentation` or `bbox`: what every result must have. Of boxes, those without area, which detectors do
             give, are left out with a note.
 
+    Where `truth` has one category for everything, that of the results does not matter.
+
     Returns:
         An entry for every picture of `truth`, empty where the file has no result.
 
@@ -81,6 +83,8 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     content = read_json(file.read_bytes(), file)
     if not isinstance(content, list) or not all(isinstance(result, dict) for result in content):
         raise ValueError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
+    if ANY in truth.categories:
+        content = [result | {"category_id": ANY} for result in content]
     fields = {"image_id", "category_id", "score", field}
     for i, result in enumerate(content):
         if not fields <= result.keys():

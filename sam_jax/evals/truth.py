@@ -19,6 +19,7 @@ from sam_jax.data.examples import Example, check_rle, read_json
 Object = dict[str, Any]
 """Of a picture: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
 
+ANY = -1  # the one category where categories do not matter
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 
@@ -87,6 +88,20 @@ class Truth:
     def take(self, count: int) -> Truth:
         """The first `count` pictures; 0 means all."""
         return dataclasses.replace(self, pictures=dict(list(self.pictures.items())[: count or None]))
+
+    def of_one_category(self) -> Truth:
+        """All objects as of the category ANY, for results that tell objects from background alone.
+
+        Raises:
+            ValueError: LVIS's, whose pictures are labelled for some categories only: much is not annotated there.
+        """
+        if self.federated:
+            raise ValueError(f"expected pictures on which everything is annotated, {self.file} has LVIS's categories")
+        pictures = {
+            id_: dataclasses.replace(picture, annotations=tuple(a | {"category_id": ANY} for a in picture.annotations))
+            for id_, picture in self.pictures.items()
+        }
+        return dataclasses.replace(self, pictures=pictures, categories={ANY: "anything"})
 
 
 def read_truth(file: Path, images: Path | None = None, split: str | None = None) -> Truth:

@@ -291,8 +291,11 @@ class SamAutomaticMaskGenerator:
         points = [grid * (w, h) for h, w in sizes]
         found: list[list[_Candidates]] = [[] for _ in images]
         at_once = self.config.points_per_batch
-        pending: tuple[int, Selection] | None = None
-        for start in [*range(0, len(grid), at_once), None]:
+        # What a device is given it works through in this order: the points of batch n + 1, the rows of batch n that
+        # passed, the points of n + 2. So it has work while the host waits for rows and turns them into run lengths.
+        selected: tuple[int, Selection] | None = None
+        taken: tuple[int, list[Selection]] | None = None
+        for start in [*range(0, len(grid), at_once), None, None]:
             computing = None
             if start is not None:
                 count = min(at_once, len(grid) - start)
@@ -301,9 +304,10 @@ class SamAutomaticMaskGenerator:
                 valid = [np.arange(at_once) < (count if j < len(images) else 0) for j in range(len(fill))]
                 batch = self._scatter(asked, valid)
                 computing = (start, self._segment(self._params, encoded, *batch, frame_batch))
-            if pending is not None:
-                self._collect(*pending, picture_sizes, boxes, points, found)
-            pending = computing
+            if taken is not None:
+                self._collect(*taken, picture_sizes, boxes, points, found)
+            taken = None if selected is None else (selected[0], self._take(selected[1]))
+            selected = computing
         results = []
         for own, (x0, y0, _, _) in zip(found, boxes, strict=True):
             candidates = _Candidates.join(own)
@@ -332,10 +336,18 @@ class SamAutomaticMaskGenerator:
 
         return tuple(self.devices.scatter(jax.tree.map(stack, *batch)) for batch in batches)
 
+    def _take(self, selection: Selection) -> list[Selection]:
+        """The masks that passed on each device, still there; waits for their numbers alone."""
+        counts = np.asarray(selection.kept)
+        return [
+            Selection(count, *(self.devices.take(field, device, int(count)) for field in selection[1:]))
+            for device, count in enumerate(counts)
+        ]
+
     def _collect(
         self,
         start: int,
-        selection: Selection,
+        taken: Sequence[Selection],
         picture_sizes: Sequence[tuple[int, int]],
         boxes: Sequence[tuple[int, int, int, int]],
         points: Sequence[np.ndarray],
@@ -343,11 +355,8 @@ class SamAutomaticMaskGenerator:
     ) -> None:
         """Brings the masks of one batch of points to the host and appends them to `found` of each picture."""
         per_point = 3 if self.config.multimask_output else 1
-        counts = np.asarray(selection.kept)
-        for device, count in enumerate(counts):
-            index, iou, stability, found_boxes, bits = (
-                self.devices.gather(field, device, int(count)) for field in selection[1:]
-            )
+        for device, (count, *fields) in enumerate(taken):
+            index, iou, stability, found_boxes, bits = (np.asarray(field)[:count] for field in fields)
             own, prompt = np.divmod(index, per_point * self.config.points_per_batch)
             first = device * self.pictures_per_device
             for picture in range(first, min(first + self.pictures_per_device, len(found))):
@@ -355,7 +364,10 @@ class SamAutomaticMaskGenerator:
                 x0, y0 = boxes[picture][:2]
                 runs = np.empty(len(rows), object)
                 for j, row in enumerate(rows):
-                    runs[j] = counts_from_bits(bits[row], picture_sizes[picture], (x0, y0))
+                    # Only the bytes of its box are looked at, and one below: the last bit must be zero.
+                    left, top, right, bottom = found_boxes[row]
+                    part = bits[row, left : right + 1, top // 8 : (bottom + 1) // 8 + 1]
+                    runs[j] = counts_from_bits(part, picture_sizes[picture], (x0 + left, y0 + top // 8 * 8))
                 found[picture].append(
                     _Candidates(
                         iou[rows],

@@ -298,6 +298,29 @@ def test_the_size_of_a_batch_of_points_changes_nothing(tiny):
     assert max(abs(a["area"] - b["area"]) for a, b in zip(one, other, strict=True)) <= 2
 
 
+def test_devices_have_more_points_to_work_at_while_the_host_collects_masks(small):
+    generator = SamAutomaticMaskGenerator(small, **OPEN | {"points_per_side": 6, "points_per_batch": 9})
+    events: list[str] = []
+
+    def noted(name, function):
+        def call(*arguments):
+            events.append(f"{name} {sum(event.startswith(name) for event in events)}")
+            return function(*arguments)
+
+        return call
+
+    for name in ("_segment", "_take", "_collect"):
+        setattr(generator, name, noted(name, getattr(generator, name)))
+    generator.generate(discs())
+    assert sorted(events) == sorted(f"{name} {n}" for name in ("_segment", "_take", "_collect") for n in range(4))
+    order = {event: i for i, event in enumerate(events)}
+    for n in range(4):
+        for later in range(n + 1, min(n + 3, 4)):
+            assert order[f"_segment {later}"] < order[f"_collect {n}"]
+        if n < 2:  # else the rows would wait for the points after the next
+            assert order[f"_take {n}"] < order[f"_segment {n + 2}"]
+
+
 def test_a_picture_without_masks_is_an_empty_result_with_and_without_crops(small):
     for layers in (0, 1):
         generator = SamAutomaticMaskGenerator(

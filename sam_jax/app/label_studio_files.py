@@ -1,0 +1,145 @@
+"""Pictures that lie in Label Studio, asked for at the one address that the user named.
+
+A task is written by whoever may import tasks, so its address is never followed. It only tells which file is meant, an
+upload or one of the local files storage, and that is asked for at the named address, without redirects. Only pictures
+are kept, in the project's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import urllib.error
+import urllib.request
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from sam_jax.engine.records import check_name
+from sam_jax.engine.store import Store
+from sam_jax.everything import SUFFIXES
+from sam_jax.files import write_atomically
+from sam_jax.ops.transforms import decode_image
+
+FOLDER = "label_studio"  # below the project's
+UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"
+MAX_FILE = 256 << 20  # bytes of a picture's file
+TIMEOUT = 30.0  # seconds
+
+
+def file_of(address: object) -> str:
+    """The file that a task's address means: upload/1/NAME or local-files/PATH.
+
+    Raises:
+        ValueError: it is neither, or its path leads out of the folder.
+    """
+    parts = urlsplit(address if isinstance(address, str) else "")
+    _, upload, name = parts.path.partition(UPLOADS)
+    if upload:
+        return check_name(f"upload/{unquote(name)}")
+    if parts.path.endswith(LOCAL_FILES) and (path := (parse_qs(parts.query).get("d") or [""])[-1].lstrip("/")):
+        return check_name(f"local-files/{path}")
+    raise ValueError(f"expected a task's picture at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
+
+
+def find_picture(store: Store, file: str) -> int | None:
+    """The id of the project's picture that a file (see `file_of`) is; None if it is none, or may be several.
+
+    Of local files, Label Studio's root may lie above or below the folder of pictures, or be called otherwise here: what
+    counts is the longest end of the path. Of uploads, the project has those that were fetched, and if its pictures are
+    Label Studio's own folder of them, all.
+    """
+    kind, _, path = file.partition("/")
+    ends = path.split("/")
+    wanted = [file, path]
+    if kind != "upload":
+        wanted += [f"/{path}", *("/".join(ends[i:]) for i in range(1, len(ends)))]
+    query = "SELECT id, name FROM pictures WHERE name IN (SELECT value FROM json_each(?)) OR substr(name, ?) = ?"
+    rows = store.rows(query, (json.dumps(wanted), -len(path) - 1, f"/{path}"))
+    for name in wanted:
+        below = name.startswith("/")  # what it is below does not matter
+        found = [row["id"] for row in rows if (row["name"].endswith(name) if below else row["name"] == name)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelStudio:
+    """A server that pictures are fetched from.
+
+    Args:
+        url: its address, such as http://localhost:8080.
+        key: of a user who may see the pictures: a personal access token or a legacy one.
+
+    Raises:
+        ValueError: no such address, or no key.
+    """
+
+    url: str
+    key: str = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+            raise ValueError(f"expected the address of a Label Studio such as http://localhost:8080, got {self.url!r}")
+        if not self.key.isascii() or not self.key.isprintable() or not self.key:
+            raise ValueError(
+                "expected a token of Label Studio in LABEL_STUDIO_API_KEY; its page Account & Settings has it"
+            )
+
+    def add_picture(self, store: Store, file: str, max_pixels: int) -> int:
+        """Fetches a file (see `file_of`) into the project's folder.
+
+        Returns:
+            The id of its picture in the store.
+
+        Raises:
+            ValueError: Label Studio does not give it away, or it is no picture or too large a one.
+            OSError: no answer, or it can't be written.
+        """
+        if PurePosixPath(file).suffix.lower() not in SUFFIXES:
+            raise ValueError(f"expected a picture, got {file[:80]!r}")
+        content = self._get(file)
+        decode_image(io.BytesIO(content), file, max_pixels=max_pixels)
+        root = store.folder.resolve() / FOLDER
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        store.add_pictures(root, [file])
+        query = "SELECT pictures.id FROM pictures JOIN roots ON roots.id = root_id WHERE path = ? AND name = ?"
+        ((picture,),) = store.rows(query, (str(root), file))
+        return picture
+
+    def _get(self, file: str) -> bytes:
+        kind, _, name = file.partition("/")
+        path = UPLOADS + quote(name) if kind == "upload" else f"{LOCAL_FILES}?d={quote(name, safe='')}"
+        return self._ask(path, {"Authorization": self._authorization()})
+
+    def _authorization(self) -> str:
+        """Personal access tokens (JWT) are exchanged for one that is good for minutes."""
+        if self.key.count(".") != 2:
+            return f"Token {self.key}"
+        body = json.dumps({"refresh": self.key}).encode()
+        answer: Any = json.loads(self._ask("/api/token/refresh", {"Content-Type": "application/json"}, body))
+        return f"Bearer {answer['access']}"
+
+    def _ask(self, path: str, headers: dict[str, str], body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(self.url.rstrip("/") + path, body, headers)
+        try:
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
+                content = answer.read(MAX_FILE + 1)
+        except urllib.error.HTTPError as error:
+            raise ValueError(
+                f"Label Studio answers {error.code} when asked for {path[:80]}; is LABEL_STUDIO_API_KEY a token of a "
+                "user who may see it?"
+            ) from error
+        if len(content) > MAX_FILE:
+            raise ValueError(f"expected a file of at most {MAX_FILE} bytes at {path[:80]}")
+        return content
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any, **named: Any) -> None:
+        """None: the redirect becomes an error."""

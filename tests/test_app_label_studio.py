@@ -9,27 +9,32 @@ import sam_jax
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.guard import Access
 from sam_jax.app.server import create_app
+from sam_jax.engine.records import MaskRecord
+from sam_jax.ops.rle import encode_rle
 
 SETUP = """<View><Image name="picture" value="$photo" zoom="true"/>
-<BrushLabels name="mask" toName="picture"><Label value="Disc"/><Label value="Rest"/></BrushLabels>
-<KeyPointLabels name="point" toName="picture" smart="true"><Label value="Disc"/></KeyPointLabels>
-<RectangleLabels name="box" toName="picture" smart="true"><Label value="Disc"/></RectangleLabels></View>"""
+<BrushLabels name="mask" toName="picture" smart="false"><Label value="Disc"/><Label value="Rest"/></BrushLabels>
+<KeyPointLabels name="point" toName="picture" smart="true" smartOnly="true"><Label value="Disc"/></KeyPointLabels>
+<RectangleLabels name="box" toName="picture" smart="true" smartOnly="true"><Label value="Disc"/></RectangleLabels>
+</View>"""
 H, W = SIZE
 
 
 def region(kind, x, y, **fields):
-    value = {"x": 100 * x / W, "y": 100 * y / H, kind: ["Disc"]} | fields.pop("value", {})
+    value = {"x": 100 * x / W, "y": 100 * y / H, "width": 0.23, "labels": ["Disc"], kind: ["Disc"]}
+    value |= fields.pop("value", {})
     sizes = {"original_width": W, "original_height": H, "image_rotation": 0}
-    return sizes | {"type": kind, "value": value, "from_name": "point", "to_name": "picture", "id": "r"} | fields
+    return sizes | {"type": kind, "value": value, "from_name": "point", "to_name": "picture", "id": "r", **fields}
 
 
 def message(*regions, address="/data/local-files/?d=0.png"):
-    """As Label Studio sends it, with fields that nobody looks at."""
+    """As Label Studio 1.23.2 sends it, with fields that nobody looks at."""
+    task = {"id": 3, "data": {"photo": address}, "meta": {}, "inner_id": 3, "total_annotations": 0, "project": 1}
     return {
-        "tasks": [{"id": 3, "data": {"photo": address}, "annotations": [], "predictions": []}],
-        "project": "1.1700000000",
+        "tasks": [task | {"file_upload": None, "annotations": [], "predictions": [], "drafts": []}],
+        "project": "1.1795561183",
         "label_config": SETUP,
-        "params": {"login": None, "password": None, "context": {"result": list(regions), "draft_id": 0}},
+        "params": {"login": None, "password": None, "context": {"result": list(regions)} if regions else None},
     }
 
 
@@ -54,9 +59,22 @@ def decode_brush(data):
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    store = make_store(tmp_path_factory.mktemp("label_studio"), 2)
-    app = create_app(store, sam_jax.load_model("tiny"), Access(), model_version="tiny-1")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("label_studio"), 2)
+
+
+class Elsewhere:
+    """In place of a Label Studio that pictures are fetched from: whatever is uploaded is picture 1."""
+
+    def add_picture(self, store, file, max_pixels):
+        if not file.startswith("upload/1/"):
+            raise ValueError(f"Label Studio answers 404 when asked for {file}")
+        return 1
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    app = create_app(store, sam_jax.load_model("tiny"), Access(), model_version="tiny-1", label_studio=Elsewhere())
     with TestClient(app, base_url=BASE) as client:
         yield client
 
@@ -75,12 +93,33 @@ def test_run_lengths_come_back_as_the_mask(density):
     assert (decode_brush(encode_brush(mask)).reshape(130, 170, 4) == 255 * mask[..., None]).all()
 
 
-def test_it_says_that_it_is_up_and_which_model_it_has(client):
+def test_it_answers_what_label_studio_asks_when_it_connects(client):
     assert client.get("/label-studio/health").json()["status"] == "UP"
-    setup = {"project": "1.1", "schema": SETUP, "hostname": "http://ls.example", "access_token": "x"}
-    assert client.post("/label-studio/setup", json=setup).json() == {"model_version": "tiny-1"}
-    answer = client.post("/label-studio/predict", json=message())
-    assert answer.json()["results"] == []  # nothing was clicked on
+    setup = {"project": "1.1795561183", "schema": SETUP, "hostname": "http://ls.example", "access_token": "x"}
+    answer = client.post("/label-studio/setup", json=setup | {"extra_params": None})
+    assert answer.json() == {"model_version": "tiny-1"}
+    assert client.get("/label-studio/versions").json() == {"versions": ["tiny-1"]}
+    event = {"action": "ANNOTATION_CREATED", "annotation": {"id": 4, "result": []}, "project": {"id": 1}}
+    assert client.post("/label-studio/webhook", json=event).status_code == 200
+    assert client.post("/label-studio/webhook", json={"action": "START_TRAINING"}).status_code == 422
+
+
+def test_without_a_click_every_task_gets_the_masks_that_the_project_has(store, client):
+    store.set_size(2, W, H)
+    keep = {"annotator": "Ada", "origin": "prefilled", "predicted_iou": 0.75, "picture_id": 2}
+    masks = {name: np.arange(H * W).reshape(H, W) % n == 0 for name, n in (("Disc", 7), ("Moon", 11), ("Rest", 13))}
+    for state, (name, mask) in zip(("proposed", "edited", "rejected"), masks.items(), strict=True):
+        store.save_mask(MaskRecord(name, segmentation=encode_rle(mask), name=name, state=state, **keep))
+    body = message()
+    unknown = {"id": 9, "data": {"photo": "s3://bucket/1.png"}}
+    body["tasks"] = [*message()["tasks"], *message(address="/data/local-files/?d=1.png")["tasks"], unknown] * 30
+    results = client.post("/label-studio/predict", json=body).json()["results"]
+    assert len(results) == 90
+    assert results[0] == results[2] == {"result": [], "score": 0.0, "model_version": "tiny-1"}
+    assert results[1]["score"] == 0.75
+    assert [r["value"]["brushlabels"] for r in results[1]["result"]] == [["Disc"], []]  # no Moon in the setup
+    for region_, mask in zip(results[1]["result"], masks.values(), strict=False):
+        assert (decode_brush(region_["value"]["rle"]).reshape(H, W, 4) == 255 * mask[..., None]).all()
 
 
 def test_clicks_and_boxes_become_brush_masks_of_the_page(client):
@@ -106,14 +145,12 @@ def test_clicks_and_boxes_become_brush_masks_of_the_page(client):
     assert result["score"] == pytest.approx(page["masks"][0]["predicted_iou"], abs=1e-3)
 
 
-def test_pictures_are_found_by_the_end_of_their_path(client):
+def test_a_picture_that_the_project_does_not_have_is_asked_of_label_studio(client, capsys):
     click = region("keypointlabels", 40, 30)
-    for address in ("/data/local-files/?d=photos/1.png", "http://ls.example/data/local-files/?d=deep%2Fphotos%2F1.png"):
-        assert client.post("/label-studio/predict", json=message(click, address=address)).status_code == 200
-    assert (
-        client.post("/label-studio/predict", json=message(click, address="/data/local-files/?d=9.png")).status_code
-        == 422
-    )
+    uploaded, local = (f"/data/{kind}/{name}" for kind, name in (("upload/1", "a-b.png"), ("local-files", "?d=9.png")))
+    assert client.post("/label-studio/predict", json=message(click, address=uploaded)).status_code == 200
+    assert client.post("/label-studio/predict", json=message(click, address=local)).status_code == 422
+    assert "answers 404 when asked for local-files/9.png" in capsys.readouterr().err  # who serves sees why
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ class Annotate:
     token: str | None = None
     """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
     given, it is drawn."""
+    label_studio: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Of a Label Studio whose pictures are fetched into the project when somebody clicks on them, such as
+    http://localhost:8080; its token from LABEL_STUDIO_API_KEY. The model is its ML backend at /label-studio, with
+    or without this. The folder may be empty then."""
     max_megapixels: float = 50.0
     """Larger pictures are refused."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,6 +66,7 @@ def annotate(options: Annotate) -> None:
     except ImportError as error:
         raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
     from sam_jax.app.guard import Access, is_loopback, new_token
+    from sam_jax.app.label_studio_files import LabelStudio
     from sam_jax.app.pictures import scan
     from sam_jax.engine.models import model_in_use
     from sam_jax.engine.store import Store
@@ -73,7 +78,10 @@ def annotate(options: Annotate) -> None:
     if token is None and not is_loopback(options.host):
         token = new_token()
     access = Access(options.host, token)
-    found = scan(options.folder, options.project)
+    source = None
+    if options.label_studio is not None:
+        source = LabelStudio(options.label_studio, os.environ.get("LABEL_STUDIO_API_KEY", ""))
+    found = scan(options.folder, options.project, may_be_empty=source is not None)
     for name in found.refused:
         print(f"sam-jax: left out, it leads out of the folder or is no text: {name}", file=sys.stderr)
     store = Store(options.project)
@@ -82,7 +90,8 @@ def annotate(options: Annotate) -> None:
     new = store.add_pictures(options.folder, found.names, options.held_out)
     if options.stage is not None:
         store.set_stage(STAGES[options.stage])
-    app = create_app(store, model, access, model_version=version, max_pixels=round(options.max_megapixels * 1_000_000))
+    max_pixels = round(options.max_megapixels * 1_000_000)
+    app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
     with _listen(options.host, options.port) as listening:
         name = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")

@@ -1,16 +1,29 @@
 """The model for Label Studio: the routes of its ML backends, under /label-studio.
 
 In Label Studio: Settings, Model, connect http://HOST:PORT/label-studio, with the token, if there is one, as password of
-basic authentication and any user name; switch interactive preannotations on. The labelling setup has BrushLabels, and
-KeyPointLabels or RectangleLabels (or both) with smart="true". Tasks name their pictures by Label Studio's local files
-storage: /data/local-files/?d=folder/picture.jpg. Only pictures of the project are looked at; no address is fetched.
+basic authentication and any user name; switch interactive preannotations on. A labelling setup that shows its tools:
+
+    <View>
+      <Image name="image" value="$image" zoom="true"/>
+      <BrushLabels name="mask" toName="image" smart="false"><Label value="Cat"/></BrushLabels>
+      <KeyPointLabels name="point" toName="image" smart="true" smartOnly="true"><Label value="Cat"/></KeyPointLabels>
+      <RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="Cat"/></RectangleLabels>
+    </View>
+
+Auto-Annotation on, the last tool, a label of the points or boxes, and a click; with Alt it is one of the background.
+Label Studio from 1.23 asks no backend at an address of this machine or a private network, unless it is started
+with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.
+
+Pictures are those of the project, which Label Studio has as local files (/data/local-files/?d=folder/picture.jpg) or
+lie in its folder of uploads (media/upload); with --label-studio the rest is fetched, see `label_studio_files`.
+Predictions that are asked for without a click are the masks that the project has of a picture.
 """
 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any
-from urllib.parse import parse_qs, urlsplit
+import sys
+from typing import Annotated, Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,14 +32,14 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from sam_jax.app.brush_rle import encode_brush
+from sam_jax.app.label_studio_files import LabelStudio, file_of, find_picture
 from sam_jax.app.messages import MAX_POINTS
 from sam_jax.app.session import Answer, ModelSession
-from sam_jax.engine.records import Picture
 from sam_jax.engine.store import Store
 from sam_jax.ops.prompts import Prompt
-from sam_jax.ops.rle import decode_rle
+from sam_jax.ops.rle import Rle, decode_rle
 
-LOCAL_FILES = "/data/local-files/"
+MAX_TASKS = 10_000  # Label Studio asks for all that are chosen at once
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Labels = Annotated[list[str], Field(max_length=16)]
 
@@ -66,13 +79,35 @@ class Task(BaseModel):
 class BackendRequest(BaseModel):
     """What Label Studio sends; it sends more, which is not looked at."""
 
-    tasks: list[Task] = Field(default=[], max_length=64)
+    tasks: list[Task] = Field(default=[], max_length=MAX_TASKS)
     label_config: str = Field(default="", max_length=100_000)
     params: Parameters = Parameters()
 
 
-def label_studio_routes(store: Store, session: ModelSession, model_version: str) -> APIRouter:
-    """The routes, to be included under a prefix."""
+class Event(BaseModel):
+    """What happened in Label Studio."""
+
+    action: str = Field(default="", max_length=64)
+
+
+class Setup(NamedTuple):
+    """Of a labelling setup, the first BrushLabels."""
+
+    from_name: str  # its name
+    to_name: str  # of its picture
+    field: str  # of a task, that has the picture's address
+    labels: frozenset[str]  # none if every task brings its own
+
+
+def label_studio_routes(
+    store: Store, session: ModelSession, model_version: str, *, max_pixels: int, source: LabelStudio | None = None
+) -> APIRouter:
+    """The routes, to be included under a prefix.
+
+    Args:
+        max_pixels: larger pictures are not fetched.
+        source: where pictures are fetched from that the project does not have; None: nowhere.
+    """
     router = APIRouter()
 
     @router.get("/health")
@@ -83,29 +118,61 @@ def label_studio_routes(store: Store, session: ModelSession, model_version: str)
     def setup() -> dict[str, Any]:
         return {"model_version": model_version}
 
+    @router.get("/versions")
+    def versions() -> dict[str, Any]:
+        return {"versions": [model_version]}
+
+    @router.post("/webhook")
+    def webhook(event: Event) -> dict[str, Any]:
+        """Label Studio tells every backend all that happens, and asks for training here."""
+        if event.action == "START_TRAINING":
+            raise _refused("models are trained by sam-jax engine train, from the masks of the project")
+        return {}
+
     @router.post("/predict")
     async def predict(request: BackendRequest) -> dict[str, Any]:
         regions = request.params.context.result if request.params.context else []
-        if not regions or not request.tasks:  # asked ahead of all clicks: nothing can be said yet
-            return {"results": [], "model_version": model_version}
         try:
             names = _read_setup(request.label_config)
-            picture = await run_in_threadpool(_find_picture, store, request.tasks[0], names["value"])
-            embedded = await session.embed(picture.id)
-            prompt, label = _read_regions(regions, embedded.size)
-            prompt.check(embedded.size)
+            if not regions or not request.tasks:
+                results = await run_in_threadpool(lambda: [_kept(store, task, names) for task in request.tasks])
+            else:
+                results = [await clicked(request.tasks[0], regions, names)]
         except ValueError as error:
-            raise HTTPException(422, str(error)) from error
-        answer = await session.predict(picture.id, prompt)
-        result = await run_in_threadpool(_to_result, answer, len(regions) == 1, embedded.size, names, label)
-        prediction = {"result": [result], "score": result["score"], "model_version": model_version}
-        return {"results": [prediction], "model_version": model_version}
+            raise _refused(str(error)) from error
+        results = [result | {"model_version": model_version} for result in results]
+        return {"results": results, "model_version": model_version}
+
+    async def clicked(task: Task, regions: list[Region], names: Setup) -> dict[str, Any]:
+        picture = await run_in_threadpool(get_picture, task, names.field)
+        embedded = await session.embed(picture)
+        prompt, label = _read_regions(regions, embedded.size)
+        prompt.check(embedded.size)
+        answer = await session.predict(picture, prompt)
+        return await run_in_threadpool(_to_result, answer, len(regions) == 1, names, label)
+
+    def get_picture(task: Task, field: str) -> int:
+        file = file_of(task.data.get(field))
+        found = find_picture(store, file)
+        if found is not None:
+            return found
+        if source is None:
+            raise ValueError(
+                f"expected a picture of the project, got {file[:80]!r}; restart sam-jax annotate if it is new in its "
+                "folder, or fetch what lies in Label Studio with --label-studio"
+            )
+        return source.add_picture(store, file, max_pixels)
 
     return router
 
 
-def _read_setup(config: str) -> dict[str, str]:
-    """Names of the first BrushLabels (from_name), of its picture (to_name), and the task's field of it (value)."""
+def _refused(reason: str) -> HTTPException:
+    """Label Studio shows the status alone, so the reason is told here, too."""
+    print(f"sam-jax annotate: Label Studio: {reason}", file=sys.stderr)
+    return HTTPException(422, reason)
+
+
+def _read_setup(config: str) -> Setup:
     if "<!" in config.replace("<!--", ""):
         raise ValueError("expected a labelling setup without document type and entities")
     try:
@@ -117,22 +184,22 @@ def _read_setup(config: str) -> dict[str, str]:
     if brush is None or not brush.get("name") or brush.get("toName") not in images:
         raise ValueError("expected a labelling setup with BrushLabels on an Image")
     to_name = str(brush.get("toName"))
-    return {"from_name": str(brush.get("name")), "to_name": to_name, "value": images[to_name].removeprefix("$")}
+    labels = frozenset(label.get("alias") or label.get("value") or "" for label in brush.iter("Label"))
+    return Setup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
 
 
-def _find_picture(store: Store, task: Task, field: str) -> Picture:
-    """The project's picture that a task names. Label Studio's root may lie above or below the project's folder."""
-    address = task.data.get(field)
-    if not isinstance(address, str) or not (parts := urlsplit(address)).path.endswith(LOCAL_FILES):
-        raise ValueError(f"expected the task's {field} to be {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
-    wanted = (parse_qs(parts.query).get("d") or [""])[0]
-    ends = ("/" + wanted.lstrip("/")).split("/")
-    names = ["/".join(ends[i:]) for i in range(1, len(ends))]
-    for name in names:  # the longest end that is a name of the project
-        found = [picture for picture in store.pictures() if picture.name == name]
-        if len(found) == 1:
-            return found[0]
-    raise ValueError(f"expected a picture of the project, got {wanted[:80]!r}")
+def _kept(store: Store, task: Task, names: Setup) -> dict[str, Any]:
+    """The masks that the project has of a task's picture, proposed ones too; none if it does not have the picture."""
+    try:
+        picture = find_picture(store, file_of(task.data.get(names.field)))
+    except ValueError:
+        picture = None
+    masks = [] if picture is None else [mask for mask in store.masks(picture) if mask.state != "rejected"]
+    scores = [mask.predicted_iou for mask in masks if mask.predicted_iou is not None]
+    return {
+        "result": [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks],
+        "score": sum(scores) / len(scores) if scores else 0.0,
+    }
 
 
 def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt, str]:
@@ -157,24 +224,29 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
     return Prompt(np.array(points) if points else None, np.array(labels) if points else None, box), label
 
 
-def _to_result(
-    answer: Answer, ambiguous: bool, size: tuple[int, int], names: dict[str, str], label: str
-) -> dict[str, Any]:
+def _to_result(answer: Answer, ambiguous: bool, names: Setup, label: str) -> dict[str, Any]:
     candidates = answer.candidates[1:] if ambiguous else answer.candidates[:1]
     best = max(candidates, key=lambda candidate: candidate.predicted_iou)
+    region = _region(best.segmentation, best.predicted_iou, names, label)
+    return {"result": [region], "score": region["score"]}
+
+
+def _region(segmentation: Rle, score: float | None, names: Setup, label: str) -> dict[str, Any]:
+    """A mask as Label Studio's brush."""
+    height, width = segmentation["size"]
     return {
         "id": secrets.token_hex(5),
-        "from_name": names["from_name"],
-        "to_name": names["to_name"],
+        "from_name": names.from_name,
+        "to_name": names.to_name,
         "type": "brushlabels",
-        "original_width": size[1],
-        "original_height": size[0],
+        "original_width": width,
+        "original_height": height,
         "image_rotation": 0,
-        "score": round(best.predicted_iou, 4),
+        "score": None if score is None else round(score, 4),
         "readonly": False,
         "value": {
             "format": "rle",
-            "rle": encode_brush(decode_rle(best.segmentation)),
-            "brushlabels": [label] if label else [],
+            "rle": encode_brush(decode_rle(segmentation)),
+            "brushlabels": [label] if label and label in (names.labels or {label}) else [],
         },
     }

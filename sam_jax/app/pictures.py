@@ -29,11 +29,12 @@ class Scan(NamedTuple):
     refused: list[str]  # links that leave the folder, and names that are no text
 
 
-def scan(root: Path, leave_out: Path | None = None) -> Scan:
+def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = False) -> Scan:
     """All pictures below a folder. Links to files are followed as long as they stay in it, links to folders never.
 
     Args:
         leave_out: a folder below it that is not looked into: the project's own.
+        may_be_empty: to find no picture is no error.
 
     Raises:
         FileNotFoundError, NotADirectoryError: not a folder.
@@ -52,7 +53,7 @@ def scan(root: Path, leave_out: Path | None = None) -> Scan:
             refused.append(name.encode(errors="replace").decode())
         else:
             names.append(name)
-    if not names:
+    if not names and not may_be_empty:
         raise ValueError(f"no pictures in {root}; looked for {', '.join(sorted(SUFFIXES))}")
     return Scan(sorted(names), sorted(refused))
 

@@ -36,6 +36,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from sam_jax.app.exports import file_stem, to_coco, to_sa1b
 from sam_jax.app.guard import Access, Guard
 from sam_jax.app.label_studio import label_studio_routes
+from sam_jax.app.label_studio_files import LabelStudio
 from sam_jax.app.messages import (
     ANNOTATOR,
     MASK_ID,
@@ -78,7 +79,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    store: Store, model: Sam, access: Access, *, model_version: str, max_pixels: int = MAX_PIXELS
+    store: Store,
+    model: Sam,
+    access: Access,
+    *,
+    model_version: str,
+    max_pixels: int = MAX_PIXELS,
+    label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -88,6 +95,7 @@ def create_app(
         access: who may ask.
         model_version: kept with every mask.
         max_pixels: larger pictures are refused.
+        label_studio: whose pictures may be fetched.
     """
 
     readers = threading.BoundedSemaphore(READERS)
@@ -241,7 +249,8 @@ def create_app(
     def export_all() -> JSONResponse:
         return _download(to_coco(store), "instances.json")
 
-    app.include_router(label_studio_routes(store, session, model_version), prefix="/label-studio")
+    routes = label_studio_routes(store, session, model_version, max_pixels=max_pixels, source=label_studio)
+    app.include_router(routes, prefix="/label-studio")
     return app
 
 

@@ -134,13 +134,12 @@ def label_studio_routes(
         regions = request.params.context.result if request.params.context else []
         try:
             names = _read_setup(request.label_config)
-            if not regions or not request.tasks:
-                results = await run_in_threadpool(lambda: [_kept(store, task, names) for task in request.tasks])
+            if regions and request.tasks:
+                results = [to_prediction([await clicked(request.tasks[0], regions, names)])]
             else:
-                results = [await clicked(request.tasks[0], regions, names)]
+                results = await run_in_threadpool(kept, request.tasks, names)
         except ValueError as error:
             raise _refused(str(error)) from error
-        results = [result | {"model_version": model_version} for result in results]
         return {"results": results, "model_version": model_version}
 
     async def clicked(task: Task, regions: list[Region], names: Setup) -> dict[str, Any]:
@@ -149,7 +148,17 @@ def label_studio_routes(
         prompt, label = _read_regions(regions, embedded.size)
         prompt.check(embedded.size)
         answer = await session.predict(picture, prompt)
-        return await run_in_threadpool(_to_result, answer, len(regions) == 1, names, label)
+        return await run_in_threadpool(_best, answer, len(regions) == 1, names, label)
+
+    def kept(tasks: list[Task], names: Setup) -> list[Any]:
+        """Of each task a prediction, or a list of none: one without masks would be kept, and not asked for again."""
+        masks = [_kept(store, task, names) for task in tasks]
+        return [to_prediction(regions) if regions else [] for regions in masks]
+
+    def to_prediction(regions: list[dict[str, Any]]) -> dict[str, Any]:
+        scores = [region["score"] for region in regions if region["score"] is not None]
+        score = sum(scores) / len(scores) if scores else None
+        return {"result": regions, "score": score, "model_version": model_version}
 
     def get_picture(task: Task, field: str) -> int:
         file = file_of(task.data.get(field))
@@ -188,18 +197,14 @@ def _read_setup(config: str) -> Setup:
     return Setup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
 
 
-def _kept(store: Store, task: Task, names: Setup) -> dict[str, Any]:
+def _kept(store: Store, task: Task, names: Setup) -> list[dict[str, Any]]:
     """The masks that the project has of a task's picture, proposed ones too; none if it does not have the picture."""
     try:
         picture = find_picture(store, file_of(task.data.get(names.field)))
     except ValueError:
         picture = None
     masks = [] if picture is None else [mask for mask in store.masks(picture) if mask.state != "rejected"]
-    scores = [mask.predicted_iou for mask in masks if mask.predicted_iou is not None]
-    return {
-        "result": [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks],
-        "score": sum(scores) / len(scores) if scores else 0.0,
-    }
+    return [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks]
 
 
 def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt, str]:
@@ -224,11 +229,10 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
     return Prompt(np.array(points) if points else None, np.array(labels) if points else None, box), label
 
 
-def _to_result(answer: Answer, ambiguous: bool, names: Setup, label: str) -> dict[str, Any]:
+def _best(answer: Answer, ambiguous: bool, names: Setup, label: str) -> dict[str, Any]:
     candidates = answer.candidates[1:] if ambiguous else answer.candidates[:1]
     best = max(candidates, key=lambda candidate: candidate.predicted_iou)
-    region = _region(best.segmentation, best.predicted_iou, names, label)
-    return {"result": [region], "score": region["score"]}
+    return _region(best.segmentation, best.predicted_iou, names, label)
 
 
 def _region(segmentation: Rle, score: float | None, names: Setup, label: str) -> dict[str, Any]:

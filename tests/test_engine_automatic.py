@@ -263,6 +263,36 @@ def test_object_stores_lists_and_globs_give_the_same_pictures(folder, whole, tmp
         memory.rm("/bucket", recursive=True)
 
 
+@pytest.mark.parametrize("step", ["find", "cat_file"])  # before the run, and in its worker
+def test_an_object_store_that_cannot_be_reached_ends_the_run_and_makes_no_picture_a_bad_one(
+    whole, capsys, monkeypatch, step
+):
+    unreachable = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    memory = fsspec.filesystem("memory")
+    reached = getattr(memory, step)
+
+    def fail(path, *arguments, **options):
+        if path.endswith(("/in", "/4.png")):
+            raise unreachable("could not connect to the endpoint")
+        return reached(path, *arguments, **options)
+
+    command = ("memory://bucket/in", "--out", "memory://bucket/out", "--shards", 2)
+    try:
+        for name, data in photos().items():
+            memory.pipe_file(f"/bucket/in/{name}", data)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), step, lambda self, *arguments, **options: fail(*arguments, **options))
+            assert run(*command) == 2
+        errors = capsys.readouterr().err
+        assert "sam-jax: could not connect to the endpoint; what is finished is kept" in errors
+        assert "Traceback" not in errors
+        assert run(*command) == 0
+        for i in range(2):
+            assert memory.cat_file(f"/bucket/out/sa_{i:06d}.tar") == (whole / f"sa_{i:06d}.tar").read_bytes()
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
 def test_pictures_of_sa_1b_keep_their_numbers_and_others_count(tmp_path):
     out = Folder.at(str(tmp_path / "out"))
     write(tmp_path, {"a/sa_12.jpg": b"", "a/sa_7.jpg": b"", "b/sa_7.jpg": b"", "out/c.jpg": b"", "a/notes.md": b""})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from sam_jax.engine.automatic.folder import as_os_errors
 from sam_jax.generator_options import PAPER, GeneratorOptions
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class Run:
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Pictures, folders (searched with all below them), text files with a path or URL per line, and globs; on this
-    machine or at URLs that fsspec knows (s3://, gs://, ...)."""
+    machine or at URLs that fsspec knows, with its package for them: pip install s3fs for s3://, gcsfs for gs://, adlfs
+    for abfs://. Keys and addresses are found as those packages say, such as AWS_ENDPOINT_URL for a server of one's
+    own; workers need them, too."""
     out: str
     """Folder or URL for the tars, manifest.json, and what is known of each tar (reports/)."""
     format: Literal["tar", "both"] = "tar"
@@ -64,6 +67,7 @@ class Run:
     generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = PAPER
 
 
+@as_os_errors()
 def run(options: Run) -> int:
     """Annotates, and prints what there is.
 
@@ -73,7 +77,7 @@ def run(options: Run) -> int:
     Raises:
         FileNotFoundError, ValueError: no pictures; results of other settings in `out`; too many bad pictures, which
             the manifest lists all the same.
-        OSError: results can't be written; what is finished is kept.
+        OSError: results can't be written, or an object store can't be reached; what is finished is kept.
         ImportError: Beam, or fsspec's package for a protocol, is not installed.
     """
     process, processes = _which_process(options)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 WORK = ".work"  # of what is not finished: parts, and files that are being written
+CLIENTS = ("botocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are no OSErrors
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")  # what is put there at once is there whole
 
 
@@ -129,6 +130,20 @@ class Folder:
     def _path(self, name: str) -> tuple[Any, str]:
         file_system, path = open_url(self.url)
         return file_system, f"{path}/{name}"
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Errors of object stores' clients, such as no connection and no credentials, become OSErrors, which users read.
+
+    Not as early as in `Folder`: a store that can't be reached must end a run, and not make a bad picture of each.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in CLIENTS:
+            raise OSError(f"{error}; what is finished is kept, the same command goes on with the rest") from error
+        raise
 
 
 def open_url(url: str) -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.data.beam import POLL, open_pipeline, watching
-from sam_jax.engine.automatic.folder import WORK
+from sam_jax.engine.automatic.folder import WORK, as_os_errors
 from sam_jax.engine.automatic.inputs import Shard
 from sam_jax.engine.automatic.shard import Job, ShardReport, annotate_shard
 
@@ -40,7 +40,8 @@ class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]
         model: SamAutomaticMaskGenerator,
         inference_args: Mapping[str, Any] | None = None,
     ) -> Iterable[ShardReport]:
-        return [annotate_shard(self.job, shard, model) for shard in batch]
+        with as_os_errors():
+            return [annotate_shard(self.job, shard, model) for shard in batch]
 
     def get_metrics_namespace(self) -> str:
         return "sam_jax_engine"

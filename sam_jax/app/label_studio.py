@@ -10,7 +10,8 @@ basic authentication and any user name; switch interactive preannotations on. A 
       <RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="Cat"/></RectangleLabels>
     </View>
 
-Auto-Annotation on, the last tool, a label of the points or boxes, and a click; with Alt it is one of the background.
+There: Auto-Annotation on, the last tool, a label of the points or boxes, and a click. Further ones before the mask is
+accepted refine it, each after choosing the label again; with Alt they are of the background.
 Label Studio from 1.23 asks no backend at an address of this machine or a private network, unless it is started
 with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.
 

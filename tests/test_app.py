@@ -14,12 +14,12 @@ from pycocotools.coco import COCO
 import sam_jax
 from sam_jax import cli
 from sam_jax.app import session as session_file
-from sam_jax.app.guard import Access
 from sam_jax.app.server import create_app
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import decode_rle, encode_rle
+from sam_jax.web.guard import Access
 
 ADA, BOB = {"annotator": "Ada"}, {"annotator": "Bob"}
 CLICK = {"points": [{"x": 40, "y": 30, "label": 1}]}

@@ -7,10 +7,10 @@ from fastapi.testclient import TestClient
 
 import sam_jax
 from sam_jax.app.brush_rle import encode_brush
-from sam_jax.app.guard import Access
 from sam_jax.app.server import create_app
 from sam_jax.engine.records import MaskRecord
 from sam_jax.ops.rle import encode_rle
+from sam_jax.web.guard import Access
 
 SETUP = """<View><Image name="picture" value="$photo" zoom="true"/>
 <BrushLabels name="mask" toName="picture" smart="false"><Label value="Disc"/><Label value="Rest"/></BrushLabels>

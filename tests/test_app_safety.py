@@ -18,9 +18,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 import sam_jax
-from sam_jax.app.guard import MAX_BODY, Access, is_loopback, new_token
 from sam_jax.app.pictures import locate, scan
 from sam_jax.app.server import create_app
+from sam_jax.web.guard import MAX_BODY, Access, is_loopback, new_token
 
 ADA = {"annotator": "Ada"}
 TOKEN = "a" * 24

@@ -39,7 +39,8 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "evals": BASE
     | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "clip", "ritm"}
     | {"detection"},
-    "app": BASE | {"ops", "engine", "everything", "hub", "model", "predictor"},
+    "web": set(),
+    "app": BASE | {"web", "ops", "engine", "everything", "hub", "model", "predictor"},
     "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},
     "engine": BASE
     | {"ops", "data", "checkpoint", "model", "hub", "predictor", "automatic_mask_generator", "generator_options"}

@@ -5,9 +5,8 @@
     messages.py      what requests and answers hold, and their bounds
     session.py       the model: embeddings ahead of the clicks, decodes one by one
     pictures.py      files of the folder, and nothing outside it
-    guard.py         hosts, origins, token, sizes of bodies, headers
     exports.py       SA-1B and COCO JSON of what is saved
     label_studio.py  the same model for Label Studio
 
-The page itself is in `assets/annotate`.
+The page itself is in `assets/annotate`; who may ask, and the server's loop, in `web/`.
 """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -60,12 +58,10 @@ def annotate(options: Annotate) -> None:
         ValueError, OSError, ImportError: something is wrong with options or files, for the user to read.
     """
     try:
-        import uvicorn
-
         from sam_jax.app.server import create_app
+        from sam_jax.web.serving import access_of, serve_app
     except ImportError as error:
         raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
-    from sam_jax.app.guard import Access, is_loopback, new_token
     from sam_jax.app.label_studio_files import LabelStudio
     from sam_jax.app.pictures import scan
     from sam_jax.engine.models import model_in_use
@@ -74,10 +70,7 @@ def annotate(options: Annotate) -> None:
 
     if not 0 < options.max_megapixels <= 1000:
         raise ValueError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
-    token = options.token or os.environ.get("SAM_JAX_TOKEN")
-    if token is None and not is_loopback(options.host):
-        token = new_token()
-    access = Access(options.host, token)
+    access = access_of(options.host, options.token)
     source = None
     if options.label_studio is not None:
         source = LabelStudio(options.label_studio, os.environ.get("LABEL_STUDIO_API_KEY", ""))
@@ -92,24 +85,4 @@ def annotate(options: Annotate) -> None:
         store.set_stage(STAGES[options.stage])
     max_pixels = round(options.max_megapixels * 1_000_000)
     app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
-    with _listen(options.host, options.port) as listening:
-        name = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
-        print(f"{len(found.names)} pictures, {new} of them new, in {options.project}. Open {address} (Ctrl-C ends)")
-        sys.stdout.flush()
-        config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections before the address is told."""
-    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(1024)
-    except OSError as error:
-        listening.close()
-        raise OSError(f"cannot listen on {host} port {port}: {error}; say another --port") from error
-    return listening
+    serve_app(app, access, options.port, f"{len(found.names)} pictures, {new} of them new, in {options.project}.")

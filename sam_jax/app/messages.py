@@ -23,7 +23,6 @@ Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, le=1_000_000)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-ANNOTATOR = r"^\w[\w .@+\-]{0,63}$"
 MASK_ID = r"^[A-Za-z0-9_\-]{1,64}$"
 
 

@@ -19,26 +19,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from importlib import resources
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from sam_jax.app.exports import file_stem, to_coco, to_sa1b
-from sam_jax.app.guard import Access, Guard
 from sam_jax.app.label_studio import label_studio_routes
 from sam_jax.app.label_studio_files import LabelStudio
 from sam_jax.app.messages import (
-    ANNOTATOR,
     MASK_ID,
     CandidateMessage,
     FinishRequest,
@@ -53,18 +47,14 @@ from sam_jax.engine.records import MaskRecord, Picture
 from sam_jax.engine.store import Store
 from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
+from sam_jax.web.guard import Access, Guard
+from sam_jax.web.serving import PERSON, answer_errors, serve_page
 
 MAX_PIXELS = 50_000_000  # of a picture: the page holds several planes of this size
 READERS = 4  # pictures decoded at a time: each takes memory
 AHEAD = 2  # pictures of every annotator's queue that are embedded ahead
-KINDS = {
-    "html": "text/html; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "svg": "image/svg+xml",
-}
 
-Annotator = Annotated[str, Query(pattern=ANNOTATOR, description="who annotates")]
+Annotator = Annotated[str, Query(pattern=PERSON, description="who annotates")]
 PictureId = Annotated[int, Path(ge=1, le=2**53)]
 MaskId = Annotated[str, Path(pattern=MASK_ID)]
 
@@ -124,8 +114,8 @@ def create_app(
         responses=REFUSALS,
     )
     app.add_middleware(Guard, access=access)
-    _answer_errors(app)
-    _serve_page(app)
+    answer_errors(app)
+    serve_page(app, "annotate")
 
     def picture_or_404(picture_id: int) -> Picture:
         try:
@@ -266,48 +256,3 @@ def _progress(store: Store, annotator: str) -> dict[str, int]:
 
 def _download(content: dict[str, Any], name: str) -> JSONResponse:
     return JSONResponse(content, headers={"Content-Disposition": f'attachment; filename="{name}"'})
-
-
-def _answer_errors(app: FastAPI) -> None:
-    """Every error as {"error": what was expected, what came}."""
-
-    @app.exception_handler(StarletteHTTPException)
-    async def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
-
-    @app.exception_handler(ValueError)
-    async def not_possible(request: Request, error: ValueError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 409)
-
-    @app.exception_handler(FileNotFoundError)
-    async def gone(request: Request, error: FileNotFoundError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 404)
-
-    @app.exception_handler(OSError)
-    async def not_now(request: Request, error: OSError) -> JSONResponse:
-        print(f"sam-jax annotate: {error}", file=sys.stderr)
-        return JSONResponse({"error": "the server could not read or write; try again"}, 503)
-
-
-def _serve_page(app: FastAPI) -> None:
-    folder = resources.files("sam_jax") / "assets" / "annotate"
-    files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(tuple(KINDS))}
-
-    def send(name: str) -> Response:
-        return Response(files[name], media_type=KINDS[name.rpartition(".")[2]], headers={"Cache-Control": "no-cache"})
-
-    @app.get("/", include_in_schema=False)
-    def page() -> Response:
-        return send("index.html")
-
-    @app.get("/assets/{name}", include_in_schema=False)
-    def part(name: str) -> Response:
-        if name not in files:
-            raise HTTPException(404, "no such file")
-        return send(name)

@@ -102,7 +102,7 @@ class Guard:
             morsel = f"{self.access.cookie}={self.access.token}; Path=/; HttpOnly; SameSite=Strict{secure}"
             await _reply(send, 303, b"", {"Location": location, "Set-Cookie": morsel})
         elif self.access.token is not None and not self._has_token(headers):
-            reason = "expected the token: open the address that sam-jax annotate printed, or send it as Bearer"
+            reason = "expected the token: open the address that the command printed, or send it as Bearer"
             await _refuse(send, 401, reason, {"WWW-Authenticate": "Bearer"})
         elif not re.fullmatch("[0-9]{1,15}", length := headers.get("content-length", "0")):
             await _refuse(send, 400, "expected a Content-Length in digits")

@@ -1,9 +1,10 @@
-"""Projects and servers for the tests of the annotation page."""
+"""Projects, servers and waiting for a page, for the tests of what we serve."""
 
 import base64
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,15 @@ def mask_message(box=(10, 10, 30, 20), **fields):
 
 def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
     """`sam-jax annotate` as a process of its own, and its address."""
-    command = [sys.executable, "-m", "sam_jax.cli", "annotate", str(folder / "pictures"), "--port", "0"]
-    command += ["--project", str(folder / "project"), *options]
+    return start("annotate", str(folder / "pictures"), "--port", "0", "--project", str(folder / "project"), *options)
+
+
+def start(*command: str) -> tuple[subprocess.Popen, str]:
+    """A command that serves a page, and the address that it prints."""
     environment = os.environ | {"XLA_FLAGS": ""}  # one device is enough
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sam_jax.cli", *command], stdout=subprocess.PIPE, text=True, env=environment
+    )
     line = process.stdout.readline()
     if "Open " not in line:
         process.kill()
@@ -57,3 +63,11 @@ def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
 
 def basic(token: str) -> str:
     return "Basic " + base64.b64encode(f"label-studio:{token}".encode()).decode()
+
+
+def wait_until(page, expression):
+    """Playwright's own way needs eval in the page, which its security policy forbids."""
+    end = time.monotonic() + 120
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never: {expression}"
+        page.wait_for_timeout(20)

@@ -1,40 +1,21 @@
 """The annotation page in a real browser: click, see the mask, choose, brush, save, reload, export."""
 
 import json
-import os
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from app_cases import SIZE, mask_message, serve, write_pictures
+from app_cases import SIZE, mask_message, serve, wait_until, write_pictures
 
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium, or name it in CHROMIUM")
-# --no-sandbox: it can't be used by root, which containers of CI are. The rest keeps it from calling home.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 ROGUE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(browser, tmp_path_factory):
     """A running server with a picture for everybody."""
     folder = tmp_path_factory.mktemp("page")
     write_pictures(folder / "pictures", 7)
@@ -44,22 +25,6 @@ def project(tmp_path_factory):
     yield store, address
     process.kill()
     process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def wait_until(page, expression):
-    """Playwright's own way needs eval in the page, which its security policy forbids."""
-    end = time.monotonic() + 120
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"never: {expression}"
-        page.wait_for_timeout(20)
 
 
 class Annotating:

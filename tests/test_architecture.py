@@ -38,7 +38,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "ritm": BASE | {"modeling", "ops", "checkpoint", "convert"},
     "evals": BASE
     | {"modeling", "ops", "data", "parallel", "model", "predictor", "automatic_mask_generator", "hub", "clip", "ritm"}
-    | {"detection"},
+    | {"detection", "web"},
     "web": set(),
     "app": BASE | {"web", "ops", "engine", "everything", "hub", "model", "predictor"},
     "detection": BASE | {"modeling", "ops", "data", "checkpoint", "convert", "everything"},

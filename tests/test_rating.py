@@ -1,83 +1,46 @@
 """The human study: a fair sample, a page that keeps every rating, tests against scipy; all of it through HTTP."""
 
-import http.client
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 import scipy.stats
-from lvis_cases import SIZE, write_case
+from app_cases import BASE, start
+from fastapi.testclient import TestClient
+from lvis_cases import SIZE
 from PIL import Image
+from rating_cases import make_study, sources, write_data
 
 from sam_jax import cli
+from sam_jax.evals.rating import study as study_module
 from sam_jax.evals.rating.report import compare, report_ratings
-from sam_jax.evals.rating.server import RatingServer
-from sam_jax.evals.rating.study import Job, Study, sample_study, write_study
+from sam_jax.evals.rating.server import create_app
+from sam_jax.evals.rating.study import Job, Rating, Study, sample_study, write_study
 from sam_jax.evals.rating.views import VIEWS, render
 from sam_jax.evals.truth import read_truth
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area
+from sam_jax.web.guard import Access
 
-FULL = encode_rle(np.ones(SIZE, bool))
+ADA, BOB = {"rater": "Ada"}, {"rater": "Bob"}
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A truth with pictures, and two models' masks: one for every annotated box, one for all but the first."""
-    truth_file, _ = write_case(tmp_path, pictures=4, seed=2)
-    (tmp_path / "images").mkdir()
-    content = json.loads(truth_file.read_text())
-    for picture in content["images"]:
-        Image.new("RGB", SIZE[::-1], (90, 120, 60)).save(tmp_path / "images" / picture["coco_url"].split("/")[-1])
-    rows = [
-        {
-            "image_id": a["image_id"],
-            "category_id": a["category_id"],
-            "score": 0.5,
-            "prompt_bbox": a["bbox"],
-            "segmentation": FULL,
-        }
-        for a in content["annotations"]
-    ]
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "b.json").write_text(json.dumps(rows[1:]))
-    return tmp_path
-
-
-def sources(data):
-    return {"model <b>a</b>": data / "a.json", "b": data / "b.json", "truth": data / "annotations.json"}
+    return write_data(tmp_path)
 
 
 @pytest.fixture
 def study(data):
-    truth = read_truth(data / "annotations.json")
-    write_study(data / "study", sample_study(truth, sources(data), masks=4, seed=0))
-    return Study(data / "study")
+    return make_study(data)
 
 
 @pytest.fixture
-def server(study):
-    with RatingServer(study) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-def request(server, method, path, body=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
-    if body is not None and not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-        headers.setdefault("Content-Type", "application/json")
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer, json.loads(content) if answer.getheader("Content-Type") == "application/json" else content
+def client(study):
+    with TestClient(create_app(study, Access()), base_url=BASE) as client:
+        yield client
 
 
 def test_the_sample_has_every_source_of_each_object_shuffled_by_its_seed(data):
@@ -125,49 +88,74 @@ def test_sources_that_do_not_fit_are_refused(data):
 
 def test_a_study_with_ratings_is_not_overwritten_by_another(data, study):
     truth = read_truth(data / "annotations.json")
-    study.rate({"job": 0, "rating": 5})
+    study.rate(Rating(0, 5))
     write_study(study.folder, sample_study(truth, sources(data), masks=4, seed=0))
     with pytest.raises(ValueError, match="another study with ratings"):
         write_study(study.folder, sample_study(truth, sources(data), masks=4, seed=1))
     assert Study(study.folder).ratings[0].rating == 5
 
 
-def test_the_page_rates_all_jobs_in_order_and_keeps_each_rating_at_once(server, study):
-    _, state = request(server, "GET", "/api/state")
-    assert state == {"job": 0, "jobs": 12, "rated": 0, "rating": None, "prompt": "box"}
+def test_the_page_rates_all_jobs_in_order_and_keeps_each_rating_at_once(client, study):
+    state = client.post("/api/next", params=ADA).json()
+    assert state == {"job": 0, "jobs": 12, "rated": 0, "rating": None, "prompt": "box", "previous": None}
     for number in range(12):
         assert state["job"] == number
-        answer, state = request(
-            server, "POST", "/api/ratings", {"job": number, "rating": number % 10 + 1, "seconds": 2.5}
-        )
-        assert answer.status == 200
-        assert Study(study.folder).ratings[number].rating == number % 10 + 1  # as another process would see it
-    assert state == {"job": None, "jobs": 12, "rated": 12}
-    _, earlier = request(server, "GET", "/api/state?job=3")
-    assert earlier["rating"] == 4
-    request(server, "POST", "/api/ratings", {"job": 3, "rating": 10})
+        rating = {"job": number, "rating": number % 10 + 1, "seconds": 2.5}
+        answer = client.post("/api/ratings", params=ADA, json=rating)
+        assert answer.status_code == 200
+        state = answer.json()
+        kept = Study(study.folder).ratings[number]  # as another process would see it
+        assert kept == Rating(number, number % 10 + 1, 2.5, "Ada")
+    assert state == {"job": None, "jobs": 12, "rated": 12, "rating": None, "prompt": None, "previous": 11}
+    earlier = client.get("/api/jobs/3", params=ADA).json()
+    assert (earlier["rating"], earlier["previous"]) == (4, 2)
+    client.post("/api/ratings", params=ADA, json={"job": 3, "rating": 10})
     assert Study(study.folder).ratings[3].rating == 10
     assert len((study.folder / "ratings.jsonl").read_text().splitlines()) == 13  # nothing is lost either
 
 
-def test_the_page_tells_nothing_of_the_source(server, study):
-    answer, page = request(server, "GET", "/")
-    assert answer.getheader("Content-Type").startswith("text/html")
-    assert "default-src 'none'" in answer.getheader("Content-Security-Policy")
-    assert answer.getheader("X-Content-Type-Options") == "nosniff"
-    assert b"innerHTML" not in page
-    texts = [page.decode(), json.dumps([request(server, "GET", f"/api/state?job={i}")[1] for i in range(12)])]
+def test_each_mask_is_rated_by_one_person(client, study, monkeypatch):
+    assert client.post("/api/next", params=ADA).json()["job"] == 0
+    assert client.post("/api/next", params=BOB).json()["job"] == 1
+    assert client.post("/api/next", params=ADA).json()["job"] == 0  # after a reload
+    assert client.post("/api/ratings", params=ADA, json={"job": 0, "rating": 5}).json()["job"] == 2
+    assert client.post("/api/ratings", params=BOB, json={"job": 1, "rating": 6}).json()["job"] == 3
+    assert client.get("/api/jobs/0", params=BOB).status_code == 404
+    refused = client.post("/api/ratings", params=BOB, json={"job": 0, "rating": 1})
+    assert refused.status_code == 409
+    assert "mask 1 has been rated by somebody else" in refused.json()["error"]
+    assert Study(study.folder).ratings[0] == Rating(0, 5, None, "Ada")
+    for job in range(4, 12):
+        client.post("/api/ratings", params=ADA, json={"job": job, "rating": 5})
+    client.post("/api/ratings", params=ADA, json={"job": 2, "rating": 5})
+    rest = client.post("/api/next", params=ADA).json()
+    assert (rest["job"], rest["rated"]) == (None, 11)  # Bob looks at the last one
+    monkeypatch.setattr(study_module, "HELD", 0)
+    assert client.post("/api/next", params=ADA).json()["job"] == 3  # no longer
+
+
+def test_the_page_tells_nothing_of_the_source(client, study):
+    texts = [client.post("/api/next", params=ADA).text]
+    for job in range(12):
+        texts.append(client.post("/api/ratings", params=ADA, json={"job": job, "rating": 5}).text)
+        answer = client.get(f"/api/jobs/{job}", params=ADA)
+        texts += [answer.text, str(answer.headers)]
+        assert set(answer.json()) == {"job", "jobs", "rated", "rating", "prompt", "previous"}
+        texts += [str(client.get(f"/api/jobs/{job}/{view}.png").headers) for view in VIEWS]
+    for path in ("/", "/assets/main.js", "/assets/style.css", "/api/openapi.json"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        texts.append(answer.text)
     for text in texts:
-        assert not any(source in text for source in ("model <b>a</b>", "truth"))
-        assert str(study.folder) not in text
-    assert b"http" not in page.replace(b"httpx", b"")  # it loads nothing from elsewhere
+        assert not any(word in text for word in ("model <b>a</b>", "truth", str(study.folder.parent)))
+        assert not any(Path(job.picture).name in text for job in study.jobs)
 
 
-def test_every_view_is_a_picture(server):
+def test_every_view_is_a_picture(client):
     for view in VIEWS:
-        answer, content = request(server, "GET", f"/api/jobs/0/{view}.png")
-        assert (answer.status, answer.getheader("Content-Type")) == (200, "image/png")
-        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        answer = client.get(f"/api/jobs/0/{view}.png")
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
+        assert answer.content[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_views_show_the_mask_where_it_is(data, tmp_path):
@@ -205,74 +193,87 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ({"job": 0, "rating": 0}, 400),
-        ({"job": 0, "rating": 11}, 400),
-        ({"job": 0, "rating": 5.0}, 400),
-        ({"job": 0, "rating": True}, 400),
-        ({"job": 0, "rating": "5"}, 400),
-        ({"job": -1, "rating": 5}, 400),
-        ({"job": 12, "rating": 5}, 400),
-        ({"job": True, "rating": 5}, 400),
-        ({"rating": 5}, 400),
-        ({"job": 0, "rating": 5, "seconds": -1}, 400),
-        ({"job": 0, "rating": 5, "seconds": float("nan")}, 400),
-        ({"job": 0, "rating": 5, "source": "b"}, 400),
-        ([0, 5], 400),
+        ({"job": 0, "rating": 0}, 422),
+        ({"job": 0, "rating": 11}, 422),
+        ({"job": 0, "rating": 5.0}, 422),
+        ({"job": 0, "rating": True}, 422),
+        ({"job": 0, "rating": "5"}, 422),
+        ({"job": -1, "rating": 5}, 409),
+        ({"job": 12, "rating": 5}, 409),
+        ({"job": True, "rating": 5}, 422),
+        ({"rating": 5}, 422),
+        ({"job": 0, "rating": 5, "seconds": -1}, 422),
+        ({"job": 0, "rating": 5, "seconds": float("nan")}, 422),
+        ({"job": 0, "rating": 5, "source": "b"}, 422),
+        ({"job": 0, "rating": 5, "rater": "Eve"}, 422),
+        ([0, 5], 422),
         (b"\xff{", 400),
         (b"[" * 4000, 400),
         (b" " * 5000, 413),
     ],
 )
-def test_what_is_no_rating_is_refused_and_not_kept(server, study, body, status):
-    answer, content = request(server, "POST", "/api/ratings", body, **{"Content-Type": "application/json"})
-    assert answer.status == status
-    assert "expected" in content["error"]
+def test_what_is_no_rating_is_refused_and_not_kept(client, study, body, status):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post("/api/ratings", params=ADA, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert answer.json()["error"]
     assert not (study.folder / "ratings.jsonl").exists()
 
 
-def test_other_sites_paths_and_kinds_are_refused(server, study):
+def test_other_sites_paths_and_kinds_are_refused(client, study):
     good = {"job": 0, "rating": 5}
-    port = server.server_port
-    assert server.server_address[0] == "127.0.0.1"
-    assert request(server, "GET", "/", Host="evil.example")[0].status == 403
-    assert request(server, "POST", "/api/ratings", good, Origin="http://evil.example")[0].status == 403
-    assert (
-        request(server, "POST", "/api/ratings", json.dumps(good).encode(), **{"Content-Type": "text/plain"})[0].status
-        == 415
-    )
-    assert request(server, "POST", "/api/state", good)[0].status == 404
-    for path in (
-        "/api/jobs/12/mask.png",
-        "/api/jobs/0/other.png",
-        "/api/jobs/-1/mask.png",
-        "/../study.json",
-        "/study.json",
-    ):
-        assert request(server, "GET", path)[0].status == 404, path
-    assert request(server, "GET", "/api/state?job=99999999999")[0].status == 404
-    assert request(server, "DELETE", "/api/ratings")[0].status == 501
+    foreign = {"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}
+    for headers in foreign:
+        assert client.post("/api/ratings", params=ADA, json=good, headers=headers).status_code == 403, headers
+    plain = {"Content-Type": "text/plain"}  # what another site's form may send
+    assert client.post("/api/ratings", params=ADA, content=json.dumps(good), headers=plain).status_code == 422
+    assert client.post("/api/ratings", json=good).status_code == 422  # nobody's
+    assert client.post("/api/ratings", params={"rater": "<b>"}, json=good).status_code == 422
+    for path in ("12/mask.png", "0/other.png", "-1/mask.png", "..%2f..%2fstudy.json", "99999999999999999999/mask.png"):
+        assert client.get(f"/api/jobs/{path}").status_code in (404, 422), path
+    for path in ("/study.json", "/assets/../study.json", "/assets/..%2findex.html", "/docs"):
+        assert client.get(path).status_code == 404, path
     assert not study.ratings
-    assert request(server, "POST", "/api/ratings", good, Origin=f"http://localhost:{port}")[0].status == 200
+    headers = client.get("/").headers
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
 
 
-def test_a_picture_that_is_gone_is_an_error_of_that_job_alone(server, study):
-    Path(study.jobs[0].picture).unlink()
-    answer, content = request(server, "GET", "/api/jobs/0/picture.png")
-    assert answer.status == 400
-    assert "expected a picture" in content["error"]
+def test_raters_of_other_machines_need_the_token(study):
+    token = "a" * 24
+    client = TestClient(create_app(study, Access("0.0.0.0", token)), base_url="http://box.example:8008")
+    for path in ("/", "/assets/main.js", "/api/jobs/0/mask.png"):
+        assert client.get(path).status_code == 401
+    assert client.post("/api/next", params=ADA).status_code == 401
+    assert client.get(f"/?token={token}").status_code == 200
+    assert client.post("/api/next", params=ADA).json()["job"] == 0
+
+
+def test_a_picture_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_from_being_served(client, study):
+    study.check_pictures()
+    gone = Path(study.jobs[0].picture)
+    gone.unlink()
+    answer = client.get("/api/jobs/0/picture.png")
+    assert answer.status_code == 409
+    assert str(gone.parent) not in answer.text
     other = next(i for i, job in enumerate(study.jobs) if job.picture != study.jobs[0].picture)
-    assert request(server, "GET", f"/api/jobs/{other}/picture.png")[0].status == 200
+    assert client.get(f"/api/jobs/{other}/picture.png").status_code == 200
+    with pytest.raises(ValueError, match="expected a picture at"):
+        study.check_pictures()
+    Image.new("RGB", (4, 4)).save(gone)
+    with pytest.raises(ValueError, match="mask's size"):
+        study.check_pictures()
 
 
 def test_a_torn_last_line_is_dropped_and_another_bad_line_named(study):
-    study.rate({"job": 0, "rating": 5})
-    study.rate({"job": 1, "rating": 6})
+    study.rate(Rating(0, 5))
+    study.rate(Rating(1, 6))
     path = study.folder / "ratings.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"job": 2, "rat')
     again = Study(study.folder)
     assert sorted(again.ratings) == [0, 1]
-    again.rate({"job": 2, "rating": 7})
+    again.rate(Rating(2, 7))
     assert sorted(Study(study.folder).ratings) == [0, 1, 2]
     path.write_text("nonsense\n" + whole)
     with pytest.raises(ValueError, match=r"line 1 of .*ratings.jsonl is no rating"):
@@ -280,7 +281,7 @@ def test_a_torn_last_line_is_dropped_and_another_bad_line_named(study):
 
 
 def test_ratings_of_many_threads_are_all_whole(study):
-    threads = [threading.Thread(target=study.rate, args=({"job": i % 12, "rating": 1 + i % 10},)) for i in range(48)]
+    threads = [threading.Thread(target=study.rate, args=(Rating(i % 12, 1 + i % 10),)) for i in range(48)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -293,7 +294,7 @@ def test_means_intervals_and_paired_tests_equal_scipy_whatever_the_order(study):
     rng = np.random.default_rng(0)
     given = rng.integers(1, 11, len(study.jobs)).tolist()
     for i, rating in enumerate(given):
-        study.rate({"job": i, "rating": rating})
+        study.rate(Rating(i, rating))
     report = report_ratings(study)
     by = {(job.source, job.object): rating for job, rating in zip(study.jobs, given, strict=True)}
     for source, row in report.results["sources"].items():
@@ -312,7 +313,7 @@ def test_means_intervals_and_paired_tests_equal_scipy_whatever_the_order(study):
 def test_only_objects_that_both_have_rated_are_compared(study):
     kept = [i for i, job in enumerate(study.jobs) if job.object < 2 or job.source == "b"]
     for i in kept:
-        study.rate({"job": i, "rating": 8 if study.jobs[i].source == "truth" else 6})
+        study.rate(Rating(i, 8 if study.jobs[i].source == "truth" else 6))
     pairs = {(row["first"], row["second"]): row for row in report_ratings(study).results["pairs"]}
     assert pairs["b", "truth"]["objects"] == 2
     assert pairs["b", "truth"]["difference"] == -2
@@ -339,23 +340,21 @@ def test_the_command_samples_serves_and_reports(data, capsys):
     assert run("sample", "--annotations", truth, *options) == 0
     assert run("report", out) == 2
     assert "expected ratings" in capsys.readouterr().err
-    command = [sys.executable, "-m", "sam_jax.cli", "rate", "serve", str(out), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            url = process.stdout.readline().split("Open ")[1].split()[0]
-            port = int(url.rstrip("/").rpartition(":")[2])
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-            for job in range(6):
-                body = json.dumps({"job": job, "rating": 1 + job})
-                connection.request("POST", "/api/ratings", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                assert json.loads(answer.read())["rated"] == job + 1
-            assert run("serve", out, "--port", 0) == 2  # one page at a time
-            assert "being rated by another" in capsys.readouterr().err
-        finally:
-            process.kill()
+    process, address = start("rate", "serve", str(out), "--port", "0")
+    try:
+        assert address.startswith("http://127.0.0.1:")
+        for job in range(6):
+            answer = httpx.post(
+                f"{address}api/ratings", params=ADA, json={"job": job, "rating": 1 + job, "seconds": 30}, timeout=20
+            )
+            assert answer.json()["rated"] == job + 1
+        assert run("serve", out, "--port", 0) == 2  # one server at a time
+        assert "being rated by another" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
     assert run("report", out) == 0
-    assert "6 of 6 masks rated" in capsys.readouterr().out
+    assert "6 of 6 masks rated by 1, in 30 s each" in capsys.readouterr().out
     assert json.loads((out / "report.json").read_text())["sources"]["a"]["ratings"] == 3
 
 

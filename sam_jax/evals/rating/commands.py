@@ -38,12 +38,20 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Serve:
-    """Opens the rating page on this machine alone. Every rating is on disk at once; the same command goes on."""
+    """Opens the rating page. Every rating is on disk at once; the same command goes on.
+
+    Several people may rate at once; each mask is rated by one of them.
+    """
 
     study: tyro.conf.Positional[Path] = Path("rating")
     """Folder of the study."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
     port: int = 8008
     """0 takes one that is free."""
+    token: str | None = None
+    """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
+    given, it is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Rate:
 def rate(options: Rate) -> None:
     """
     Raises:
-        ValueError, OSError: something is wrong with the files, for the user to read.
+        ValueError, OSError, ImportError: something is wrong with options or files, for the user to read.
     """
     match options.step:
         case Sample() as step:
@@ -102,13 +110,19 @@ def _sample(step: Sample) -> None:
 def _serve(step: Serve) -> None:
     from filelock import FileLock, Timeout
 
-    from sam_jax.evals.rating.server import RatingServer
     from sam_jax.evals.rating.study import Study
 
-    study = Study(step.study)
     try:
-        with FileLock(step.study / ".serving.lock", timeout=0), RatingServer(study, step.port) as server:
-            print(f"{len(study.ratings)} of {len(study.jobs)} masks rated. Open {server.url} (Ctrl-C ends)", flush=True)
-            server.serve_forever()
+        from sam_jax.evals.rating.server import create_app
+        from sam_jax.web.serving import access_of, serve_app
+    except ImportError as error:
+        raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+    access = access_of(step.host, step.token)
+    study = Study(step.study)
+    study.check_pictures()
+    try:
+        with FileLock(step.study / ".serving.lock", timeout=0):
+            greeting = f"{len(study.ratings)} of {len(study.jobs)} masks rated."
+            serve_app(create_app(study, access), access, step.port, greeting)
     except Timeout as error:
         raise ValueError(f"{step.study} is being rated by another sam-jax rate serve") from error

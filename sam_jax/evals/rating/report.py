@@ -37,7 +37,11 @@ def report_ratings(study: Study) -> Report:
         differences = np.array([of_source[first][o] - of_source[second][o] for o in both], float)
         pairs.append({"first": first, "second": second, **compare(differences)})
     title = f"Mask quality, {LOWEST} to {HIGHEST}: {len(study.ratings)} of {len(study.jobs)} masks rated"
-    return Report(title, _table(sources, pairs), {"sources": sources, "pairs": pairs})
+    raters = sorted({rating.rater for rating in study.ratings.values() if rating.rater is not None})
+    seconds = [rating.seconds for rating in study.ratings.values() if rating.seconds is not None]
+    if raters and seconds:
+        title += f" by {len(raters)}, in {np.median(seconds):.0f} s each (median)"
+    return Report(title, _table(sources, pairs), {"sources": sources, "pairs": pairs, "raters": raters})
 
 
 def _describe(ratings: Float[np.ndarray, " N"]) -> dict[str, Any]:

@@ -1,163 +1,97 @@
-"""A rating page for one person on this machine: the standard library's web server, bound to the loopback address.
+"""The rating page's server: a mask at a time, and the ratings. `/api/openapi.json` describes the routes.
 
-    GET  /                      the page
-    GET  /api/state[?job=N]     what to show: the job asked for, or else the first without a rating
+    GET  /                      the page; its parts under /assets
+    POST /api/next              the mask that this person is to rate: the one left open, or else a new one
+    GET  /api/jobs/N            one that this person has rated
     GET  /api/jobs/N/VIEW.png   a view of it
-    POST /api/ratings           {"job": N, "rating": 1-10, "seconds": S}; answers like /api/state
+    POST /api/ratings           keeps a rating; answers like /api/next
 
-The page learns neither the source of a mask nor which masks are of one object. Requests with another Host than the
-loopback address, or from another Origin, are refused: no other site that is open in the browser can rate.
+Whoever rates says so with ?rater=NAME. The page learns neither the source of a mask nor which masks are of one object.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Annotated, Literal
 
-from sam_jax.evals.rating.study import Study
-from sam_jax.evals.rating.views import VIEWS, render
+from fastapi import FastAPI, HTTPException, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
-HOST = "127.0.0.1"
+from sam_jax.evals.rating.study import HIGHEST, LOWEST, Rating, Study
+from sam_jax.evals.rating.views import render
+from sam_jax.web.guard import Access, Guard
+from sam_jax.web.serving import PERSON, answer_errors, serve_page
+
 MAX_BODY = 4096  # bytes
-POLICY = (
-    "default-src 'none'; img-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
+
+Rater = Annotated[str, Query(pattern=PERSON, description="who rates")]
+JobNumber = Annotated[int, Path(ge=0, le=2**53)]
 
 
-class RatingServer(ThreadingHTTPServer):
-    """Serves a study on the loopback address.
+class RatingRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    Example:
-        with RatingServer(Study(folder), port=8000) as server:
-            server.serve_forever()
+    job: int
+    rating: int = Field(ge=LOWEST, le=HIGHEST)
+    seconds: float | None = Field(None, ge=0, le=1e6, allow_inf_nan=False)  # that it took
+
+
+class State(BaseModel):
+    """What the page shows."""
+
+    job: int | None  # none is left for this person
+    jobs: int
+    rated: int  # by anybody
+    rating: int | None = None  # that the job has already
+    prompt: Literal["dot", "box"] | None = None
+    previous: int | None  # what this person rated before it
+
+
+def create_app(study: Study, access: Access) -> FastAPI:
+    """The ASGI application.
 
     Args:
-        port: 0 takes one that is free; see `url`.
-
-    Raises:
-        OSError: the port is taken.
+        access: who may ask.
     """
+    app = FastAPI(title="sam-jax rate", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, access=access, max_body=MAX_BODY)
+    answer_errors(app)
+    serve_page(app, "rate")
 
-    daemon_threads = True
-
-    def __init__(self, study: Study, port: int = 0) -> None:
-        self.study = study
-        self.page = (resources.files("sam_jax") / "assets" / "rate.html").read_bytes()
-        super().__init__((HOST, port), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.server_port}/"
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """What a Host header may say."""
-        return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
-
-
-class _Refused(Exception):
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: RatingServer
-    server_version = "sam-jax"
-    timeout = 30  # seconds that a connection may be silent
-
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        self._answer(self._post)
-
-    def _answer(self, work: Any) -> None:
-        try:
-            self._check_site()
-            self._send(HTTPStatus.OK, *work())
-        except _Refused as error:
-            self._send_error(error.status, str(error))
-        except (ValueError, FileNotFoundError) as error:
-            self._send_error(HTTPStatus.BAD_REQUEST, str(error))
-        except OSError as error:  # a full disk, say: the page must not take it for a rating
-            self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-
-    def _check_site(self) -> None:
-        if self.headers.get("Host") not in self.server.hosts:
-            raise _Refused(HTTPStatus.FORBIDDEN, f"expected Host {' or '.join(self.server.hosts)}")
-        origin = self.headers.get("Origin")
-        if origin is not None and origin.removeprefix("http://") not in self.server.hosts:
-            raise _Refused(HTTPStatus.FORBIDDEN, "requests of other sites are refused")
-
-    def _get(self) -> tuple[str, bytes]:
-        url = urlsplit(self.path)
-        if url.path == "/":
-            return "text/html; charset=utf-8", self.server.page
-        if url.path == "/api/state":
-            asked = parse_qs(url.query).get("job")
-            return self._state(self.server.study.next_job() if asked is None else self._job(asked[0]))
-        view = re.fullmatch(r"/api/jobs/([0-9]{1,9})/([a-z_]+)\.png", url.path)
-        if view and view[2] in VIEWS:
-            return "image/png", render(self.server.study.jobs[self._job(view[1])], view[2])
-        raise _Refused(HTTPStatus.NOT_FOUND, "no such page")
-
-    def _post(self) -> tuple[str, bytes]:
-        length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,9}", length):
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
-        if int(length) > MAX_BODY:
-            self.close_connection = True
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {MAX_BODY} bytes")
-        body = self.rfile.read(int(length))
-        if self.path != "/api/ratings":
-            raise _Refused(HTTPStatus.NOT_FOUND, "no such page")
-        if self.headers.get_content_type() != "application/json":
-            raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected application/json")
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"expected JSON: {error}") from error
-        self.server.study.rate(content)
-        return self._state(self.server.study.next_job())
-
-    def _job(self, text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or int(text) >= len(self.server.study.jobs):
-            raise _Refused(HTTPStatus.NOT_FOUND, f"expected a job of 0 to {len(self.server.study.jobs) - 1}")
-        return int(text)
-
-    def _state(self, number: int | None) -> tuple[str, bytes]:
-        study = self.server.study
-        state: dict[str, Any] = {"job": number, "jobs": len(study.jobs), "rated": len(study.ratings)}
+    def describe(number: int | None, rater: str) -> State:
+        previous = study.previous(rater, number)
+        state = State(job=number, jobs=len(study.jobs), rated=len(study.ratings), previous=previous)
         if number is not None:
-            given = study.ratings.get(number)
-            state["rating"] = given and given.rating
-            state["prompt"] = "point" if study.jobs[number].point else "box"
-        return "application/json", json.dumps(state).encode()
+            if given := study.ratings.get(number):
+                state.rating = given.rating
+            state.prompt = "dot" if study.jobs[number].point else "box"
+        return state
 
-    def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        self._send(status, "application/json", json.dumps({"error": reason}).encode())
+    @app.post("/api/next")
+    def next_job(rater: Rater) -> State:
+        return describe(study.claim(rater), rater)
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Content-Security-Policy", POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.end_headers()
-        self.wfile.write(body)
+    @app.get("/api/jobs/{number}")
+    def rated_job(number: JobNumber, rater: Rater) -> State:
+        given = study.ratings.get(number)
+        if given is None or given.rater != rater:
+            raise HTTPException(404, f"expected a mask that {rater} has rated")
+        return describe(number, rater)
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Errors alone: the terminal shows the address."""
+    @app.get("/api/jobs/{number}/{view}.png", response_class=Response)
+    def picture(number: JobNumber, view: Literal["picture", "overlay", "mask", "zoom", "zoom_overlay"]) -> Response:
+        if number >= len(study.jobs):
+            raise HTTPException(404, f"expected a job of 0 to {len(study.jobs) - 1}")
+        try:
+            content = render(study.jobs[number], view)
+        except (OSError, ValueError) as error:
+            print(f"{app.title}: {error}", file=sys.stderr)
+            raise HTTPException(409, "this picture can't be shown") from error  # where it lies is not for raters
+        return Response(content, media_type="image/png")
 
-    def log_error(self, format: str, *arguments: Any) -> None:
-        print(f"sam-jax rate: {format % arguments}", file=sys.stderr)
+    @app.post("/api/ratings")
+    def rate(request: RatingRequest, rater: Rater) -> State:
+        study.rate(Rating(**request.model_dump(), rater=rater))
+        return describe(study.claim(rater), rater)
+
+    return app

@@ -12,11 +12,13 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.evals.result_files import read_results
@@ -26,6 +28,7 @@ from sam_jax.ops.rle import Rle, rle_area
 
 LOWEST, HIGHEST = 1, 10
 MIN_AREA = 24 * 24  # pixels; smaller masks are not rated
+HELD = 15 * 60  # seconds that a mask waits for the rating of whom it was shown to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Rating:
     job: int
     rating: int
     seconds: float | None = None  # that it took
+    rater: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.job, bool) or not isinstance(self.job, int):
@@ -55,10 +59,18 @@ class Rating:
             isinstance(self.seconds, int | float) and math.isfinite(self.seconds) and self.seconds >= 0
         ):
             raise ValueError(f"expected seconds of at least 0, got {self.seconds!r}")
+        if self.rater is not None and not isinstance(self.rater, str):
+            raise ValueError(f"expected the name of a rater, got {self.rater!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    rater: str
+    time: float  # monotonic, seconds
 
 
 class Study:
-    """Jobs and ratings of a folder. Several threads may rate.
+    """Jobs and ratings of a folder. Several people may rate at once, each mask one of them.
 
     Raises:
         FileNotFoundError, ValueError: no study there, or one that can't be read.
@@ -77,7 +89,24 @@ class Study:
             raise ValueError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
         self._file = folder / "ratings.jsonl"
         self._lock = threading.Lock()
+        self._shown: dict[int, _Shown] = {}  # jobs without a rating
         self.ratings = self._read()
+
+    def check_pictures(self) -> None:
+        """
+        Raises:
+            ValueError: a picture can't be read or has another size than its mask: nobody could rate it.
+        """
+        for job in {job.picture: job for job in self.jobs}.values():
+            try:
+                with Image.open(job.picture) as image:
+                    size = sorted(image.size)  # EXIF may turn it
+            except OSError as error:
+                raise ValueError(f"expected a picture at {job.picture}: {error}") from error
+            if size != sorted(job.segmentation["size"]):
+                raise ValueError(
+                    f"expected {job.picture} to have its mask's size {job.segmentation['size']}, got {size}"
+                )
 
     def _read(self) -> dict[int, Rating]:
         lines = self._file.read_text().split("\n") if self._file.exists() else [""]
@@ -86,38 +115,62 @@ class Study:
         ratings = {}
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                rating = self._check(json.loads(line))
+                rating = self._parse(json.loads(line))
             except ValueError as error:
                 raise ValueError(f"line {number} of {self._file} is no rating: {error}") from error
             ratings[rating.job] = rating  # a job that was rated again has its last rating
         return ratings
 
-    def _check(self, content: Any) -> Rating:
+    def _parse(self, content: Any) -> Rating:
         known = {field.name for field in dataclasses.fields(Rating)}
         if not isinstance(content, dict) or not {"job", "rating"} <= content.keys() <= known:
-            raise ValueError(f"expected an object with job, rating and perhaps seconds, got {str(content)[:80]}")
+            raise ValueError(f"expected an object with some of {sorted(known)}, got {str(content)[:80]}")
         rating = Rating(**content)
+        self._check(rating)
+        return rating
+
+    def _check(self, rating: Rating) -> None:
         if not 0 <= rating.job < len(self.jobs):
             raise ValueError(f"expected a job of 0 to {len(self.jobs) - 1}, got {rating.job}")
-        return rating
 
-    def rate(self, content: Any) -> Rating:
-        """Takes a rating as it comes from a page, and keeps it on disk before it returns.
+    def rate(self, rating: Rating) -> None:
+        """Keeps a rating on disk before it returns. Whoever rates a mask again replaces the own rating.
 
         Raises:
-            ValueError: not a rating of one of the jobs.
+            ValueError: no such job, or another person has rated it.
         """
-        rating = self._check(content)
-        with self._lock, self._file.open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(rating)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._check(rating)
+        with self._lock:
+            given = self.ratings.get(rating.job)
+            if given is not None and given.rater != rating.rater:
+                raise ValueError(f"mask {rating.job + 1} has been rated by somebody else meanwhile")
+            with self._file.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(rating)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             self.ratings[rating.job] = rating
-        return rating
+            self._shown.pop(rating.job, None)
 
-    def next_job(self) -> int | None:
-        """The first job that has no rating."""
-        return next((i for i in range(len(self.jobs)) if i not in self.ratings), None)
+    def claim(self, rater: str) -> int | None:
+        """The job for somebody to rate: the one shown already, or else the first that nobody has rated or looks at.
+
+        Others get it after HELD seconds, or once the process was started anew. None: no job is left.
+        """
+        with self._lock:
+            now = time.monotonic()
+            held = {job: shown for job, shown in self._shown.items() if now - shown.time < HELD}
+            job = next((job for job, shown in held.items() if shown.rater == rater), None)
+            if job is None:
+                job = next((i for i in range(len(self.jobs)) if i not in self.ratings and i not in held), None)
+            if job is not None:
+                held[job] = _Shown(rater, now)
+            self._shown = held
+            return job
+
+    def previous(self, rater: str, job: int | None) -> int | None:
+        """What somebody has rated before a job, in the order of the study; None asks for the last."""
+        end = len(self.jobs) if job is None else job
+        return next((i for i in range(end - 1, -1, -1) if i in self.ratings and self.ratings[i].rater == rater), None)
 
 
 def sample_study(

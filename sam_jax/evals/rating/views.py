@@ -23,6 +23,8 @@ def render(job: Job, view: str) -> bytes:
     """A view as PNG: the picture, the mask in red over it, the mask in yellow on purple, all with a blue dot or box
     that it was asked for with; and from near, without that, the picture and the mask over it.
 
+    A mask over a picture has an outline, white outside and red inside: on a red bus, too, one sees where it ends.
+
     Raises:
         FileNotFoundError, ValueError: the picture can't be read, or has another size than the mask.
     """
@@ -41,7 +43,7 @@ def render(job: Job, view: str) -> bytes:
     if view == "mask":
         image = np.where(mask[..., None], YELLOW, PURPLE).astype(np.uint8)
     elif view in ("overlay", "zoom_overlay"):
-        image[mask] = (0.5 * image[mask] + 0.5 * np.array(RED)).astype(np.uint8)
+        image = _lay_over(image, mask)
     if not near:
         _draw_prompt(image, job, scale)
     file = io.BytesIO()
@@ -67,8 +69,22 @@ def _surroundings(job: Job, mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, in
     return int(x0), int(y0), int(x1), int(y1)
 
 
+def _lay_over(image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    image, width = image.copy(), _line(image)
+    filled, near = mask.astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    image[mask] = (0.5 * image[mask] + 0.5 * np.array(RED)).astype(np.uint8)
+    image[mask & (cv2.erode(filled, near, borderValue=1) == 0)] = RED
+    image[~mask & (cv2.dilate(filled, near, borderValue=0) > 0)] = WHITE
+    return image
+
+
+def _line(image: np.ndarray) -> int:
+    """Width of a line, in pixels, that is seen where the view is a third of a page."""
+    return max(1, round(max(image.shape[:2]) / 400))
+
+
 def _draw_prompt(image: np.ndarray, job: Job, scale: float) -> None:
-    line = max(1, round(max(image.shape[:2]) / 500))
+    line = _line(image)
 
     def place(x: float, y: float) -> tuple[int, int]:
         return round(x * scale), round(y * scale)
@@ -79,5 +95,7 @@ def _draw_prompt(image: np.ndarray, job: Job, scale: float) -> None:
         cv2.circle(image, place(x + 0.5, y + 0.5), 3 * line, BLUE, -1, cv2.LINE_AA)
     elif job.box is not None:
         x, y, w, h = job.box
-        cv2.rectangle(image, place(x, y), place(x + w, y + h), WHITE, 3 * line)
-        cv2.rectangle(image, place(x, y), place(x + w, y + h), BLUE, line)
+        (x0, y0), (x1, y1) = place(x, y), place(x + w, y + h)
+        far = 2 * line  # around it: it hides nothing
+        for width, colour in ((3 * line, WHITE), (line, BLUE)):
+            cv2.rectangle(image, (x0 - far, y0 - far), (x1 + far, y1 + far), colour, width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -28,11 +27,11 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Checkpoints, StopSignal, claim_folder, run_steps, save_preview
+from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params, preview_step, train_step, validation_step
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
 from sam_jax.training.trainable import CLIP, encoder_is_frozen
-from sam_jax.training.watch import MetricsLog, draw_predictions, plot_curves
+from sam_jax.training.watch import draw_predictions, plot_curves
 from sam_jax.types import Batch, Params
 
 
@@ -80,11 +79,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         embeddings = out / "embeddings"
         cache_embeddings(train_set, params, config, embeddings)
     place = {"embeddings": embeddings, **part}
-    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
-        last = checkpoints.latest() if resume else None
-        state, first_step, run_key = last or (program.init(params), 0, jax.random.key(config.seed))
+    with Run(config, program, resume=resume) as run:
+        state = run.start(params)
         del params
-        log = MetricsLog(out, first_step, enabled=main)
 
         def report(metrics: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
             values = summarize(metrics)
@@ -98,33 +95,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             return values | speed, shown
 
         def check(step: int, state: TrainState) -> None:
-            values = validate(program.evaluate, state, validation_batches, run_key)
-            log.write(step, {f"validation_{name}": value for name, value in values.items()})
+            values = validate(program.evaluate, state, validation_batches, run.key)
+            run.log.write(step, {f"validation_{name}": value for name, value in values.items()})
             rounds = " ".join(f"{value:.3f}" for value in values["iou"])
             tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
-            pictures = _preview(program, state, whole_batches[0], run_key)
+            pictures = _preview(program, state, whole_batches[0], run.key)
             if main:
                 save_preview(pictures, out, step)
                 plot_curves(out)
 
-        loader = make_loader(train_set, first_batch=first_step, **batch_args, **place)
-        with contextlib.closing(loader) as batches:
-            state = run_steps(
-                config,
-                program,
-                state,
-                batches,
-                run_key,
-                checkpoints,
-                log,
-                stop,
-                first_step=first_step,
-                report=report,
-                check=check,
-            )
-        log.close()
+        loader = make_loader(train_set, first_batch=run.first_step, **batch_args, **place)
+        state = run.steps(state, loader, report, check)
     path = out / "model.safetensors"
-    state = program.whole(state)
     exported = jax.jit(functools.partial(model_params, config=config))(state)
     if main:
         save_checkpoint(path, jax.device_get(exported), config.model)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,10 @@ from sam_jax.files import replacing, write_atomically
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
 from sam_jax.training.watch import Clock, MetricsLog, peak_memory_gib
-from sam_jax.types import Batch
+from sam_jax.types import Batch, Params
+
+if TYPE_CHECKING:
+    from grain import DatasetIterator
 
 PREVIEW_PICTURES = 4
 
@@ -31,6 +35,10 @@ PREVIEW_PICTURES = 4
 class RunConfig(Protocol):
     """What a config says of the run itself."""
 
+    @property
+    def out(self) -> Path: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def data(self) -> DataConfig: ...
     @property
@@ -43,6 +51,8 @@ class RunConfig(Protocol):
     def validate_every(self) -> int: ...
     @property
     def save_every(self) -> int: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
 
 
 class Checkpoints:
@@ -74,64 +84,103 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**saved), force=force)
 
 
-def run_steps(
-    config: RunConfig,
-    program: Wrapped,
-    state: TrainState,
-    batches: Iterator[Batch],
-    key: Key[Array, ""],
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    stop: StopSignal,
-    *,
-    first_step: int,
-    report: Callable[[dict[str, Any], float], tuple[dict[str, Any], dict[str, str]]],
-    check: Callable[[int, TrainState], None],
-) -> TrainState:
-    """Steps until `config.steps` or until it is asked to stop, with a progress bar; the last state is always saved.
+class Run:
+    """A run from its last checkpoint, or its start, to its last step, with what is written and heard of meanwhile.
 
-    Args:
-        state: placed; it is freed.
-        stop: entered.
-        first_step: steps that were taken before.
-        report: a step's metrics and the seconds that a step takes -> values for the log, and what the bar shows.
-        check: validates a state after a step, logs it and shows it.
+    Example:
+        with Run(config, program, resume=resume) as run:
+            state = run.start(params)
+            state = run.steps(state, make_loader(..., first_batch=run.first_step), report, check)
 
-    Raises:
-        FloatingPointError: `max_skipped` updates in a row had no finite gradients.
+    Attributes:
+        first_step: steps that were taken before; known after `start`, as are the others.
+        key: the run's.
+        log: its metrics.
     """
-    clock, main = Clock(), jax.process_index() == 0
-    with tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar:
-        for step in range(first_step + 1, config.steps + 1):
-            with clock.waiting():
-                batch = next(batches)
-            state, metrics = program.step(state, batch, key)
-            bar.update()
-            if step % config.log_every == 0:
-                metrics = jax.device_get(metrics)
-                if metrics["skipped"] >= config.max_skipped:
-                    raise FloatingPointError(
-                        f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
-                        "from the last checkpoint with --resume and a lower optimizer.learning-rate"
-                    )
-                seconds, waited = clock.look()
-                speed = {
-                    "seconds_per_step": seconds,
-                    "pictures_per_second": config.data.batch_size / seconds,
-                    "data_wait_share": waited,
-                    "peak_memory_gib": peak_memory_gib(),
-                }
-                values, shown = report(metrics, seconds)
-                log.write(step, values | speed)
-                bar.set_postfix(shown)
-            stopping = step == config.steps or stop.requested(step)
-            if step % config.validate_every == 0 or step == config.steps:
-                check(step, state)
-            if step % config.save_every == 0 or stopping:
-                checkpoints.save(step, state, key, force=stopping)
-            if stopping:
-                break
-    return state
+
+    first_step: int
+    key: Key[Array, ""]
+    log: MetricsLog
+
+    def __init__(self, config: RunConfig, program: Wrapped, *, resume: bool) -> None:
+        self._config, self._program, self._resume = config, program, resume
+        self._out = config.out.resolve()
+
+    def __enter__(self) -> Run:
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(
+                Checkpoints(self._out, self._config.keep_checkpoints, self._program)
+            )
+            self._stop = stack.enter_context(StopSignal())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, params: Params) -> TrainState:
+        """The placed state of the last checkpoint if the run is resumed, else the first."""
+        last = self._checkpoints.latest() if self._resume else None
+        start = last or (self._program.init(params), 0, jax.random.key(self._config.seed))
+        state, self.first_step, self.key = start
+        self.log = MetricsLog(self._out, self.first_step, enabled=jax.process_index() == 0)
+        self._stack.callback(self.log.close)
+        return state
+
+    def steps(
+        self,
+        state: TrainState,
+        loader: DatasetIterator[Batch],
+        report: Callable[[dict[str, Any], float], tuple[dict[str, Any], dict[str, str]]],
+        check: Callable[[int, TrainState], None],
+    ) -> TrainState:
+        """Steps until `config.steps` or until it is asked to stop, with a progress bar; the last state is always saved.
+
+        Args:
+            state: placed; it is freed.
+            loader: batches from `first_step` on; it is closed.
+            report: a step's metrics and the seconds that a step takes -> values for the log, and what the bar shows.
+            check: validates a state after a step, logs it and shows it.
+
+        Returns:
+            the last state, whole on every process.
+
+        Raises:
+            FloatingPointError: `max_skipped` updates in a row had no finite gradients.
+        """
+        config, clock, main = self._config, Clock(), jax.process_index() == 0
+        progress = tqdm(total=config.steps, initial=self.first_step, unit="step", dynamic_ncols=True, disable=not main)
+        with contextlib.closing(loader) as batches, progress as bar:
+            for step in range(self.first_step + 1, config.steps + 1):
+                with clock.waiting():
+                    batch = next(batches)
+                state, metrics = self._program.step(state, batch, self.key)
+                bar.update()
+                if step % config.log_every == 0:
+                    metrics = jax.device_get(metrics)
+                    if metrics["skipped"] >= config.max_skipped:
+                        raise FloatingPointError(
+                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
+                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
+                        )
+                    seconds, waited = clock.look()
+                    speed = {
+                        "seconds_per_step": seconds,
+                        "pictures_per_second": config.data.batch_size / seconds,
+                        "data_wait_share": waited,
+                        "peak_memory_gib": peak_memory_gib(),
+                    }
+                    values, shown = report(metrics, seconds)
+                    self.log.write(step, values | speed)
+                    bar.set_postfix(shown)
+                stopping = step == config.steps or self._stop.requested(step)
+                if step % config.validate_every == 0 or step == config.steps:
+                    check(step, state)
+                if step % config.save_every == 0 or stopping:
+                    self._checkpoints.save(step, state, self.key, force=stopping)
+                if stopping:
+                    break
+        return self._program.whole(state)
 
 
 def save_preview(image: np.ndarray, out: Path, step: int) -> None:

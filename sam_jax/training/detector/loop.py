@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -26,9 +25,8 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Checkpoints, StopSignal, claim_folder, run_steps, save_preview
+from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params
-from sam_jax.training.watch import MetricsLog
 from sam_jax.types import Batch, Params
 
 
@@ -66,46 +64,29 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
     part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     whole_batches = fixed_batches(validation_set, config.validation_batches, **batch_args)
     validation_batches = [local_part(batch, **part) for batch in whole_batches]
-    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
-        last = checkpoints.latest() if resume else None
-        state, first_step, run_key = last or (program.init(params), 0, jax.random.key(config.seed))
+    with Run(config, program, resume=resume) as run:
+        state = run.start(params)
         del params
-        log = MetricsLog(out, first_step, enabled=main)
 
         def report(metrics: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
             values = {name: float(value) for name, value in metrics.items()}
             return values, {"loss": f"{values['loss']:.3f}"}
 
         def check(step: int, state: TrainState) -> None:
-            values = validate(program, state, validation_batches, run_key)
-            log.write(step, {f"validation_{name}": value for name, value in values.items()})
+            values = validate(program, state, validation_batches, run.key)
+            run.log.write(step, {f"validation_{name}": value for name, value in values.items()})
             tqdm.write(
                 f"step {step}: validation loss {values['loss']:.3f}; boxes found with IoU 0.5: "
                 f"{values['found']:.1%}, with 0.75: {values['found_closely']:.1%}"
             )
             few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], whole_batches[0])
-            found = jax.device_get(program.preview(state, few, run_key))
+            found = jax.device_get(program.preview(state, few, run.key))
             if main:
                 save_preview(draw_detections(few, found), out, step)
 
-        loader = make_loader(train_set, first_batch=first_step, **batch_args, **part)
-        with contextlib.closing(loader) as batches:
-            state = run_steps(
-                config,
-                program,
-                state,
-                batches,
-                run_key,
-                checkpoints,
-                log,
-                stop,
-                first_step=first_step,
-                report=report,
-                check=check,
-            )
-        log.close()
+        loader = make_loader(train_set, first_batch=run.first_step, **batch_args, **part)
+        state = run.steps(state, loader, report, check)
     path = out / "model.safetensors"
-    state = program.whole(state)
     exported = jax.jit(functools.partial(model_params, config=config))(state)
     if main:
         save_detector(path, jax.device_get(exported), config.model)

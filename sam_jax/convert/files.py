@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -277,21 +275,21 @@ def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
 
 
 def _write_huggingface_folder(folder: Path, params: Params, config: SamConfig) -> None:
+    if folder.exists():  # it may hold other things, which stay
+        _write_huggingface_files(folder, params, config)
+        return
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        _write_huggingface_files(temporary, params, config)
+
+
+def _write_huggingface_files(folder: Path, params: Params, config: SamConfig) -> None:
+    with replacing(folder / "model.safetensors") as temporary:
+        # transformers refuses files that do not say for which framework they are.
+        save_file(state_from_params(params, config, "huggingface"), temporary, {"format": "pt"})
     contents = {
         "config.json": config_to_huggingface(config),
         "preprocessor_config.json": preprocessor_to_huggingface(config),
     }
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        for name, content in contents.items():
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        # transformers refuses files that do not say for which framework they are.
-        save_file(state_from_params(params, config, "huggingface"), temporary / "model.safetensors", {"format": "pt"})
-        if folder.exists():  # it may hold other things, which stay
-            for file in temporary.iterdir():
-                file.replace(folder / file.name)
-        else:
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    for name, content in contents.items():
+        write_atomically(folder / name, json.dumps(content, indent=2) + "\n")

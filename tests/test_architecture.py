@@ -22,7 +22,8 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "parallel": BASE,
     "checkpoint.py": BASE | {"modeling"},
     "training": BASE
-    | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint", "convert", "hub", "clip", "detection"},
+    | {"modeling", "ops", "prompting", "data", "parallel", "checkpoint", "convert", "hub", "clip", "detection"}
+    | {"model", "predictor"},
     "model.py": BASE | {"modeling"},
     "tokenizer.py": set(),
     "clip.py": BASE | {"modeling", "ops", "tokenizer"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import jax
@@ -15,8 +14,8 @@ from sam_jax.config import TrainConfig
 from sam_jax.data.examples import BadRecord, Source
 from sam_jax.data.loader import embedding_file
 from sam_jax.files import replacing
-from sam_jax.modeling import encode_image, normalize_images
-from sam_jax.ops.transforms import fit_image
+from sam_jax.model import Sam
+from sam_jax.predictor import embed
 from sam_jax.types import Params
 
 
@@ -44,20 +43,15 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
         for i in range(jax.process_index(), len(source), jax.process_count())
         if not embedding_file(folder, i).exists()
     ]
-    encode = jax.jit(functools.partial(_encode, config=config))
+    encoder = Sam(model, params, jnp.dtype(config.dtype))
     for index in tqdm(todo, desc="encoding pictures once", unit="picture", disable=not todo):
         try:
-            image, size = fit_image(source[index].image(), model.image_size)
+            image = source[index].image()
         except BadRecord:
             continue
-        embedding = encode(params, image[None], np.array([size], np.int32))[0]
+        (embedding,) = embed(encoder, [image])
         path = embedding_file(folder, index)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, np.asarray(embedding, np.float16))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("embeddings")
-
-
-def _encode(params: Params, images: jax.Array, sizes: jax.Array, *, config: TrainConfig) -> jax.Array:
-    images = normalize_images(images, sizes, config.model)
-    return encode_image(params, images, config.model, dtype=jnp.dtype(config.dtype))

@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+import sam_jax
+
 _cache = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -40,3 +42,9 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The embedded model: one compilation for all tests that a process runs with it."""
+    return sam_jax.load_model("tiny")

@@ -25,29 +25,24 @@ ADA, BOB = {"annotator": "Ada"}, {"annotator": "Bob"}
 CLICK = {"points": [{"x": 40, "y": 30, "label": 1}]}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return sam_jax.load_model("tiny")
-
-
 @pytest.fixture
 def store(tmp_path):
     return make_store(tmp_path, 4)
 
 
 @pytest.fixture
-def client(store, model):
-    with TestClient(create_app(store, model, Access(), model_version="tiny"), base_url=BASE) as client:
+def client(store, tiny_model):
+    with TestClient(create_app(store, tiny_model, Access(), model_version="tiny"), base_url=BASE) as client:
         yield client
 
 
-def test_a_click_gives_the_masks_of_the_predictor_and_a_second_goes_on_from_them(client, model, store):
+def test_a_click_gives_the_masks_of_the_predictor_and_a_second_goes_on_from_them(client, tiny_model, store):
     opened = client.post("/api/next", params=ADA).json()
     assert opened["masks"] == []
     assert len(opened["upcoming"]) == 2
     path = f"/api/pictures/{opened['picture']['id']}/predict"
     first = client.post(path, json=CLICK).json()
-    predictor = sam_jax.SamPredictor(model)
+    predictor = sam_jax.SamPredictor(tiny_model)
     predictor.set_image(sam_jax.read_image(store.picture(1).path))
     points, labels = np.array([[40, 30]]), np.array([1])
     masks, iou, logits = predictor.predict(points, labels)
@@ -71,17 +66,17 @@ def test_a_click_gives_the_masks_of_the_predictor_and_a_second_goes_on_from_them
     assert alone["masks"][0]["predicted_iou"] == pytest.approx(iou[0], abs=1e-3)
 
 
-def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_picture(model):
-    S = model.config.low_res_size
+def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_picture(tiny_model):
+    S = tiny_model.config.low_res_size
     logits = np.random.default_rng(0).normal(-1, 1, (5, S, S)).astype(np.float32)
     logits[1] = -5  # nothing
     logits[2] = 5  # everything
     logits[3, :, S // 2 :] = -9
     logits[4] = np.where(np.arange(S)[:, None] > S - 3, 3, -3)  # in the padding of wide pictures alone
     for size in ((60, 80), (45, 17), (9, 200)):
-        expected = np.asarray(sam_jax.predictor.to_original_frame(logits, size, model.config))
+        expected = np.asarray(sam_jax.predictor.to_original_frame(logits, size, tiny_model.config))
         for plane, mask in zip(logits, expected, strict=True):
-            rle, area, _ = session_file._to_rle(plane, size, model.config)
+            rle, area, _ = session_file._to_rle(plane, size, tiny_model.config)
             assert (decode_rle(rle) != mask).mean() < 2e-3
             assert area == decode_rle(rle).sum()
 

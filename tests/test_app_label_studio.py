@@ -5,7 +5,6 @@ import pytest
 from app_cases import BASE, SIZE, make_store
 from fastapi.testclient import TestClient
 
-import sam_jax
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.server import create_app
 from sam_jax.engine.records import MaskRecord
@@ -73,8 +72,8 @@ class Elsewhere:
 
 
 @pytest.fixture(scope="module")
-def client(store):
-    app = create_app(store, sam_jax.load_model("tiny"), Access(), model_version="tiny-1", label_studio=Elsewhere())
+def client(store, tiny_model):
+    app = create_app(store, tiny_model, Access(), model_version="tiny-1", label_studio=Elsewhere())
     with TestClient(app, base_url=BASE) as client:
         yield client
 

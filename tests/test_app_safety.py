@@ -17,7 +17,6 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-import sam_jax
 from sam_jax.app.pictures import locate, scan
 from sam_jax.app.server import create_app
 from sam_jax.web.guard import MAX_BODY, Access, is_loopback, new_token
@@ -27,25 +26,20 @@ TOKEN = "a" * 24
 ONE_CLICK = {"points": [{"x": 1, "y": 1, "label": 1}]}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return sam_jax.load_model("tiny")
-
-
 @pytest.fixture
 def store(tmp_path):
     return make_store(tmp_path, 2)
 
 
 @pytest.fixture
-def client(store, model):
-    with TestClient(create_app(store, model, Access(), model_version="tiny"), base_url=BASE) as client:
+def client(store, tiny_model):
+    with TestClient(create_app(store, tiny_model, Access(), model_version="tiny"), base_url=BASE) as client:
         yield client
 
 
 @pytest.fixture
-def guarded(store, model):
-    app = create_app(store, model, Access("0.0.0.0", TOKEN), model_version="tiny")
+def guarded(store, tiny_model):
+    app = create_app(store, tiny_model, Access("0.0.0.0", TOKEN), model_version="tiny")
     return TestClient(app, base_url="http://box.example:8009", follow_redirects=False)
 
 
@@ -232,7 +226,7 @@ def test_label_studio_gets_pictures_of_the_project_alone(client):
 # Sizes
 
 
-def test_bodies_and_pictures_are_bounded(client, store, model):
+def test_bodies_and_pictures_are_bounded(client, store, tiny_model):
     json_type = {"Content-Type": "application/json"}
     big = b" " * (MAX_BODY + 1)
     path = "/api/pictures/1/predict"

@@ -178,6 +178,12 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
     assert yellow[inside].all()
     assert not yellow[~mask].any()
     assert shown("overlay")[350, 400, 0] > shown("picture")[350, 400, 0] + 50
+    overlay, row = shown("overlay"), slice(310, 325)  # the mask begins at row 320
+    column = overlay[row, 400].tolist()
+    assert [255, 255, 255] in column[:10]  # an outline outside it
+    assert [255, 0, 0] in column[10:]  # and one inside
+    boxed = shown("overlay", box=(50, 60, 40, 20))
+    np.testing.assert_array_equal(boxed[322:424, 269:477], overlay[322:424, 269:477])  # the box hides nothing of it
     near = shown("zoom_overlay", point=(70.0, 70.0))
     assert near.shape[1] / near.shape[0] == pytest.approx(
         60 / 40, abs=0.05

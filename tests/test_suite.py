@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lvis_cases import SIZE, write_case
 from PIL import Image
+from test_bsds import write_truth
 
+from sam_jax.cli_config import load_config
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
 from sam_jax.evals.report import Report
@@ -117,11 +121,67 @@ def test_two_processes_make_the_report_of_one(tmp_path):
     write_data(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "bbbc038v1/stage1_train/03/images/03.png")  # of another size
     expected = points(tmp_path, "one", "disc").evaluate()
+    errors = in_two_processes(
+        *("configs/eval_single_point.py", "--data", str(tmp_path), "--max-masks", "0", "--out", str(tmp_path / "two")),
+        *("--methods", "disc", "--datasets", "bbbc038v1", "--clicks", "3"),
+    )
+    assert ["/4 [" in errors[0], "/3 [" in errors[1]] == [True, True], errors
+    assert json.loads((tmp_path / "two/report.json").read_text()) == expected.results
+    assert expected.results["left_out"]["disc"]["bbbc038v1"][0].startswith(
+        "stage1_train/03/images/03: masks of another"
+    )
+    lines = [(tmp_path / f"{name}/disc.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert sorted(lines[0]) == sorted(lines[1])
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["disc.jsonl", "report.json", "report.md"]
+
+
+SUITE = """
+from pathlib import Path
+from sam_jax.evals.edges import EdgesConfig
+from sam_jax.evals.instances import InstancesConfig
+from sam_jax.evals.proposals import ProposalsConfig
+from sam_jax.evals.suite import SuiteConfig
+
+def get_config():
+    file = Path("annotations.json")
+    return SuiteConfig(tasks=(
+        EdgesConfig(out=Path("edges"), data=Path("."), methods=("Sobel", "human")),
+        ProposalsConfig(out=Path("proposals"), annotations=file, images=Path("images"), methods=("Felzenszwalb",)),
+        InstancesConfig(out=Path("instances"), annotations=file, images=Path("images"), methods=("box",)),
+    ))
+"""
+METHODS = {"edges": "Sobel", "proposals": "Felzenszwalb", "instances": "box"}
+
+
+def test_processes_share_the_pictures_of_edges_proposals_and_instances(tmp_path):
+    write_case(tmp_path, pictures=3, seed=1)
+    rng = np.random.default_rng(0)
+    entries = json.loads((tmp_path / "annotations.json").read_text())["images"]
+    names = [entry["coco_url"].split("/")[-1] for entry in entries]
+    for i, name in enumerate(names):
+        noise = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(SIZE[::-1])
+        for path in (tmp_path / f"images/val2017/{name}", tmp_path / f"images/test/{i}.jpg"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise.save(path)
+        write_truth(tmp_path / f"groundTruth/test/{i}.mat", [np.eye(*SIZE, k=9 * i, dtype=bool)] * 2)
+    (tmp_path / f"images/val2017/{names[1]}").unlink()  # the second process finds that it is missing
+    (tmp_path / "suite.py").write_text(SUITE)
+    arguments = [str(tmp_path / "suite.py"), "--data", str(tmp_path), "--out"]
+    expected = load_config([*arguments, str(tmp_path / "one")]).evaluate()
+    errors = in_two_processes(*arguments, str(tmp_path / "two"))
+    assert json.loads((tmp_path / "two/report.json").read_text()) == expected.results
+    tasks = expected.results["tasks"]
+    assert [tasks[name]["results"][method]["pictures"] for name, method in METHODS.items()] == [3, 2, 2]
+    for label in ("Sobel: detect", "Sobel: score", "Felzenszwalb: predict", "box: predict"):
+        assert [re.search(rf"{label}.*?/(\d) \[", error)[1] for error in errors] == ["2", "1"], label
+
+
+def in_two_processes(*arguments: str) -> list[str]:
+    """What eval.py writes to stderr in either."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "eval.py", "configs/eval_single_point.py", "--data", str(tmp_path), "--max-masks", "0"]
-    command += ["--out", str(tmp_path / "two"), "--methods", "disc", "--datasets", "bbbc038v1", "--clicks", "3"]
+    command = [sys.executable, "eval.py", *arguments]
     command += ["--parallel.coordinator", address, "--parallel.processes", "2", "--parallel.process"]
     root = Path(__file__).parent.parent
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
@@ -131,14 +191,7 @@ def test_two_processes_make_the_report_of_one(tmp_path):
     ]
     errors = [process.communicate(timeout=300)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
-    assert ["/4 [" in errors[0], "/3 [" in errors[1]] == [True, True], errors
-    assert json.loads((tmp_path / "two/report.json").read_text()) == expected.results
-    assert expected.results["left_out"]["disc"]["bbbc038v1"][0].startswith(
-        "stage1_train/03/images/03: masks of another"
-    )
-    lines = [(tmp_path / f"{name}/disc.jsonl").read_text().splitlines() for name in ("one", "two")]
-    assert sorted(lines[0]) == sorted(lines[1])
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["disc.jsonl", "report.json", "report.md"]
+    return errors
 
 
 def test_one_process_goes_on_where_two_were_stopped(tmp_path):

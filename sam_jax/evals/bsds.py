@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sam_jax.evals.boundaries import match_boundaries, thin
 from sam_jax.files import write_atomically
+from sam_jax.parallel.gather import share, together
 
 THRESHOLDS = np.arange(1, 100) / 100
 MAX_DISTANCE = 0.0075  # between partners, share of the picture's diagonal
@@ -233,7 +234,10 @@ def score_people(
 def _each_picture(
     files: Mapping[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
 ) -> np.ndarray:
-    """Counts of each picture: what is on disk already, for files of the same content, or else computed in threads."""
+    """Counts of each picture: what is on disk already, for files of the same content, or else computed in threads.
+
+    Several processes, which see the same folder, share the pictures.
+    """
     out.mkdir(parents=True, exist_ok=True)
 
     def one(id_: str) -> np.ndarray:
@@ -252,8 +256,11 @@ def _each_picture(
         write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
         return counts
 
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        return np.stack(list(tqdm(pool.map(one, files), total=len(files), desc=label, unit="picture")))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    mine = share(files)
+    with together(), ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            done = tqdm(pool.map(one, mine), total=len(mine), desc=label, unit="picture")
+            counts = dict(zip(mine, done, strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return np.stack([counts[id_] if id_ in counts else one(id_) for id_ in files])

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.config import ParallelConfig
 from sam_jax.evals.bsds import (
     THRESHOLDS,
     find_maps,
@@ -41,6 +42,8 @@ from sam_jax.ops.grids import point_grid
 from sam_jax.ops.masks import frame_matrices
 from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.ops.transforms import as_rgb, read_image
+from sam_jax.parallel.gather import share, together
+from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import embed
 from sam_jax.types import FOREGROUND
 
@@ -142,6 +145,7 @@ class EdgesConfig:
     points_per_side: int = 16  # of the grid
     box_nms_thresh: float = 0.7  # of two masks whose boxes overlap more, that of higher predicted IoU stays
     workers: int = 2  # pictures scored at a time, in threads
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
 
     def evaluate(self) -> Report:
         """Detects edges with every method, scores them, and draws the precision-recall curves.
@@ -152,6 +156,7 @@ class EdgesConfig:
             ValueError: an unknown method, a bad map or truth.
             FileNotFoundError: no pictures, truth or maps.
         """
+        start_processes(self.parallel)
         truths = find_truth(self.data, self.split)
         truths = dict(list(truths.items())[: self.max_pictures or None])
         results: dict[str, Any] = {}
@@ -201,6 +206,8 @@ class EdgesConfig:
 def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) -> dict[str, Path]:
     """Edge maps of picture files as out/ID.png, grey, 8 bits, as the benchmark takes them; those there are kept.
 
+    Several processes, which see the same folder, share the pictures.
+
     Args:
         images: id -> picture.
 
@@ -212,12 +219,13 @@ def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) ->
     """
     out.mkdir(parents=True, exist_ok=True)
     maps = {id_: out / f"{id_}.png" for id_ in images}
-    todo = [id_ for id_, path in maps.items() if not path.exists()]
-    for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="picture"):
-        edges = detector.detect(read_image(images[id_]))
-        file = io.BytesIO()
-        Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")
-        write_atomically(maps[id_], file.getvalue())
+    todo = [id_ for id_ in share(maps) if not maps[id_].exists()]
+    with together():
+        for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="picture"):
+            edges = detector.detect(read_image(images[id_]))
+            file = io.BytesIO()
+            Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")
+            write_atomically(maps[id_], file.getvalue())
     return maps
 
 

@@ -12,10 +12,12 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
+from sam_jax.config import ParallelConfig
 from sam_jax.detection.convert import load_detector
 from sam_jax.detection.run import Target, detect_pictures
 from sam_jax.evals.box_segmenters import BoxSegmenter, FilledBox, SamBoxes
@@ -26,6 +28,8 @@ from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, 
 from sam_jax.evals.truth import ANY, Truth, TruthPicture, read_truth, shorten
 from sam_jax.hub import load_model
 from sam_jax.ops.prompts import Prompt
+from sam_jax.parallel.gather import together
+from sam_jax.parallel.start import start_processes
 
 COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per picture; COCO's count in each category, LVIS's in all
 METHODS = ("sam", "sam one pass", "box")
@@ -56,6 +60,7 @@ class InstancesConfig:
     max_pictures: int = 0  # the first ones; 0 means all
     pictures_per_batch: int = 4  # that pass the model together
     workers: int = 1  # processes that score; more pay off from a thousand pictures on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
 
     def evaluate(self) -> Report:
         """Segments every box with every method and scores the masks.
@@ -68,6 +73,7 @@ class InstancesConfig:
             ValueError: an unknown method; annotations, boxes or results that can't be used, or are of another data set.
             FileNotFoundError: no annotations, boxes or results.
         """
+        start_processes(self.parallel)
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
             raise ValueError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
@@ -159,7 +165,8 @@ class InstancesConfig:
         folder = ResultFolder(self.out, method, identity)
         failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)
         good = [picture for picture in pictures if picture.name not in failures]
-        folder.merge(good)
+        if jax.process_index() == 0:
+            folder.merge(good)
         return {picture.name: _Task(picture, folder.file(picture), truth.federated) for picture in good}
 
 
@@ -181,9 +188,10 @@ def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
     content = hashlib.sha256(detector.read_bytes())
     content.update(repr(list(truth.pictures)).encode())
     file = out / f"detector-{content.hexdigest()[:8]}.json"
-    if not file.exists():
-        targets = [Target(picture.path, {"image_id": picture.id}) for picture in truth.pictures.values()]
-        detect_pictures(params, config, targets, file)  # what can't be read is named where masks are made
+    with together():
+        if jax.process_index() == 0 and not file.exists():
+            targets = [Target(picture.path, {"image_id": picture.id}) for picture in truth.pictures.values()]
+            detect_pictures(params, config, targets, file)  # what can't be read is named where masks are made
     return file
 
 

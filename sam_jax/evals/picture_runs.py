@@ -16,6 +16,7 @@ from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
 from sam_jax.evals.truth import TruthPicture
+from sam_jax.parallel.gather import gather, share, together
 
 Failures = dict[str, str]
 """Name of a picture that can't be used -> why."""
@@ -32,12 +33,14 @@ def predict_missing(
 ) -> Failures:
     """Predicts the pictures that have no results yet, `batch_size` at a time; the next ones are read meanwhile.
 
+    Several processes, which see the same folder, share the pictures; each returns when all are done.
+
     Returns:
-        The pictures that can't be read.
+        The pictures that can't be read, the same in every process.
     """
     failures: Failures = {}
-    todo = folder.missing(pictures)
-    with tqdm(total=len(todo), desc=f"{label}: predict", unit="picture") as bar:
+    todo = folder.missing(share(pictures))
+    with together(), tqdm(total=len(todo), desc=f"{label}: predict", unit="picture") as bar:
         good = _read_ahead(todo, 2 * batch_size, failures)
         while batch := list(itertools.islice(good, batch_size)):
             members = [picture for picture, _ in batch]
@@ -45,7 +48,8 @@ def predict_missing(
                 folder.write(picture, results)
             bar.update(len(batch))
         bar.update(len(failures))
-    return failures
+    everywhere = {name: why for part in gather(failures) for name, why in part.items()}
+    return {picture.name: everywhere[picture.name] for picture in pictures if picture.name in everywhere}
 
 
 def _read_ahead(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
+from sam_jax.config import ParallelConfig
 from sam_jax.evals.mask_scores import Recall, Result, count_found
 from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
 from sam_jax.evals.proposal_baselines import Felzenszwalb
@@ -24,6 +25,7 @@ from sam_jax.evals.segmenters import model_identity
 from sam_jax.evals.truth import FREQUENCIES, Truth, TruthPicture, read_truth
 from sam_jax.hub import load_model
 from sam_jax.model import Sam
+from sam_jax.parallel.start import start_processes
 
 NUMBERS = (10, 100, 1000)
 PARTS = ("all", "small", "medium", "large", *FREQUENCIES.values())
@@ -102,6 +104,7 @@ class ProposalsConfig:
     points_per_side: int = 64  # of sam's grid; with a single output twice as many
     pictures_per_device: int = 1  # that pass the model together
     workers: int = 1  # processes that score; more pay off from a thousand pictures on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
 
     def evaluate(self) -> Report:
         """Proposes masks with every method and counts the objects that they find.
@@ -113,6 +116,7 @@ class ProposalsConfig:
             ValueError: an unknown method; annotations or results that can't be used, or belong to another data set.
             FileNotFoundError: no annotations or results.
         """
+        start_processes(self.parallel)
         unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
         if unknown:
             raise ValueError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")

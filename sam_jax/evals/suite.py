@@ -82,7 +82,7 @@ class SuiteConfig:
 def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any]:
     """Runs a task, or reads its report if that is of the same config and model; gives the same in every process.
 
-    A task without the field `parallel` runs in process 0 alone. A report that is without a data set (`missing` of its
+    A report that is without a data set (`missing` of its
     results) is made again: its data may be there by then, and what was measured is kept by the task.
 
     Args:
@@ -96,9 +96,7 @@ def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any
     outcome = gather(outcome)[0]
     if outcome:
         return outcome
-    if jax.process_index() == 0 or hasattr(task, "parallel"):
-        outcome = _attempt(task, source)
-    outcome = gather(outcome)[0]
+    outcome = gather(_attempt(task, source))[0]
     if jax.process_index() == 0 and outcome["status"] == "measured":
         Report(outcome["title"], outcome["table"], outcome["results"]).write(task.out)
         if not outcome["results"].get("missing"):

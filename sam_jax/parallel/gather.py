@@ -1,12 +1,40 @@
-"""Small values from every process to every process."""
+"""What is divided over processes, and small values from every process to every process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+Thing = TypeVar("Thing")
+
+
+def share(things: Iterable[Thing]) -> list[Thing]:
+    """This process's part of what every process has in the same order."""
+    return list(things)[jax.process_index() :: jax.process_count()]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What each process does within it, all have done after it. An error of one is an error of all.
+
+    Raises:
+        ValueError: another process's ValueError or OSError.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        problem = error
+    problems = gather(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    if first := next(filter(None, problems), None):
+        raise ValueError(first)
 
 
 def gather(value: Any) -> list[Any]:

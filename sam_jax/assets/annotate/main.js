@@ -41,6 +41,7 @@ async function openNext() {
   moving = true;
   document.body.dataset.ready = "false";
   try {
+    await outbox.drained();  // what an earlier visit has left would be missing in the answer
     await enter(await api("POST", "/api/next"));
   } catch (error) {
     toast(error.message, "error");

@@ -18,7 +18,7 @@ from sam_jax.evals.play import ClickRules, play_pictures
 from sam_jax.evals.records import Record, RecordLog, add_up, key_of
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.segmenters import Segmenter
-from sam_jax.parallel.gather import gather
+from sam_jax.parallel.gather import gather, share
 
 Problems = dict[str, list[str]]
 """Name of a data set -> what of it could not be used."""
@@ -119,12 +119,12 @@ def run_clicks(
     Raises:
         ValueError: no picture of any data set can be used.
     """
-    process, processes = jax.process_index(), jax.process_count()
+    process = jax.process_index()
     protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
     log = RecordLog(out, segmenter.name.replace(" ", "_"), protocol, process)
     wanted = {(name, picture): e for name, s in samples.items() for picture, e in s.examples.items()}
     known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
-    todo = [key for key in wanted if key not in known][process::processes]
+    todo = share(key for key in wanted if key not in known)
     mine, failed = [], []
     played = play_pictures(segmenter, [wanted[key] for key in todo], rules, workers)
     for (name, picture), result in zip(

@@ -93,6 +93,7 @@ class InstancesConfig:
         methods = () if self.results is not None else self.methods
         detected = read_results(file, all_pictures, "bbox") if file else None
         boxes = self._boxes(truth, detected) if methods else {}
+        boxes_digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
         for method in (*methods, *given):
@@ -102,7 +103,7 @@ class InstancesConfig:
                 good = [picture for picture in truth.pictures.values() if picture.name not in failures[method]]
                 tasks = {p.name: _Task(p, given[method][p.id], truth.federated) for p in good}
             else:
-                tasks = self._segment(method, truth, boxes, file, failures[method])
+                tasks = self._segment(method, truth, boxes, boxes_digest, failures[method])
             scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
             numbers = LVIS_NUMBERS if truth.federated else COCO_NUMBERS
             figures = average_precision([m for m, _ in scored], truth.categories, truth.frequencies, numbers)
@@ -143,7 +144,7 @@ class InstancesConfig:
         return boxes
 
     def _segment(
-        self, method: str, truth: Truth, boxes: dict[int, list[Result]], file: Path | None, failures: Failures
+        self, method: str, truth: Truth, boxes: dict[int, list[Result]], boxes_digest: str, failures: Failures
     ) -> dict[str, _Task]:
         segmenter: BoxSegmenter
         if method == FilledBox.name:
@@ -160,8 +161,7 @@ class InstancesConfig:
             ]
 
         pictures = list(truth.pictures.values())
-        digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
-        identity = f"{segmenter.identity} {digest} {self.max_boxes} {sorted(truth.categories)}"
+        identity = f"{segmenter.identity} {boxes_digest} {self.max_boxes} {sorted(truth.categories)}"
         folder = ResultFolder(self.out, method, identity)
         failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)
         good = [picture for picture in pictures if picture.name not in failures]

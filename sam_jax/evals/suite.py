@@ -82,8 +82,8 @@ class SuiteConfig:
 def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any]:
     """Runs a task, or reads its report if that is of the same config and model; gives the same in every process.
 
-    A report that is without a data set (`missing` of its
-    results) is made again: its data may be there by then, and what was measured is kept by the task.
+    A report that is without a data set (`missing` of its results) is made again: its data may be there by then, and
+    what was measured is kept by the task.
 
     Args:
         identity: what the report depends on.

@@ -29,7 +29,7 @@ from sam_jax.hub import load_clip, load_model
 from sam_jax.model import Sam
 from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import decode_rle
-from sam_jax.parallel.gather import gather
+from sam_jax.parallel.gather import gather, share
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import Masks, SamPredictor
 
@@ -172,7 +172,7 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
     known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
     todo = [pair for pair in zip(rows, others, strict=True) if _key(pair[0]) not in known]
     mine = []
-    for row, exchanged in tqdm(todo[jax.process_index() :: jax.process_count()], desc="text to mask", unit="picture"):
+    for row, exchanged in tqdm(share(todo), desc="text to mask", unit="picture"):
         mine.append(evaluate_picture(predictor, row, exchanged))
         log.write(mine[-1])
     known |= {key_of(line): line for part in gather(mine) for line in part}

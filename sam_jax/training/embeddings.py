@@ -15,6 +15,7 @@ from sam_jax.data.examples import BadRecord, Source
 from sam_jax.data.loader import embedding_file
 from sam_jax.files import replacing
 from sam_jax.model import Sam
+from sam_jax.parallel.gather import share
 from sam_jax.predictor import embed
 from sam_jax.types import Params
 
@@ -38,11 +39,7 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
             "or data.colour-jitter; leave them out, or the cache"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [
-        i
-        for i in range(jax.process_index(), len(source), jax.process_count())
-        if not embedding_file(folder, i).exists()
-    ]
+    todo = [i for i in share(range(len(source))) if not embedding_file(folder, i).exists()]
     encoder = Sam(model, params, jnp.dtype(config.dtype))
     for index in tqdm(todo, desc="encoding pictures once", unit="picture", disable=not todo):
         try:

@@ -21,6 +21,14 @@ def fan_in_uniform(fan_in: int) -> Callable:
     return init
 
 
+def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` for x (..., in) and kernel (in, out), as the product of two matrices.
+
+    With the leading axes apart, the gradient of the kernel sums over several axes: XLA's slow way on a CPU.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Dense(nn.Module):
     """`x @ kernel + bias`, kernel (in, out). `weights()` is for code that folds them into its neighbours."""
 
@@ -38,7 +46,7 @@ class Dense(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.weights()
-        return x.astype(self.dtype) @ kernel + bias
+        return multiply(x.astype(self.dtype), kernel) + bias
 
 
 class LayerNorm(nn.Module):
@@ -77,7 +85,7 @@ class PatchConv(nn.Module):
         *lead, height, width, _ = x.shape
         x = x.astype(self.dtype).reshape(*lead, height // p, p, width // p, p, c)
         x = jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * c)
-        x = x @ kernel.reshape(p * p * c, self.features)
+        x = multiply(x, kernel.reshape(p * p * c, self.features))
         return x + self.param("bias", init, (self.features,)).astype(self.dtype) if self.use_bias else x
 
 

@@ -116,6 +116,21 @@ def test_prompts_without_a_mask_equal_prompts_without_mask_input(params, images,
     assert_same(jax.jit(predict)(params, images, none), jax.device_get(jax.jit(predict)(params, images, without)))
 
 
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_prompts_in_chunks_equal_all_at_once(params, monkeypatch, with_masks):
+    """As many pictures and prompts as the grid has rows and columns: their shapes do not tell them apart."""
+    rng, n, side = np.random.default_rng(2), SMALL.grid_size, SMALL.low_res_size
+    embeddings = rng.normal(size=(n, n, n, SMALL.prompt_dim)).astype(np.float32)
+    points = rng.uniform(0, 60, (n, n, 1, 2)).astype(np.float32)
+    masks = rng.normal(size=(n, n, side, side)).astype(np.float32) if with_masks else None
+    encoded = encode_prompts(params, Prompts(points, np.full((n, n, 1), FOREGROUND), masks), SMALL)
+    whole = jax.device_get(decode_masks(params, embeddings, encoded, SMALL))
+    monkeypatch.setattr("sam_jax.modeling.sam.CPU_DECODER_ELEMENTS", 2 * embeddings.size)
+    mapped = jax.make_jaxpr(functools.partial(decode_masks, config=SMALL))(params, embeddings, encoded)
+    assert "scan" in str(mapped)
+    assert_same(decode_masks(params, embeddings, encoded, SMALL), whole)
+
+
 def test_bfloat16_stays_near_float32(params, images, prompts, predict, expected):
     rough = jax.jit(functools.partial(predict, dtype=jnp.bfloat16))(params, images, prompts)
     assert rough.low_res_logits.dtype == rough.iou_predictions.dtype == jnp.float32

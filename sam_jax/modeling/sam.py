@@ -197,7 +197,9 @@ def _map_over_prompts(
     """`decode(prompts)`, with at most `at_once` prompts per image at a time."""
     B, Q = prompts.sparse.shape[:2]
     size = max(size for size in range(1, at_once + 1) if Q % size == 0)
-    own = {name: x for name, x in prompts._asdict().items() if x.shape[:2] == (B, Q)}
+    own = {"sparse": prompts.sparse, "sparse_mask": prompts.sparse_mask}
+    if prompts.dense.shape[2] != 1:  # prompts with masks
+        own["dense"] = prompts.dense
     chunks = {name: x.reshape(B, Q // size, size, *x.shape[2:]).swapaxes(0, 1) for name, x in own.items()}
     results = jax.lax.map(lambda chunk: decode(prompts._replace(**chunk)), chunks)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, Q, *x.shape[3:]), results)

@@ -32,7 +32,10 @@ class Upconv(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Returns logits (B, Q, 4, 4h, 4w) and IoU predictions (B, Q, 4); index 0 is the single-mask output."""
+    """Returns logits (B, Q, m, 4h, 4w) and IoU predictions (B, Q, m) of the m mask tokens in `outputs`.
+
+    There are four; that of index 0 is the single-mask output.
+    """
 
     config: SamConfig
     dtype: jnp.dtype = jnp.float32
@@ -48,6 +51,7 @@ class MaskDecoder(nn.Module):
         dense: jax.Array,
         deterministic: bool = True,
         shared: SharedImage | None = None,
+        outputs: slice = slice(None),
     ) -> tuple[jax.Array, jax.Array]:
         c, D, M = self.config, self.config.prompt_dim, self.config.num_mask_tokens
         B, Q = sparse.shape[:2]
@@ -72,19 +76,19 @@ class MaskDecoder(nn.Module):
         )(tokens, image.reshape(B, -1, h * w, D), positions.reshape(h * w, D), token_mask, deterministic, shared)
 
         iou_head = Mlp(D, c.iou_head_hidden_dim, M, c.iou_head_depth, self.dtype, name="iou_prediction_head")
-        iou_predictions = iou_head(tokens[:, :, 0])
+        iou_predictions = iou_head(tokens[:, :, 0])[:, :, outputs]
         hyper = jnp.stack(
             [
                 Mlp(D, D, D // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
-                for i in range(M)
+                for i in range(M)[outputs]
             ],
             2,
-        )  # (B, Q, M, D / 8)
+        )  # (B, Q, m, D / 8)
 
         x = Upconv(D, D // 4, self.dtype, name="output_upscaling_0")(image)
         x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
         x = gelu(Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x))
         # The many pixels are the left factor, as they lie in memory; only the few masks are moved.
         logits = einsum_float32("bqnxyd,bqmd->bqnxym", x, hyper)
-        logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, M).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
-        return logits.reshape(B, Q, M, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)
+        logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, -1).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
+        return logits.reshape(B, Q, -1, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)

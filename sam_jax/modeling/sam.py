@@ -171,19 +171,21 @@ def decode_masks(
     outputs = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
 
     def decode(prompts: EncodedPrompts) -> Prediction:
-        logits, iou = _apply(
-            module,
-            params["mask_decoder"],
-            embeddings,
-            prompts.image_positions,
-            prompts.sparse,
-            prompts.sparse_mask,
-            prompts.dense,
-            deterministic=key is None,
-            shared=shared,
-            rngs=None if key is None else {"dropout": key},
+        return Prediction(
+            *_apply(
+                module,
+                params["mask_decoder"],
+                embeddings,
+                prompts.image_positions,
+                prompts.sparse,
+                prompts.sparse_mask,
+                prompts.dense,
+                deterministic=key is None,
+                shared=shared,
+                outputs=outputs,
+                rngs=None if key is None else {"dropout": key},
+            )
         )
-        return Prediction(logits[:, :, outputs], iou[:, :, outputs])
 
     at_once = max(1, CPU_DECODER_ELEMENTS // math.prod(embeddings.shape))
     if key is not None or prompts.sparse.shape[1] <= at_once:

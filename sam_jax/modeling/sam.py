@@ -200,7 +200,7 @@ def _map_over_prompts(
     B, Q = prompts.sparse.shape[:2]
     size = max(size for size in range(1, at_once + 1) if Q % size == 0)
     own = {"sparse": prompts.sparse, "sparse_mask": prompts.sparse_mask}
-    if prompts.dense.shape[2] != 1:  # prompts with masks
+    if prompts.dense.shape[1] == Q:  # with masks; without, it is 1, and a single prompt is not cut
         own["dense"] = prompts.dense
     chunks = {name: x.reshape(B, Q // size, size, *x.shape[2:]).swapaxes(0, 1) for name, x in own.items()}
     results = jax.lax.map(lambda chunk: decode(prompts._replace(**chunk)), chunks)

@@ -50,7 +50,7 @@ def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
 
 def start(*command: str) -> tuple[subprocess.Popen, str]:
     """A command that serves a page, and the address that it prints."""
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device is enough
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # one device is enough
     process = subprocess.Popen(
         [sys.executable, "-m", "sam_jax.cli", *command], stdout=subprocess.PIPE, text=True, env=environment
     )

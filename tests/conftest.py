@@ -1,20 +1,22 @@
-"""Eight virtual CPU devices for sharding, a compilation cache, since many tests compile the same, and a browser."""
+"""Eight virtual CPU devices for sharding, quick compilations that all processes share, and a browser."""
 
 import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# All in the environment, so that pytest-xdist's processes and those that tests start have it as well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Most of the time is compilation: half as much of it without LLVM's optimisations, of which XLA's own are independent.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-import jax
 import pytest
 
 import sam_jax
-
-_cache = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -83,7 +83,7 @@ def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, caps
 def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tmp_path):
     arguments = [str(ROOT / "configs/finetune_coco.py"), *command]
     checkpoints = tmp_path / "run" / "checkpoints"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], env=environment)
 
     def saved() -> list[int]:
@@ -108,7 +108,7 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
 
     def start(*more: str) -> list[subprocess.Popen]:
         where = ["--parallel.coordinator", address, "--parallel.processes", "2"]

@@ -151,7 +151,7 @@ def test_two_processes_of_four_devices_make_the_update_of_one_device(mode, expec
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, address, str(process), mode, str(tmp_path / "result.npz")],

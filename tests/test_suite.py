@@ -184,7 +184,7 @@ def in_two_processes(*arguments: str) -> list[str]:
     command = [sys.executable, "eval.py", *arguments]
     command += ["--parallel.coordinator", address, "--parallel.processes", "2", "--parallel.process"]
     root = Path(__file__).parent.parent
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(root)}
     started = [
         subprocess.Popen([*command, str(process)], cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
         for process in range(2)

@@ -24,7 +24,7 @@ unit: $(VENV)/test-installed
 	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(VENV)/test-installed  ## the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 eval-tiny: $(VENV)/installed  ## the embedded model on held-out pictures, against classical baselines
 	$(BIN)/python eval.py configs/eval_tiny.py

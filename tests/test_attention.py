@@ -123,7 +123,7 @@ def small_model():
     return config, init_params(config, jax.random.key(0))
 
 
-@pytest.mark.parametrize("prompts_per_image", [1, 6])
+@pytest.mark.parametrize("prompts_per_image", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_prompts_decoded_together_equal_prompts_decoded_alone(small_model, prompts_per_image):
     config, params = small_model
     B, Q, grid = 2, prompts_per_image, config.grid_size

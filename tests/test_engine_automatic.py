@@ -171,6 +171,7 @@ def test_reading_what_is_not_finished_says_so(whole, tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     many = {f"{i:02}.jpg": encode(np.roll(discs(), i, 1), "JPEG") for i in range(48)}
     folder, out = write(tmp_path / "photos", many), tmp_path / "out"

@@ -93,6 +93,7 @@ def test_stages_follow_each_other(project):
     assert store.stage == "semi-automatic"
 
 
+@pytest.mark.slow
 def test_training_freezes_a_version_and_gives_a_candidate_that_is_measured(project, small):
     store, examples = project
     annotate(store, examples)

@@ -80,6 +80,7 @@ def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, caps
     assert "learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tmp_path):
     arguments = [str(ROOT / "configs/finetune_coco.py"), *command]
     checkpoints = tmp_path / "run" / "checkpoints"

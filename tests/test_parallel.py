@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_training import SMALL, make_batch, make_config
 
+from sam_jax.checkpoint import load_checkpoint, save_checkpoint
 from sam_jax.config import ParallelConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.parallel.mesh import make_mesh, param_shardings
@@ -28,6 +29,7 @@ MODES = {
     "mesh, in parts": (ParallelConfig("mesh", 2, 2), 2),
     "pmap": (ParallelConfig("pmap", 8), 1),
 }
+IN_PARTS = pytest.param("mesh, in parts", marks=pytest.mark.slow)
 
 
 def run_key() -> jax.Array:  # no constant: processes must find each other before JAX is used
@@ -81,7 +83,7 @@ def assert_close(actual, expected):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), actual, expected)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "one"])
+@pytest.mark.parametrize("mode", ["mesh, data x fsdp", IN_PARTS, "pmap"])
 def test_the_update_and_the_metrics_are_those_of_one_device(mode, programs, params, expected):
     first, metrics, evaluation, second = play(programs[mode], params)
     assert_close((metrics, evaluation), expected[1:3])
@@ -115,7 +117,7 @@ def test_the_first_rule_that_matches_holds(params):
 
 
 @pytest.mark.parametrize("before", ["one", "mesh, data x fsdp", "pmap"])
-@pytest.mark.parametrize("after", ["one", "mesh, in parts", "mesh, data x fsdp", "pmap"])
+@pytest.mark.parametrize("after", ["one", IN_PARTS, "mesh, data x fsdp", "pmap"])
 def test_a_checkpoint_goes_on_on_other_devices(before, after, programs, params, expected, tmp_path):
     old, new = programs[before], programs[after]
     state, _ = old.step(old.init(params), global_batch(), run_key())
@@ -146,15 +148,17 @@ def test_devices_that_do_not_fit_are_named(parallel, batch_size, accumulate, mes
         compile_program(config, params)
 
 
+@pytest.mark.slow  # both processes compile
 @pytest.mark.parametrize("mode", ["mesh, data x fsdp", "pmap"])
-def test_two_processes_of_four_devices_make_the_update_of_one_device(mode, expected, tmp_path):
+def test_two_processes_of_four_devices_make_the_update_of_one_device(mode, params, expected, tmp_path):
+    save_checkpoint(tmp_path / "start.safetensors", params, SMALL)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, address, str(process), mode, str(tmp_path / "result.npz")],
+            [sys.executable, __file__, address, str(process), mode, str(tmp_path)],
             env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stderr=subprocess.PIPE,
             text=True,
@@ -169,8 +173,8 @@ def test_two_processes_of_four_devices_make_the_update_of_one_device(mode, expec
         np.testing.assert_allclose(result[f"arr_{i}"], leaf, rtol=2e-4, atol=2e-5)
 
 
-def _run_process(address: str, process: str, mode: str, target: str) -> None:
-    """One of two processes: an update and an evaluation, each on its half of the batch."""
+def _run_process(address: str, process: str, mode: str, folder: str) -> None:
+    """One of two processes: an update and an evaluation from the folder's model, each on its half of the batch."""
     from jax.experimental import multihost_utils
 
     config = parallel_config(mode)
@@ -179,15 +183,16 @@ def _run_process(address: str, process: str, mode: str, target: str) -> None:
     assert jax.device_count() == 8
     assert len(jax.local_devices()) == 4
     half = jax.tree.map(lambda x: x[4 * int(process) :][:4], global_batch())
-    params = init_params(SMALL, jax.random.key(0))
-    program, _ = compile_program(config, jax.device_get(params))
-    state, metrics = program.step(program.init(jax.device_get(params)), half, run_key())
-    evaluation = jax.device_get(program.evaluate(state, half, run_key()))
+    params, _ = load_checkpoint(Path(folder) / "start.safetensors")
+    program, _ = compile_program(config, params)
+    state, metrics = program.step(program.init(params), half, run_key())
+    evaluation = program.evaluate(state, half, run_key())
     learned = program.whole(state).params
     if mode != "pmap":
         learned = multihost_utils.process_allgather(learned, tiled=True)
     if process == "0":
-        np.savez(Path(target), *jax.tree.leaves((jax.device_get(learned), jax.device_get(metrics), evaluation)))
+        result = jax.device_get((learned, metrics, evaluation))
+        np.savez(Path(folder) / "result.npz", *jax.tree.leaves(result))
 
 
 @pytest.mark.parametrize(

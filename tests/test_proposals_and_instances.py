@@ -213,6 +213,7 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     assert not segmented
 
 
+@pytest.mark.slow
 def test_a_detector_of_anything_and_the_model_run_end_to_end(data, monkeypatch):
     params = initial_params(make_config())
     save_detector(data / "detector.safetensors", params, DETECTOR)

@@ -82,6 +82,7 @@ def test_a_step_learns_the_projection_leaves_clip_alone_and_is_the_same_over_a_m
     assert (np.asarray(labels)[:, :, :2] == PAD).all()  # the text is the first prompt
 
 
+@pytest.mark.slow
 def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params, tmp_path):  # noqa: F811
     save_checkpoint(tmp_path / "clip.safetensors", clip_params, CLIP)
     save_checkpoint(tmp_path / "start.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)

@@ -128,6 +128,7 @@ def test_embeddings_of_a_frozen_encoder_take_the_place_of_pictures(params):
     np.testing.assert_allclose(cached["loss"], expected["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_arithmetic_stays_near_float32(params):
     config = make_config(prompts=ONE_ROUND)
     state, step = start(config, params)

@@ -155,6 +155,7 @@ def test_every_round_reports_and_empty_slots_do_not_count():
     np.testing.assert_array_equal(*losses)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing():
     batch, params = make_batch(), init_params(SMALL, jax.random.key(0))
 

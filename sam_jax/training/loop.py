@@ -27,7 +27,7 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, save_preview
+from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, refuse_other_run, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params, preview_step, train_step, validation_step
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
 from sam_jax.training.trainable import CLIP, encoder_is_frozen
@@ -51,14 +51,16 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         FloatingPointError: `max_skipped` updates in a row had no finite gradients.
     """
     start_processes(config.parallel)
-    config, params, clip = _initial_params(config)
     out, main = config.out.resolve(), jax.process_index() == 0
+    if main:
+        refuse_other_run(out, resume)
     train_set, validation_set = open_source(config.data)
+    config, params, clip = _initial_params(config)
     program, encoder = compile_program(config, params, clip)
     if config.finetune.cache_embeddings and encoder != "cached":
         raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
-        claim_folder(out, config, resume)
+        claim_folder(out, config)
     flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from grain import DatasetIterator
 
 PREVIEW_PICTURES = 4
+RECORD = "config.json"  # in a run's folder
 
 
 class RunConfig(Protocol):
@@ -220,12 +221,16 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def claim_folder(out: Path, config: Any, resume: bool) -> None:
-    """Makes the run's folder, or checks that it is this run's."""
-    record = out / "config.json"
+def refuse_other_run(out: Path, resume: bool) -> None:
+    """Before anything is loaded: a folder that holds a run is for going on with it."""
+    if (out / RECORD).exists() and not resume:
+        raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
+
+
+def claim_folder(out: Path, config: Any) -> None:
+    """Makes the run's folder, or checks that it is this model's."""
+    record = out / RECORD
     if record.exists():
-        if not resume:
-            raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
         model = type(config.model).from_json(json.dumps(json.loads(record.read_text())["model"]))
         if model != config.model:
             raise ValueError(f"the run in {out} trains another model: {model}; this config says {config.model}")

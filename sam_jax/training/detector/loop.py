@@ -25,7 +25,7 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, save_preview
+from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, refuse_other_run, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params
 from sam_jax.types import Batch, Params
 
@@ -45,12 +45,14 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
         FloatingPointError: `max_skipped` updates in a row had no finite gradients.
     """
     start_processes(config.parallel)
-    params = initial_params(config)
     out, main = config.out.resolve(), jax.process_index() == 0
+    if main:
+        refuse_other_run(out, resume)
     train_set, validation_set = open_source(config.data)
+    params = initial_params(config)
     program = compile_program(config, params)
     if main:
-        claim_folder(out, config, resume)
+        claim_folder(out, config)
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from sam_jax.config import FinetuneConfig, SamConfig
+from sam_jax.training.run import RECORD
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
@@ -25,7 +26,7 @@ def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
         FileNotFoundError: no run there, or no checkpoint of that step.
         ValueError: a `config.json` that is none of a run.
     """
-    record = run / "config.json"
+    record = run / RECORD
     if not record.is_file() or not (run / "checkpoints").is_dir():
         raise FileNotFoundError(f"expected a training run (config.json, checkpoints) in {run}, found none")
     try:

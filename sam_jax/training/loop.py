@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     if config.finetune.cache_embeddings and encoder != "cached":
         raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
-        claim_folder(out, config)
+        claim_folder(out, config, resume)
     flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "

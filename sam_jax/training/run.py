@@ -227,8 +227,9 @@ def refuse_other_run(out: Path, resume: bool) -> None:
         raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
 
 
-def claim_folder(out: Path, config: Any) -> None:
-    """Makes the run's folder, or checks that it is this model's."""
+def claim_folder(out: Path, config: Any, resume: bool) -> None:
+    """Makes the run's folder, or checks that it is this run's."""
+    refuse_other_run(out, resume)  # again: one may have begun while the model was made
     record = out / RECORD
     if record.exists():
         model = type(config.model).from_json(json.dumps(json.loads(record.read_text())["model"]))

@@ -52,7 +52,7 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
     params = initial_params(config)
     program = compile_program(config, params)
     if main:
-        claim_folder(out, config)
+        claim_folder(out, config, resume)
     tqdm.write(
         f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"

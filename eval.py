@@ -4,7 +4,7 @@ import sys
 
 import jax
 
-from sam_jax.cli_config import load_config
+from sam_jax.config_file import load_config
 from sam_jax.evals.report import Evaluation
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from sam_jax.cli_config import load_config
+from sam_jax.config_file import load_config
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.loop import train_detector
 from sam_jax.training.loop import train

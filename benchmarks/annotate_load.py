@@ -1,10 +1,10 @@
 """Many people on the annotation page at once: seconds per click, errors, lost masks.
 
-Starts `sam-jax annotate` on a copy of some pictures, then plays annotators through its routes: each opens a picture,
+Starts `sam-jax annotate` on a copy of some images, then plays annotators through its routes: each opens an image,
 clicks with a pause in between, feeds masks back, and saves one after every third click. At the end the store must hold
 every mask that was saved, as it was saved.
 
-    python benchmarks/annotate_load.py [--pictures FOLDER] [--clients 50] [--seconds 60] [--pause 1.0] [--model tiny]
+    python benchmarks/annotate_load.py [--images FOLDER] [--clients 50] [--seconds 60] [--pause 1.0] [--model tiny]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from sam_jax.app.pictures import scan
+from sam_jax.app.images import scan
 from sam_jax.engine.store import Store
 
 
@@ -65,9 +65,9 @@ class Annotator(threading.Thread):
             self.errors.append(f"{type(error).__name__}: {error}")
 
     def annotate(self) -> None:
-        picture = self.ask("POST", "/api/next")[0]["picture"]["id"]
-        self.ask("POST", f"/api/pictures/{picture}/embed")
-        opened = self.ask("GET", f"/api/pictures/{picture}")[0]["picture"]
+        image = self.ask("POST", "/api/next")[0]["picture"]["id"]
+        self.ask("POST", f"/api/pictures/{image}/embed")
+        opened = self.ask("GET", f"/api/pictures/{image}")[0]["picture"]
         points: list[dict] = []
         previous = None
         while time.monotonic() < self.end:
@@ -75,7 +75,7 @@ class Annotator(threading.Thread):
             x, y = (self.random.randrange(opened[side]) for side in ("width", "height"))
             points.append({"x": x, "y": y, "label": 1 if not points else self.random.randrange(2)})
             body = {"points": points, "previous": previous}
-            answer, passed = self.ask("POST", f"/api/pictures/{picture}/predict", body)
+            answer, passed = self.ask("POST", f"/api/pictures/{image}/predict", body)
             self.clicks.append(passed)
             previous = {"id": answer["id"], "mask": answer["best"]}
             if len(points) == 3:
@@ -83,7 +83,7 @@ class Annotator(threading.Thread):
                 if mask["area"]:
                     name = uuid.uuid4().hex
                     body = {"segmentation": mask["segmentation"], "seconds": 3 * self.pause}
-                    self.saves.append(self.ask("PUT", f"/api/pictures/{picture}/masks/{name}", body)[1])
+                    self.saves.append(self.ask("PUT", f"/api/pictures/{image}/masks/{name}", body)[1])
                     self.saved[name] = mask["segmentation"]["counts"]
                 points, previous = [], None
 
@@ -112,7 +112,7 @@ def summary(annotators: list[Annotator], store: Store, computed: float) -> dict[
     Args:
         computed: seconds of CPU that the server took, its embeddings and saves included.
     """
-    kept = {mask.id: mask.segmentation["counts"] for p in store.pictures() for mask in store.masks(p.id)}
+    kept = {mask.id: mask.segmentation["counts"] for p in store.images() for mask in store.masks(p.id)}
     saved = {name: counts for annotator in annotators for name, counts in annotator.saved.items()}
     result: dict[str, Any] = {"clients": len(annotators)}
     for what in ("clicks", "saves"):
@@ -128,7 +128,7 @@ def summary(annotators: list[Annotator], store: Store, computed: float) -> dict[
 
 
 def fill(folder: Path, source: Path | None, count: int) -> None:
-    """`count` pictures: of the source, in turn, or drawn."""
+    """`count` images: of the source, in turn, or drawn."""
     folder.mkdir()
     names = scan(source).names if source else []
     for i in range(count):
@@ -142,7 +142,7 @@ def fill(folder: Path, source: Path | None, count: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="folder; without it pictures are drawn")
+    parser.add_argument("--images", type=Path, help="folder; without it images are drawn")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between an answer and the next click")
@@ -150,8 +150,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="annotate_load_") as name:
         folder = Path(name)
-        fill(folder / "pictures", options.pictures, options.clients + 1)
-        command = [sys.executable, "-m", "sam_jax.cli", "annotate", str(folder / "pictures"), "--port", "0"]
+        fill(folder / "pictures", options.images, options.clients + 1)
+        command = [sys.executable, "-m", "sam_jax.commands.main", "annotate", str(folder / "pictures"), "--port", "0"]
         command += ["--project", str(folder / "project"), "--model", options.model]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
             try:

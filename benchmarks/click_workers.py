@@ -22,7 +22,7 @@ def judge(truth: np.ndarray, mask: np.ndarray) -> tuple:
 
 
 def judge_whole(truth: np.ndarray, mask: np.ndarray) -> tuple:
-    """With distance transforms of the whole picture, for comparison."""
+    """With distance transforms of the whole image, for comparison."""
     missed, wrong = inscribed_radius(truth & ~mask), inscribed_radius(mask & ~truth)
     return mask_iou(mask, truth), missed.max() > wrong.max()
 
@@ -41,7 +41,7 @@ def blobs(count: int, size: tuple[int, int], seed: int) -> list[np.ndarray]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=1500, help="longer side of the picture, pixels")
+    parser.add_argument("--side", type=int, default=1500, help="longer side of the image, pixels")
     parser.add_argument("--masks", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     threads = ThreadPoolExecutor(options.workers)
     processes = ProcessPoolExecutor(options.workers, get_context("spawn"))
     ways = {
-        "one after the other, whole pictures": partial(map, judge_whole),
+        "one after the other, whole images": partial(map, judge_whole),
         "one after the other": partial(map, judge),
         f"{options.workers} threads": partial(threads.map, judge),
         f"{options.workers} processes": partial(processes.map, judge, chunksize=4),

@@ -4,8 +4,8 @@
 
 Every implementation gets a process of its own, and the measurements go round: one of ours, one of each peer, and again,
 so that a machine that slows down does so for all. Weights are random, for time does not depend on them; arithmetic is
-float32 on all cores. `encode` is one normalised picture to its embedding; `decode Q` is Q prompts of one click on an
-embedded picture to low-resolution logits of three masks.
+float32 on all cores. `encode` is one normalised image to its embedding; `decode Q` is Q prompts of one click on an
+embedded image to low-resolution logits of three masks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def clicks(count: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0, IMAGE_SIZE, (count, 2)).astype(np.float32)
 
 
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
 
 
@@ -45,7 +45,7 @@ def ours() -> tuple[Task, Callable[[int], Task]]:
     from sam_jax.types import FOREGROUND, NOT_A_POINT, Prompts
 
     params = init_params(VIT_B, jax.random.key(0))
-    image = jnp.asarray(picture())
+    image = jnp.asarray(make_image())
     encode = jax.jit(lambda params, image: encode_image(params, image, VIT_B))
 
     @jax.jit
@@ -73,7 +73,7 @@ def official(folder: str) -> tuple[Task, Callable[[int], Task]]:
     from segment_anything import sam_model_registry  # pyright: ignore[reportMissingImports]
 
     model = sam_model_registry["vit_b"]().eval()
-    image = torch.from_numpy(picture()).permute(0, 3, 1, 2).contiguous()
+    image = torch.from_numpy(make_image()).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
     def encode():
@@ -100,7 +100,7 @@ def huggingface() -> tuple[Task, Callable[[int], Task]]:
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = SamModel(SamConfig()).eval()
-    image = torch.from_numpy(picture()).permute(0, 3, 1, 2).contiguous()
+    image = torch.from_numpy(make_image()).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
     def encode():
@@ -152,7 +152,7 @@ def kerashub() -> tuple[Task, Callable[[int], Task]]:
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
-    image = jnp.asarray(picture())
+    image = jnp.asarray(make_image())
 
     def call(layer, values, *args, **kwargs):
         return layer.stateless_call(*values, *args, **kwargs)[0]

@@ -4,7 +4,7 @@
 
 Everything goes through the commands and the page's HTTP API that people use. The annotator knows the truth: it clicks
 in the middle of what is most wrong until a mask is good, and paints with the brush what a number of clicks can't give.
-Held-out pictures are outlined by brush alone: models are judged on the truth. Seconds are nominal, see `Person`.
+Held-out images are outlined by brush alone: models are judged on the truth. Seconds are nominal, see `Person`.
 
 Measured on cells, which `tiny` was never trained on (one CPU core, shared with other work; 26 minutes of its time):
 
@@ -12,13 +12,13 @@ Measured on cells, which `tiny` was never trained on (one CPU core, shared with 
         --stage3 8 --held-out 40 --masks 20 --min-area 0.002 --good 0.7 --clicks 6 --steps 240 --detector-steps 240 \
         --min-score 0.3 --automatic-iou 0.7 --automatic-stability 0.85
 
-    stage 1: 385 masks on 30 pictures, 4.2 clicks a mask, 44 % of them painted; held-out mIoU 21.9 -> 46.8 (607 masks)
-    stage 2: 368 masks on 24 pictures, 3.7 clicks a mask, 37 % painted; of 410 pre-filled masks 25 % have an IoU of 0.5
+    stage 1: 385 masks on 30 images, 4.2 clicks a mask, 44 % of them painted; held-out mIoU 21.9 -> 46.8 (607 masks)
+    stage 2: 368 masks on 24 images, 3.7 clicks a mask, 37 % painted; of 410 pre-filled masks 25 % have an IoU of 0.5
         with the truth and 1 % one of 0.75 (10 kept, 80 corrected, 320 rejected); held-out mIoU 46.8 -> 49.5
-    stage 3: no mask on 8 pictures passes the thresholds; a model trained on the same data again has 49.4: not promoted
+    stage 3: no mask on 8 images passes the thresholds; a model trained on the same data again has 49.4: not promoted
 
 With thresholds of 0.45 and 0.7 for the last stage (engine run, train --automatic and promote by hand): 691 masks on the
-8 pictures, of which 20 % have an IoU of 0.5 with the truth and 2 % one of 0.75; held-out mIoU 49.5 -> 50.1.
+8 images, of which 20 % have an IoU of 0.5 with the truth and 2 % one of 0.75; held-out mIoU 49.5 -> 50.1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ THRESHOLDS = (0.5, 0.75)
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """The masks of a picture."""
+    """The masks of an image."""
 
     every: list[Rle]  # what a proposal may be right about
     wanted: list[Rle]  # what the annotator draws: the largest ones
@@ -66,7 +66,7 @@ class Page:
     def __init__(self, photos: Path, project: Path, annotator: str) -> None:
         command = ["annotate", str(photos), "--project", str(project), "--port", "0"]
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "sam_jax.cli", *command], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "sam_jax.commands.main", *command], stdout=subprocess.PIPE, text=True
         )
         assert self._server.stdout is not None
         found = None
@@ -112,19 +112,19 @@ class Person:
     latencies: list[float] = dataclasses.field(default_factory=list)
 
     def annotate(self, shown: dict[str, Any], truth: Truth, *, paint: bool = False) -> None:
-        picture, seconds = shown["picture"]["id"], 0.0
-        done = [] if paint else self._judge(picture, [m for m in shown["masks"] if m["state"] == "proposed"], truth)
+        image, seconds = shown["picture"]["id"], 0.0
+        done = [] if paint else self._judge(image, [m for m in shown["masks"] if m["state"] == "proposed"], truth)
         for rank, wanted in enumerate(truth.wanted):
             if any(wanted is other for other in done):
                 continue
-            mask = self._painted(wanted) if paint else self._clicked(picture, wanted)
-            self.page.ask("PUT", f"pictures/{picture}/masks/{uuid.uuid4().hex}", mask | {"rank": rank})
+            mask = self._painted(wanted) if paint else self._clicked(image, wanted)
+            self.page.ask("PUT", f"pictures/{image}/masks/{uuid.uuid4().hex}", mask | {"rank": rank})
             seconds += mask["seconds"]
             self.counts["masks"] += 1
-        self.page.ask("POST", f"pictures/{picture}/finish", {"outcome": "done", "seconds": seconds})
+        self.page.ask("POST", f"pictures/{image}/finish", {"outcome": "done", "seconds": seconds})
         self.counts["pictures"] += 1
 
-    def _judge(self, picture: int, proposals: list[dict[str, Any]], truth: Truth) -> list[Rle]:
+    def _judge(self, image: int, proposals: list[dict[str, Any]], truth: Truth) -> list[Rle]:
         """Accepts, corrects or rejects what was pre-filled; gives the true masks that it was right about."""
         done: list[Rle] = []
         for proposal in proposals:
@@ -141,15 +141,15 @@ class Person:
                 mask = fields | {"state": "accepted", "seconds": 1.0}
                 self.counts["accepted"] += 1
             else:
-                mask = fields | self._clicked(picture, truth.every[best], proposal) | {"state": "edited"}
+                mask = fields | self._clicked(image, truth.every[best], proposal) | {"state": "edited"}
                 self.counts["edited"] += 1
             if mask["state"] != "rejected":
                 done.append(truth.every[best])
                 self.counts["masks"] += 1
-            self.page.ask("PUT", f"pictures/{picture}/masks/{proposal['id']}", mask)
+            self.page.ask("PUT", f"pictures/{image}/masks/{proposal['id']}", mask)
         return done
 
-    def _clicked(self, picture: int, truth: Rle, proposal: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _clicked(self, image: int, truth: Rle, proposal: dict[str, Any] | None = None) -> dict[str, Any]:
         """A mask by clicks, beginning with the proposal's box if there is one."""
         wanted = decode_rle(truth)
         box = next((p for p in proposal["prompts"] if p["type"] == "box"), None) if proposal else None
@@ -165,7 +165,7 @@ class Person:
             points.append({"x": x, "y": y, "label": label})
             asked = {"points": points, "previous": previous} | ({"box": _corners(box)} if box else {})
             started = time.perf_counter()
-            answer = self.page.ask("POST", f"pictures/{picture}/predict", asked)
+            answer = self.page.ask("POST", f"pictures/{image}/predict", asked)
             self.latencies.append(time.perf_counter() - started)
             self.counts["clicks"] += 1
             offered = range(1, 4) if len(points) == 1 and not box else range(1)
@@ -200,7 +200,7 @@ def command(*arguments: object, may_refuse: bool = False) -> str:
     """Runs `sam-jax engine ...`; gives its last line."""
     print(f"$ sam-jax engine {' '.join(map(str, arguments))}", flush=True)
     result = subprocess.run(
-        [sys.executable, "-m", "sam_jax.cli", "engine", *map(str, arguments)],
+        [sys.executable, "-m", "sam_jax.commands.main", "engine", *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -221,7 +221,7 @@ class Run:
         self.started = time.perf_counter()
 
     def prepare(self) -> None:
-        """Copies the pictures that are used, and makes the project: held-out pictures first, then the rest."""
+        """Copies the images that are used, and makes the project: held-out images first, then the rest."""
         options = self.options
         splits = {}
         for name in ("instances.json", "annotations.json"):
@@ -248,20 +248,20 @@ class Run:
                 self.truths[example.path.name] = Truth(list(example.masks), wanted)
                 parts[part].append(example.path.name)
         store = Store(self.project)  # the set says which are held out, and not a share that is drawn
-        store.add_pictures(self.photos, parts["held_out"], held_out=0.9999)
-        store.add_pictures(self.photos, parts["train"])
+        store.add_images(self.photos, parts["held_out"], held_out=0.9999)
+        store.add_images(self.photos, parts["train"])
         init(self.project, self.photos, options.model, 0.0)
-        print(f"{len(parts['train'])} pictures to annotate, {len(parts['held_out'])} held out")
+        print(f"{len(parts['train'])} images to annotate, {len(parts['held_out'])} held out")
 
     def annotate(self, stage: str, pictures: int) -> None:
-        """A stage's pictures, and all held-out ones that come before them in the queue."""
+        """A stage's images, and all held-out ones that come before them in the queue."""
         store, done = Store(self.project), 0
         with Page(self.photos, self.project, "script") as page, tqdm(total=pictures, desc=stage) as bar:
             person = Person(page, self.options.good, self.options.clicks)
             outliner = Person(page, self.options.good, 0)
             started = time.perf_counter()
             while done < pictures and (shown := page.ask("POST", "next"))["picture"] is not None:
-                held_out = store.picture(shown["picture"]["id"]).split == "held_out"
+                held_out = store.image(shown["picture"]["id"]).split == "held_out"
                 truth = self.truths[Path(shown["picture"]["name"]).name]
                 (outliner if held_out else person).annotate(shown, truth, paint=held_out)
                 done += not held_out
@@ -331,7 +331,7 @@ class Run:
         steps = [f"steps={options.detector_steps}", f"optimizer.decay-steps={options.detector_steps * 5 // 6}"]
         command("train", self.project, "--detector", "--set", *steps, "validation-batches=1")
         command("stage", self.project, "semi-automatic")
-        command("prefill", self.project, "--pictures", options.stage2, "--min-score", options.min_score)
+        command("prefill", self.project, "--max-images", options.stage2, "--min-score", options.min_score)
         self.annotate("stage 2", options.stage2)
         self.retrain("stage 2")
         command("stage", self.project, "automatic")
@@ -350,8 +350,8 @@ def main() -> None:
     parser.add_argument("--stage2", type=int, default=40)
     parser.add_argument("--stage3", type=int, default=20)
     parser.add_argument("--held-out", type=int, default=60)
-    parser.add_argument("--masks", type=int, default=8, help="most masks that the annotator draws on a picture")
-    parser.add_argument("--min-area", type=float, default=0.005, help="of a mask that is drawn, share of the picture")
+    parser.add_argument("--masks", type=int, default=8, help="most masks that the annotator draws on an image")
+    parser.add_argument("--min-area", type=float, default=0.005, help="of a mask that is drawn, share of the image")
     parser.add_argument("--good", type=float, default=0.8, help="IoU with the truth from which on a mask is saved")
     parser.add_argument("--clicks", type=int, default=8, help="on an object before it is painted")
     parser.add_argument("--steps", type=int, default=300, help="of each retraining")

@@ -1,9 +1,9 @@
-"""Pictures per second of the training input, on pictures like SA-1B's.
+"""Images per second of the training input, on images like SA-1B's.
 
-taskset -c 1 python benchmarks/data_pipeline.py [--pictures 16] [--masks 100]
+taskset -c 1 python benchmarks/data_pipeline.py [--images 16] [--masks 100]
 
-Makes JPEG pictures of 1500 x 2250 with overlapping masks of very different sizes, most of a few per cent, some of half
-the picture. Prints the time of every part of one record, and what a loader yields.
+Makes JPEG images of 1500 x 2250 with overlapping masks of very different sizes, most of a few per cent, some of half
+the image. Prints the time of every part of one record, and what a loader yields.
 """
 
 import argparse
@@ -33,7 +33,7 @@ H, W = 1500, 2250
 LOSS_SIZES = (1024, 256)
 
 
-def picture(rng: np.random.Generator) -> np.ndarray:
+def make_image(rng: np.random.Generator) -> np.ndarray:
     """Smooth areas with edges and some noise: its JPEG is of a photograph's size, about 0.9 MB at quality 90."""
     coarse = rng.integers(0, 255, (24, 36, 3)).astype(np.uint8)
     image = cv2.resize(coarse, (W, H), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -42,7 +42,7 @@ def picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def mask(rng: np.random.Generator) -> np.ndarray:
-    """A blob with a rough outline; its diameter is log-uniform from 20 pixels to the picture's height."""
+    """A blob with a rough outline; its diameter is log-uniform from 20 pixels to the image's height."""
     diameter = np.exp(rng.uniform(np.log(20), np.log(1500)))
     angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     radius = np.ones(200)
@@ -54,12 +54,12 @@ def mask(rng: np.random.Generator) -> np.ndarray:
     return canvas.astype(bool)
 
 
-def write_tar(path: Path, pictures: int, masks: int) -> None:
+def write_tar(path: Path, images: int, masks: int) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
-        for number in range(pictures):
+        for number in range(images):
             buffer = io.BytesIO()
-            Image.fromarray(picture(rng)).save(buffer, "JPEG", quality=90)
+            Image.fromarray(make_image(rng)).save(buffer, "JPEG", quality=90)
             annotations = [{"segmentation": encode_rle(mask(rng))} for _ in range(masks)]
             content = {"image": {"height": H, "width": W, "image_id": number}, "annotations": annotations}
             for name, data in (("jpg", buffer.getvalue()), ("json", json.dumps(content).encode())):
@@ -81,24 +81,24 @@ def seconds(function: Callable[[Example], object], examples: list[Example]) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--masks", type=int, default=100)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tar(folder / "sa_000000.tar", arguments.pictures, arguments.masks)
+        write_tar(folder / "sa_000000.tar", arguments.images, arguments.masks)
         tar = Sa1bSource([folder / "sa_000000.tar"])
         started = time.process_time()
         prepared_path = prepare(Prepare(folder / "sa_000000.tar", folder / "prepared")).path
         took = time.process_time() - started
-        print(f"prepare: {arguments.pictures / took:.1f} pictures/s and core, Beam's start included")
+        print(f"prepare: {arguments.images / took:.1f} images/s and core, Beam's start included")
         prepared = PreparedSource(prepared_path, "train")
         examples = [tar[i] for i in range(len(tar))]
         position = iter(range(10**9))
         print(f"record from tar:      {1e3 * seconds(lambda _: tar[next(position) % len(tar)], examples):6.1f} ms")
         print(f"record from prepared: {1e3 * seconds(lambda _: prepared[next(position) % len(tar)], examples):6.1f} ms")
-        print(f"picture decoded:      {1e3 * seconds(lambda e: e.picture(), examples):6.1f} ms")
+        print(f"image decoded:      {1e3 * seconds(lambda e: e.pil_image(), examples):6.1f} ms")
         for size in LOSS_SIZES:
             for label, augment, scale in (("fitted", False, (1.0, 1.0)), ("jitter", True, (0.1, 2.0))):
                 config = DataConfig(batch_size=1, scale_range=scale, workers=1)
@@ -108,7 +108,7 @@ def main() -> None:
                     return prepare_example(e, r, VIT_B, c, s, a)
 
                 took = seconds(whole, examples)
-                print(f"loss {size:4d}, {label}: one example {1e3 * took:6.1f} ms, {1 / took:5.1f} pictures/s")
+                print(f"loss {size:4d}, {label}: one example {1e3 * took:6.1f} ms, {1 / took:5.1f} images/s")
 
             def masks_of(e: Example, s: int = size) -> None:
                 for rle in e.masks[:64]:
@@ -123,7 +123,7 @@ def main() -> None:
                 for _ in range(8):
                     next(loader)
                 rate = 32 / (time.process_time() - started)
-                print(f"loss {size:4d}: loader from {label}, batches of 4: {rate:5.1f} pictures/s and core")
+                print(f"loss {size:4d}: loader from {label}, batches of 4: {rate:5.1f} images/s and core")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `sam-jax engine run` costs over `sam-jax everything`: the same pictures by both commands, taking turns.
+"""What `sam-jax engine run` costs over `sam-jax everything`: the same images by both commands, taking turns.
 
     python benchmarks/engine_run.py FOLDER --rounds 4 -- --model tiny --preset official --points-per-side 16
 
@@ -19,8 +19,8 @@ from typing import Annotated
 
 import tyro
 
-from sam_jax import cli
-from sam_jax.everything import find_pictures
+from sam_jax.commands import main as cli
+from sam_jax.data.images import find_images
 
 COMMANDS = {"everything": ["everything"], "engine run": ["engine", "run"]}
 
@@ -28,7 +28,7 @@ COMMANDS = {"everything": ["everything"], "engine run": ["engine", "run"]}
 @dataclasses.dataclass(frozen=True)
 class Options:
     folder: tyro.conf.Positional[Path]
-    """Pictures."""
+    """Images."""
     options: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="OPTIONS")] = ()
     """For both commands, after --."""
     rounds: int = 4
@@ -46,7 +46,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def main(options: Options) -> None:
-    count = len(find_pictures([options.folder], Path("nowhere")))
+    count = len(find_images([options.folder], Path("nowhere")))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as work:
         for turn in range(options.rounds + 1):
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
                     seconds[name].append(took)
     for name, values in seconds.items():
         wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-        print(f"{name}: {count} pictures, {count / wall:.2f} pictures/s, {1000 * cpu / count:.0f} ms of CPU a picture")
+        print(f"{name}: {count} images, {count / wall:.2f} images/s, {1000 * cpu / count:.0f} ms of CPU an image")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/everything.py --official FOLDER --image PICTURE [--rounds 3] [--out times.json]
 
-Both get a process of their own and take turns: the same picture, ViT-B with the same random weights in float32, all
+Both get a process of their own and take turns: the same image, ViT-B with the same random weights in float32, all
 cores, a grid of 32 x 32 points, 64 at a time, run lengths as the output. Random weights are sure of nothing: their
 confidence is raised above 0, half of the masks pass its filter, and half of those the one of the stability.
-Memory is the peak resident set of the process, weights and libraries included; the first picture of each, which
+Memory is the peak resident set of the process, weights and libraries included; the first image of each, which
 compiles, is not timed.
 """
 
@@ -26,11 +26,11 @@ from workers import Worker, serve
 
 
 def runner(name: str, options: argparse.Namespace) -> Callable[[str], dict[str, float]]:
-    """JSON of settings -> seconds for the picture, masks that were found, peak memory in GiB so far."""
+    """JSON of settings -> seconds for the image, masks that were found, peak memory in GiB so far."""
     from official import official_model, random_params, use_official
 
     from sam_jax.config import VIT_B
-    from sam_jax.ops.transforms import read_image
+    from sam_jax.data.images import read_image
 
     image, params = read_image(options.image), random_params(VIT_B)
     params["mask_decoder"]["iou_prediction_head"]["layers_2"]["bias"] += 0.5
@@ -109,7 +109,7 @@ def main() -> None:
         [measure([result[field] for result in results[each.name][1:]]) for each in workers]
         for field, measure in (("seconds", statistics.median), ("peak", max), ("masks", max))
     )
-    print(f"| seconds per picture, median | {seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[0] / seconds[1]:.2f} |")
+    print(f"| seconds per image, median | {seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[0] / seconds[1]:.2f} |")
     print(f"| peak memory, GiB | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[0] / peaks[1]:.2f} |")
     print(f"| masks found | {masks[0]} | {masks[1]} | |")
     if options.out:

@@ -1,17 +1,17 @@
 """Times everything mode on a GPU against Hugging Face's `pipeline("mask-generation")`, and tells where the time goes.
 
-    python benchmarks/everything_gpu.py --pictures FOLDER --models vit_b vit_l vit_h --out everything.json
-    python benchmarks/everything_gpu.py --pictures FOLDER --count 2 --image-size 256 --points-per-side 8 \\
-        --pictures-per-device 2 --matmul 512 --dtype float32 --rounds 1                     # a trial on a CPU
+    python benchmarks/everything_gpu.py --images FOLDER --models vit_b vit_l vit_h --out everything.json
+    python benchmarks/everything_gpu.py --images FOLDER --count 2 --image-size 256 --points-per-side 8 \\
+        --images-per-device 2 --matmul 512 --dtype float32 --rounds 1                     # a trial on a CPU
 
 Needs torch, torchvision and transformers for the other side; no network. Both sides get a process of their own and take
-turns on the same picture files, with the same weights (`object_weights.py`: random, arranged so that a realistic
+turns on the same image files, with the same weights (`object_weights.py`: random, arranged so that a realistic
 number of masks passes the published thresholds), in the same dtype, a grid of 32 x 32 points, no crops. What each finds
-is printed: near numbers of masks are near amounts of work. Pictures of few sizes compile few programs.
+is printed: near numbers of masks are near amounts of work. Images of few sizes compile few programs.
 
-sam_jax runs as `sam-jax everything` does: files read ahead, several pictures at a time, an SA-1B file written for each.
+sam_jax runs as `sam-jax everything` does: files read ahead, several images at a time, an SA-1B file written for each.
 Theirs takes the same files one by one, as it must, with the number of points at a time that is fastest on the first
-pictures; it writes nothing. Speeds are medians of the rounds; a round before them, which compiles, does not count.
+images; it writes nothing. Speeds are medians of the rounds; a round before them, which compiles, does not count.
 
 The parts come from passes in which every program is waited for, without files: they add up to more than the pipelined
 time. Decoding and filters are one program; a pass that no mask gets through tells them apart. The share of the card is
@@ -39,7 +39,8 @@ import numpy as np
 from workers import Worker, serve
 
 from sam_jax.config import SIZES, SamConfig
-from sam_jax.everything import FORMATS, Picture, find_pictures
+from sam_jax.data.images import ImageFile, find_images
+from sam_jax.everything.formats import FORMATS
 from sam_jax.files import write_atomically
 from sam_jax.ops.grids import point_grid
 
@@ -85,9 +86,9 @@ def model_config(options: argparse.Namespace, model: str) -> SamConfig:
     return dataclasses.replace(SIZES[model], image_size=options.image_size)
 
 
-def pictures_of(options: argparse.Namespace) -> list[Picture]:
+def find_image_files(options: argparse.Namespace) -> list[ImageFile]:
     """Some of the folder's, from all over it."""
-    found = find_pictures([options.pictures], Path(os.devnull))
+    found = find_images([options.images], Path(os.devnull))
     return [found[i] for i in np.linspace(0, len(found) - 1, min(options.count, len(found))).astype(int)]
 
 
@@ -98,11 +99,11 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
     from object_weights import Readout, object_params, put_readout
 
     from sam_jax import Sam, SamAutomaticMaskGenerator
-    from sam_jax.everything import segment_pictures
+    from sam_jax.data.images import read_image
+    from sam_jax.everything.folders import segment_images
     from sam_jax.ops.rle import counts_from_rle, rle_area
-    from sam_jax.ops.transforms import read_image
 
-    pictures = pictures_of(options)
+    image_files = find_image_files(options)
     generators: dict[str, SamAutomaticMaskGenerator] = {}
 
     def load(request: dict[str, Any]) -> Any:
@@ -119,7 +120,7 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
             generators[name] = SamAutomaticMaskGenerator(
                 model,
                 points_per_side=options.points_per_side,
-                pictures_per_device=options.pictures_per_device,
+                images_per_device=options.images_per_device,
                 output_mode="coco_rle",
                 **thresholds,
             )
@@ -128,10 +129,10 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
     def run(request: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            report = segment_pictures(generators["usual"], pictures, Path(folder), "sa1b", {})
+            report = segment_images(generators["usual"], image_files, Path(folder), "sa1b", {})
             seconds = time.perf_counter() - start
-            assert report.finished == len(pictures), report.failures
-            files = [FORMATS["sa1b"].target(Path(folder), picture) for picture in pictures]
+            assert report.finished == len(image_files), report.failures
+            files = [FORMATS["sa1b"].target(Path(folder), image_file) for image_file in image_files]
             found = [json.loads(file.read_text())["annotations"] for file in files]
         masks = [record["segmentation"] for records in found for record in records]
         return {
@@ -142,7 +143,7 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
         }
 
     def parts(request: dict[str, Any]) -> Any:
-        images = [read_image(picture.path) for picture in pictures]
+        images = [read_image(image_file.path) for image_file in image_files]
         clocks: dict[str, Clock] = {}
         for name in 2 * ("usual", "nothing"):
             clock, generator = Clock(jax.block_until_ready), generators[name]
@@ -186,14 +187,14 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
     from PIL import Image
     from transformers.models.sam import image_processing_sam as processing
 
-    from sam_jax.convert import state_from_params
-    from sam_jax.convert.huggingface import config_to_huggingface, preprocessor_to_huggingface
+    from sam_jax.checkpoints import state_from_params
+    from sam_jax.checkpoints.huggingface import config_to_huggingface, preprocessor_to_huggingface
 
     jax.config.update("jax_platforms", "cpu")  # which only computes shapes here: the card is torch's
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pictures = pictures_of(options)
+    image_files = find_image_files(options)
     loaded: dict[str, Any] = {}
 
     class Processor(processing.SamImageProcessor):
@@ -205,8 +206,8 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
             return super().post_process_for_mask_generation(all_masks, all_scores.float(), *rest)
 
     def fit(config: SamConfig, model: Any, processor: Any) -> Any:
-        """The readout, from the first picture and 8 x 8 clicks."""
-        inputs = processor(images=Image.open(pictures[0].path).convert("RGB"), return_tensors="pt")
+        """The readout, from the first image and 8 x 8 clicks."""
+        inputs = processor(images=Image.open(image_files[0].path).convert("RGB"), return_tensors="pt")
         size = inputs["reshaped_input_sizes"][0]
         points = point_grid(8) * size.numpy()[::-1]
         seen: list[Any] = []
@@ -249,15 +250,15 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
         )
 
     def tune(request: dict[str, Any]) -> Any:
-        """Seconds per picture for some numbers of points at a time; of those that can't be run, why."""
+        """Seconds per image for some numbers of points at a time; of those that can't be run, why."""
         tried: dict[int, float | str] = {}
         for points in options.their_points:
             try:
                 for _ in range(2):  # the first warms up
                     start = time.perf_counter()
-                    for picture in pictures[:2]:
-                        generate(str(picture.path), points)
-                    tried[points] = (time.perf_counter() - start) / len(pictures[:2])
+                    for image_file in image_files[:2]:
+                        generate(str(image_file.path), points)
+                    tried[points] = (time.perf_counter() - start) / len(image_files[:2])
             except RuntimeError as error:  # memory, or more elements than a kernel can count
                 tried[points] = str(error).splitlines()[0][:100]
         works = [points for points, seconds in tried.items() if not isinstance(seconds, str)]
@@ -268,7 +269,7 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
 
     def run(request: dict[str, Any]) -> Any:
         start = time.perf_counter()
-        found = [generate(str(picture.path), loaded["points"])["rle_mask"] for picture in pictures]
+        found = [generate(str(image_file.path), loaded["points"])["rle_mask"] for image_file in image_files]
         seconds = time.perf_counter() - start
         masks = [mask for masks in found for mask in masks]
         return {
@@ -279,7 +280,7 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
         }
 
     def parts(request: dict[str, Any]) -> Any:
-        images = [Image.open(picture.path).convert("RGB") for picture in pictures]
+        images = [Image.open(image_file.path).convert("RGB") for image_file in image_files]
         pipe = loaded["pipe"]
         clock = Clock(lambda _: torch.cuda.synchronize() if device == "cuda" else None)
         Processor.passed = 0
@@ -320,25 +321,25 @@ def measure(model: str, workers: dict[str, Worker], rounds: int) -> dict[str, An
 
 def show(model: str, result: dict[str, Any], options: argparse.Namespace) -> None:
     runs, parts, rate = result["runs"], result["parts"], result["matmul"]
-    pictures = len(runs["sam_jax"][0]["masks"])
-    speeds = {side: pictures / statistics.median(run["seconds"] for run in runs[side]) for side in SIDES}
+    images = len(runs["sam_jax"][0]["masks"])
+    speeds = {side: images / statistics.median(run["seconds"] for run in runs[side]) for side in SIDES}
     print(
-        f"\n{model}, {options.dtype}, {pictures} pictures, {options.points_per_side}^2 points, {result['device']}; "
-        f"sam_jax {options.pictures_per_device} pictures at a time, its first round {result['first_seconds']:.1f} s; "
-        f"Hugging Face {result['tuned']['best']} points at a time, seconds a picture {result['tuned']['tried']}\n"
+        f"\n{model}, {options.dtype}, {images} images, {options.points_per_side}^2 points, {result['device']}; "
+        f"sam_jax {options.images_per_device} images at a time, its first round {result['first_seconds']:.1f} s; "
+        f"Hugging Face {result['tuned']['best']} points at a time, seconds an image {result['tuned']['tried']}\n"
     )
     print("| | sam_jax | | Hugging Face | |\n|---|---|---|---|---|")
     ratio = speeds["sam_jax"] / speeds["huggingface"]
-    print(f"| pictures/s | {speeds['sam_jax']:.3g} | **{ratio:.2f}** | {speeds['huggingface']:.3g} | |")
+    print(f"| images/s | {speeds['sam_jax']:.3g} | **{ratio:.2f}** | {speeds['huggingface']:.3g} | |")
     last = {side: runs[side][-1] for side in SIDES}
     for name, values in (
         (
-            f"masks per picture that pass the thresholds, of {3 * options.points_per_side**2}",
+            f"masks per image that pass the thresholds, of {3 * options.points_per_side**2}",
             [parts[side]["passed"] for side in SIDES],
         ),
         ("that are kept", [np.mean(last[side]["masks"]) for side in SIDES]),
         ("run lengths per mask kept", [np.mean(last[side]["runs"]) for side in SIDES]),
-        ("area per mask kept, % of the picture", [100 * np.mean(last[side]["areas"]) for side in SIDES]),
+        ("area per mask kept, % of the image", [100 * np.mean(last[side]["areas"]) for side in SIDES]),
     ):
         print(f"| {name} | {values[0]:.3g} | | {values[1]:.3g} | |")
     seconds = {side: dict(parts[side]["seconds"]) for side in SIDES}
@@ -347,7 +348,7 @@ def show(model: str, result: dict[str, Any], options: argparse.Namespace) -> Non
     for part, name in (
         ("encode", "encode"),
         ("decode", "decode"),
-        ("filters", "filters: size of the picture, thresholds, boxes"),
+        ("filters", "filters: size of the image, thresholds, boxes"),
         ("run lengths", "masks to the host, run lengths"),
         ("rest", "rest: scaling, suppression, records"),
         ("all", "all of these, waiting for each"),
@@ -365,10 +366,10 @@ def show(model: str, result: dict[str, Any], options: argparse.Namespace) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder, searched with all below it")
+    parser.add_argument("--images", type=Path, required=True, help="folder, searched with all below it")
     parser.add_argument("--models", nargs="+", default=["vit_b", "vit_h"], choices=["vit_b", "vit_l", "vit_h"])
-    parser.add_argument("--count", type=int, default=16, help="pictures; a multiple of those at a time")
-    parser.add_argument("--pictures-per-device", type=int, default=8, help="pictures at a time, ours")
+    parser.add_argument("--count", type=int, default=16, help="images; a multiple of those at a time")
+    parser.add_argument("--images-per-device", type=int, default=8, help="images at a time, ours")
     parser.add_argument(
         "--their-points", type=int, nargs="+", default=[64, 256], help="points at a time to choose from"
     )

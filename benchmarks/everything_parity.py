@@ -20,11 +20,11 @@ import numpy as np
 import pycocotools.mask
 from official import official_model, random_params, use_official
 
-from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import SIZES
-from sam_jax.hub import load_model
+from sam_jax.data.images import read_image
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.model import Sam
-from sam_jax.ops.transforms import read_image
 
 SAME_IOU, SAME_SCORE = 0.99, 1e-3
 
@@ -90,7 +90,7 @@ def main() -> None:
     from segment_anything import SamAutomaticMaskGenerator as Official  # pyright: ignore[reportMissingImports]
 
     reference = official_model(model.params, model.config)
-    print("| picture | case | masks | official | pairs | lowest IoU | areas, sum | box | scores | order |")
+    print("| image | case | masks | official | pairs | lowest IoU | areas, sum | box | scores | order |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     lost = 0
     for path in arguments.images:

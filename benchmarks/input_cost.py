@@ -2,8 +2,8 @@
 
     python benchmarks/input_cost.py --images FOLDER [--count 10]
 
-Pictures of the folder are scaled to 1500 x 2250 and saved as JPEG first, and get 100 masks each, cells of a random
-partition: as many as SA-1B has on average, with borders over the whole picture. Times are medians of CPU time, in one
+Images of the folder are scaled to 1500 x 2250 and saved as JPEG first, and get 100 masks each, cells of a random
+partition: as many as SA-1B has on average, with borders over the whole image. Times are medians of CPU time, in one
 thread.
 """
 
@@ -43,27 +43,27 @@ def make_example(path: Path, rng: np.random.Generator) -> Example:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of JPEG pictures")
-    parser.add_argument("--count", type=int, default=10, help="pictures to measure")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEG images")
+    parser.add_argument("--count", type=int, default=10, help="images to measure")
     options = parser.parse_args()
     paths = sorted(options.images.rglob("*.jpg"))[: options.count]
     if not paths:
         parser.error(f"--images: expected a folder with *.jpg, found none in {options.images}")
     rng = np.random.default_rng(0)
-    examples = [make_example(path, rng) for path in tqdm(paths, desc="making pictures")]
-    print(f"JPEG: {statistics.mean(len(e.encoded or b'') for e in examples) / 1e6:.2f} MB a picture")
+    examples = [make_example(path, rng) for path in tqdm(paths, desc="making images")]
+    print(f"JPEG: {statistics.mean(len(e.encoded or b'') for e in examples) / 1e6:.2f} MB an image")
     run_lengths = [sum(len(mask["counts"]) for mask in e.masks) for e in examples]
-    print(f"run lengths: {statistics.mean(run_lengths) / 1e3:.0f} kB a picture")
+    print(f"run lengths: {statistics.mean(run_lengths) / 1e3:.0f} kB an image")
     for side in (1024, 256):
         seconds = []
         for example in examples:
             start = time.process_time()
             prepare_example(example, rng, VIT_H, DataConfig(), side, augment=True)
             seconds.append(time.process_time() - start)
-        print(f"loss at {side}: {statistics.median(seconds) * 1e3:.0f} ms of a core a picture")
+        print(f"loss at {side}: {statistics.median(seconds) * 1e3:.0f} ms of a core an image")
     start = time.process_time()
     for example in examples:
-        example.picture()
+        example.image()
     print(f"of which the JPEG: {(time.process_time() - start) / len(examples) * 1e3:.0f} ms")
 
 

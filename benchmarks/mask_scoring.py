@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam_jax.evals.mask_scores import AREAS, Recall, count_found, match_results
-from sam_jax.evals.result_files import read_picture
+from sam_jax.evals.result_files import read_image_results
 from sam_jax.evals.truth import read_truth
 
 NUMBERS = (10, 100, 1000)
@@ -23,11 +23,11 @@ NUMBERS = (10, 100, 1000)
 if __name__ == "__main__":
     truth = read_truth(Path(sys.argv[1]), split=sys.argv[3] if len(sys.argv) > 3 else None)
     files = {int(path.stem): path for path in Path(sys.argv[2]).glob("*.json")}
-    pictures = [picture for picture in truth.pictures.values() if picture.id in files]
-    objects = {picture.id: picture.objects() for picture in pictures}
-    proposals = {picture.id: read_picture(files[picture.id]) for picture in pictures}
+    images = [image for image in truth.images.values() if image.id in files]
+    objects = {image.id: image.objects() for image in images}
+    proposals = {image.id: read_image_results(files[image.id]) for image in images}
     counts = [sum(map(len, rows.values())) for rows in (objects, proposals)]
-    print(f"{len(pictures)} pictures, {counts[0]} objects, {counts[1]} masks")
+    print(f"{len(images)} images, {counts[0]} objects, {counts[1]} masks")
     match_results(np.zeros((1, 1)), np.zeros(1), np.zeros(1, bool), np.zeros(1, bool))  # compiles
 
     start = time.process_time()
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": p.id, "height": p.size[0], "width": p.size[1]} for p in pictures],
+            "images": [{"id": p.id, "height": p.size[0], "width": p.size[1]} for p in images],
             "annotations": [{"image_id": id_} | o for id_, rows in objects.items() for o in rows],
             "categories": [{"id": id_} for id_ in truth.categories],
         }

@@ -1,17 +1,17 @@
 """Random weights that find something: masks of many places and sizes, some of which pass everything mode's filters.
 
 Plain random weights are of no use there. Their logits are noise of one sign from patch to patch, every mask's box is
-nearly the whole picture, the non-maximum suppression leaves one mask or none, and what is left has a hundred times the
+nearly the whole image, the non-maximum suppression leaves one mask or none, and what is left has a hundred times the
 run lengths of an object's outline. Here all that costs time stays as it is, and the end is arranged:
 
 - pixels attend to a click by where it is (equal queries and keys), and more strongly;
-- the picture's embedding and what is added to it are scaled down: they move the outlines and do not make them;
+- the image's embedding and what is added to it are scaled down: they move the outlines and do not make them;
 - the four pixels that an upscaling step makes of one are alike;
 - the last layer of each mask is fitted (least squares) to blobs around clicks, with a radius of a fifth, a tenth, a
-  twentieth of the picture's side. It hits them in part: masks are irregular, of many sizes, and some are empty;
+  twentieth of the image's side. It hits them in part: masks are irregular, of many sizes, and some are empty;
 - logits are scaled so that half of the masks have a stability of 0.95, predicted IoUs so that half are above 0.88.
 
-So about a quarter of the masks pass the published thresholds, with any picture and any size of the model.
+So about a quarter of the masks pass the published thresholds, with any image and any size of the model.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def put_readout(params: Params, readout: Readout) -> None:
 
 
 def fit_readout(features: np.ndarray, iou_predictions: np.ndarray, points: np.ndarray) -> Readout:
-    """Fits the masks' last layers to what the decoder makes of a picture and a grid of clicks.
+    """Fits the masks' last layers to what the decoder makes of an image and a grid of clicks.
 
     Args:
-        features: (Q, h, w, C), the upscaled embedding where the picture is, one pixel per patch.
+        features: (Q, h, w, C), the upscaled embedding where the image is, one pixel per patch.
         iou_predictions: (Q, 3).
         points: (Q, 2), (x, y) of the clicks in patches.
     """

@@ -1,13 +1,13 @@
-"""How far this package is from the PyTorch implementations, end to end on one picture: ViT-B, float32, CPU.
+"""How far this package is from the PyTorch implementations, end to end on one image: ViT-B, float32, CPU.
 
     python benchmarks/parity.py --image PICTURE [--official FOLDER] [--weights CHECKPOINT]
 
 All get the same weights, converted and loaded with strict=True: random ones from a fixed seed, none of them zero, or a
 checkpoint's. The table gives the largest absolute difference of the image embedding, of the low-resolution logits and
-of the predicted IoU; then the pixels of the masks, at the size of the picture, that differ; then how many of those have
+of the predicted IoU; then the pixels of the masks, at the size of the image, that differ; then how many of those have
 a logit further than 1e-3 from the threshold, which must be none.
 
---official is a checkout of github.com/facebookresearch/segment-anything. Its predictor gets the picture, as ours does;
+--official is a checkout of github.com/facebookresearch/segment-anything. Its predictor gets the image, as ours does;
 Hugging Face's model gets our resized frame, for its own processor resizes with another filter.
 """
 
@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from official import official_model, random_params, use_official
 
+from sam_jax.checkpoints import load_any, state_from_params
+from sam_jax.checkpoints.huggingface import config_to_huggingface
 from sam_jax.config import VIT_B, SamConfig
-from sam_jax.convert import load_any, state_from_params
-from sam_jax.convert.huggingface import config_to_huggingface
+from sam_jax.data.images import read_image
 from sam_jax.model import Sam
-from sam_jax.ops.prompts import Prompt
-from sam_jax.ops.transforms import fit_image, read_image
+from sam_jax.ops.transforms import fit_image
 from sam_jax.predictor import SamPredictor
+from sam_jax.prompting.prompts import Prompt
 from sam_jax.types import Params
 
 NEAR = 1e-3  # logits this near to the threshold may fall on either side
@@ -101,7 +102,7 @@ def official_predictor(folder: Path, params: Params, config: SamConfig) -> Predi
 
 
 def prompts(size: tuple[int, int], low_res_logits: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Arguments of `predict`, for a picture of `size` (h, w)."""
+    """Arguments of `predict`, for an image of `size` (h, w)."""
     h, w = size
     points = {"point_coords": np.array([[0.28 * w, 0.31 * h], [0.62 * w, 0.52 * h]]), "point_labels": np.array([1, 0])}
     box = {"box": np.array([0.24 * w, 0.5 * h, 0.68 * w, 0.83 * h])}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from sam_jax.checkpoints.ritm import state_from_params
 from sam_jax.ritm import RitmConfig
 from sam_jax.ritm.checkpoint import expected_shapes
-from sam_jax.ritm.convert import state_from_params
 from sam_jax.types import Params
 
 
@@ -73,7 +73,7 @@ def original_model(params: Params, config: RitmConfig) -> Any:
 def original_logits(
     model: Any, image: np.ndarray, previous: np.ndarray | None, points: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """(H, W) logits of one picture (H, W, 3), 0-1; points (x, y)."""
+    """(H, W) logits of one image (H, W, 3), 0-1; points (x, y)."""
     import torch
 
     channels = [image.transpose(2, 0, 1)] + ([previous[None]] if previous is not None else [])
@@ -88,7 +88,7 @@ def original_logits(
 def original_predictor(
     model: Any, image: np.ndarray, **zoom: Any
 ) -> Callable[[tuple[int, int], int], tuple[np.ndarray, tuple[int, int, int, int] | None]]:
-    """The predictor of the published evaluation, with its settings, on one object in a picture.
+    """The predictor of the published evaluation, with its settings, on one object in an image.
 
     Args:
         zoom: what is to differ from these settings in the original's ZoomIn.
@@ -118,7 +118,7 @@ def random_params(config: RitmConfig, seed: int = 0, clicks: float = 1.0, thresh
     """Weights that keep the magnitude of what passes; nothing is zero or one, which would hide mistakes.
 
     Args:
-        clicks: weight of clicks and previous mask beside the picture. A large one gives masks near the clicks.
+        clicks: weight of clicks and previous mask beside the image. A large one gives masks near the clicks.
         threshold: is subtracted from the logits.
     """
     random = np.random.default_rng(seed)

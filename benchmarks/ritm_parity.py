@@ -5,7 +5,7 @@
 
 --original is a checkout of github.com/SamsungLabs/ritm_interactive_segmentation. Weights are random, from a fixed seed,
 and go to us through a .pth that holds what the original saves; or they are those of a published checkpoint. The first
-table compares networks on a small picture of noise with clicks and a previous mask, which in our case lies in a larger
+table compares networks on a small image of noise with clicks and a previous mask, which in our case lies in a larger
 array. The second compares predictors click by click on a photograph, with the settings of the published evaluation.
 Clicks are simulated from --mask (255 object, 128 ignored) and the original's prediction; without it they lie about the
 middle. Random networks get a threshold at which one pixel in 200 is object after the first click.
@@ -29,16 +29,16 @@ import numpy as np
 from PIL import Image
 from ritm_original import original_logits, original_model, original_predictor, random_params, use_original
 
+from sam_jax.checkpoints.ritm import load_ritm, load_ritm_params
+from sam_jax.data.images import read_image
 from sam_jax.evals.clicks import next_click
-from sam_jax.ops.transforms import read_image
-from sam_jax.ritm import RITM_SIZES, THRESHOLD, Ritm, RitmConfig, RitmPredictor, load_ritm
-from sam_jax.ritm.convert import load_ritm_params
+from sam_jax.ritm import RITM_SIZES, THRESHOLD, Ritm, RitmConfig, RitmPredictor
 from sam_jax.ritm.network import predict_logits
 from sam_jax.types import PAD, Params
 
 NEAR = 1e-3
 SIZE, ARRAY = (96, 128), (128, 160)
-CLICK_WEIGHT = 10.0  # beside the picture's, of random networks: their masks lie near the clicks
+CLICK_WEIGHT = 10.0  # beside the image's, of random networks: their masks lie near the clicks
 
 
 def through_file(params: Params, config: RitmConfig) -> Ritm:
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", type=Path, required=True, help="folder that contains isegm")
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--mask", type=Path, help="of an object in the picture: 255, and 128 what is to be ignored")
+    parser.add_argument("--mask", type=Path, help="of an object in the image: 255, and 128 what is to be ignored")
     parser.add_argument("--networks", nargs="+", choices=RITM_SIZES, default=list(RITM_SIZES))
     parser.add_argument("--weights", type=Path, help="a published checkpoint in place of random weights")
     parser.add_argument("--clicks", type=int, default=5)
@@ -139,7 +139,7 @@ def main() -> None:
     image = read_image(arguments.image)
     mask = None if arguments.mask is None else np.asarray(Image.open(arguments.mask).convert("L"))
     if mask is not None and mask.shape != image.shape[:2]:
-        sys.exit(f"expected a mask of the picture's size {image.shape[:2]}, got {mask.shape}")
+        sys.exit(f"expected a mask of the image's size {image.shape[:2]}, got {mask.shape}")
     if arguments.weights:
         params, config = load_ritm_params(arguments.weights)
         networks = {config: params}
@@ -160,7 +160,7 @@ def main() -> None:
         for r in compare_clicks(used, config, image, mask, arguments.clicks):
             lost += r["beyond"] > 0 or not r["same_box"] or r["error"] > NEAR
             ((x, y), label), box = r["click"], r["box"]
-            where = "whole picture" if box is None else "{}-{}, {}-{}".format(*box)
+            where = "whole image" if box is None else "{}-{}, {}-{}".format(*box)
             print(
                 f"| {config.name} | {x}, {y} {'+' if label else '-'} | {where} | {'yes' if r['same_box'] else 'NO'} "
                 f"| {r['error']:.1e} | {r['object']} | {r['differ']} | {r['beyond']} "

@@ -1,8 +1,8 @@
-"""Does the text prompt learn? Everything from pictures to a score, on one CPU core, without published weights.
+"""Does the text prompt learn? Everything from images to a score, on one CPU core, without published weights.
 
-Draws pictures of shapes with captions; trains a small CLIP on parts of them and what is said of these; trains the text
+Draws images of shapes with captions; trains a small CLIP on parts of them and what is said of these; trains the text
 prompt of a small SAM on CLIP's embeddings of masks, with no text (configs/text_shapes.py); asks that SAM for masks of
-new pictures by texts. What is finished is not done again.
+new images by texts. What is finished is not done again.
 
 python benchmarks/text_shapes.py [--out runs/text_shapes]
 """
@@ -21,18 +21,18 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from sam_jax.checkpoint import save_checkpoint
-from sam_jax.cli_config import load_config
+from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints.hub import load_clip, load_model
+from sam_jax.clip.crops import crop_objects, square_boxes
+from sam_jax.clip.network import init_clip_params
+from sam_jax.clip.tokenizer import tokenize
 from sam_jax.config import ClipConfig
+from sam_jax.config_file import load_config
 from sam_jax.data.phrases import read_phrases
-from sam_jax.data.shapes import draw_picture, relations, write_shapes
+from sam_jax.data.shapes import draw_image, relations, write_shapes
 from sam_jax.evals.text import TextEvalConfig
-from sam_jax.hub import load_clip, load_model
-from sam_jax.modeling.clip import init_clip_params
-from sam_jax.ops.crops import crop_objects, square_boxes
 from sam_jax.ops.draw import draw_masks
 from sam_jax.predictor import SamPredictor
-from sam_jax.tokenizer import tokenize
 from sam_jax.training.contrastive import Pairs, train_clip
 from sam_jax.training.loop import train
 
@@ -46,7 +46,7 @@ RELATED = 0.25  # of the texts name two shapes and how they lie
 class Options:
     out: Path = Path("runs/text_shapes")
     """Folder for all that is made."""
-    pictures: int = 2000
+    num_images: int = 2000
     """To train on."""
     held_out: int = 200
     """To ask for masks in."""
@@ -57,13 +57,13 @@ class Options:
 
 
 def draw_pairs(count: int, batch: int, seed: int) -> Iterator[Pairs]:
-    """Endless batches of parts of pictures and texts on them: a shape, or two and how the first lies to the second."""
+    """Endless batches of parts of images and texts on them: a shape, or two and how the first lies to the second."""
     rng = np.random.default_rng(seed)
-    pictures = [draw_picture(np.random.default_rng((seed, i))) for i in range(count)]
+    num_images = [draw_image(np.random.default_rng((seed, i))) for i in range(count)]
     while True:
         images, boxes, texts = [], [], []
         for index in rng.integers(count, size=batch):
-            image, shapes = pictures[index]
+            image, shapes = num_images[index]
             related = list(relations(shapes))
             if related and rng.random() < RELATED:
                 one, other, text = related[rng.integers(len(related))]
@@ -88,13 +88,13 @@ def _cut(images: jax.Array, boxes: jax.Array, expansion: jax.Array) -> jax.Array
     return crop_objects(images, sizes, everything, square_boxes(boxes, expansion), CLIP, hide=hide)[0][:, 0]
 
 
-def draw_answers(path: Path, test_set: Path, model: Path, clip: Path, pictures: int = 12) -> None:
-    """The first held-out pictures, each with the mask that its first text gives."""
+def draw_answers(path: Path, test_set: Path, model: Path, clip: Path, num_images: int = 12) -> None:
+    """The first held-out images, each with the mask that its first text gives."""
     from matplotlib.figure import Figure
 
     predictor = SamPredictor(load_model(model), load_clip(clip))
     figure = Figure(figsize=(12, 4.4), layout="constrained")
-    for axes, row in zip(figure.subplots(2, pictures // 2).ravel(), read_phrases(test_set), strict=False):
+    for axes, row in zip(figure.subplots(2, num_images // 2).ravel(), read_phrases(test_set), strict=False):
         image = row.example.image()
         predictor.set_image(image)
         masks, iou, _ = predictor.predict(text=row.texts[0])
@@ -110,7 +110,7 @@ def main(options: Options) -> None:
     train_set, test_set, clip = out / "train", out / "held_out", out / "clip.safetensors"
     seconds = {}
     start = time.monotonic()
-    for folder, count, seed in ((train_set, options.pictures, 1), (test_set, options.held_out, 2)):
+    for folder, count, seed in ((train_set, options.images, 1), (test_set, options.held_out, 2)):
         if not (folder / "annotations.json").exists():
             write_shapes(folder, count, seed)
     seconds["pictures"] = time.monotonic() - start
@@ -119,7 +119,7 @@ def main(options: Options) -> None:
         params = train_clip(
             init_clip_params(CLIP, jax.random.key(0)),
             CLIP,
-            draw_pairs(options.pictures, 64, seed=1),
+            draw_pairs(options.images, 64, seed=1),
             steps=options.clip_steps,
             learning_rate=1e-3,
             report=lambda step, metrics: print(f"CLIP, step {step}: {metrics}", flush=True),

@@ -3,7 +3,7 @@
     python benchmarks/tpu_aot.py --out FOLDER [--recipes vit_h] [--topologies v5e:16x16 v4:4x4x8 v5p:4x8x8]
 
 The TPU compiler (`libtpu`, part of `jax[tpu]`) compiles for topologies that are not there. Compiled is what training
-runs: `train_step` of configs/vit_*.py, all rounds of prompts, over the mesh of `sam_jax.parallel.wrap`, one picture per
+runs: `train_step` of configs/vit_*.py, all rounds of prompts, over the mesh of `sam_jax.parallel.wrap`, one image per
 chip unless said otherwise. Per chip, from the compiler: bytes of arguments and of peak memory; collectives, with loops
 counted as often as they turn; traffic with the main memory, an upper bound (`hlo.main_memory_bytes`). FLOPs are those
 of the matrix products in the traced step, what is computed a second time to save memory included: the compiler's own
@@ -283,7 +283,7 @@ def load_recipe(name: str, count: int, options: argparse.Namespace) -> TrainConf
         raise ValueError(f"expected --fsdp to divide the {count} chips, got {fsdp}")
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=count * options.pictures),
+        data=dataclasses.replace(config.data, batch_size=count * options.images),
         loss=dataclasses.replace(config.loss, size=options.side),
         parallel=dataclasses.replace(config.parallel, fsdp=fsdp),
         dtype="bfloat16",
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument(
         "--fsdp", type=int, default=0, help="chips that share a state; 0: as the recipe; 1: a copy each"
     )
-    parser.add_argument("--pictures", type=int, default=1, help="per chip")
+    parser.add_argument("--images", type=int, default=1, help="per chip")
     parser.add_argument("--side", type=int, default=1024, help="at which the loss is taken, pixels")
     parser.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1; 0 takes 3 times as long")
     parser.add_argument("--out", type=Path, help="folder of one JSON file per configuration")
@@ -311,7 +311,7 @@ def main() -> None:
     try:
         for recipe, topology in tqdm(configurations, desc="compiling", unit="program"):
             config = load_recipe(recipe, len(topology_devices(topology)), options)
-            name = f"{recipe}_{topology.replace(':', '_')}_fsdp{config.parallel.fsdp}_{options.pictures}_{options.side}"
+            name = f"{recipe}_{topology.replace(':', '_')}_fsdp{config.parallel.fsdp}_{options.images}_{options.side}"
             name += f"_effort{options.effort:g}" if options.effort != -1 else ""
             record = options.out / f"{name}.json" if options.out else None
             if record and record.exists():

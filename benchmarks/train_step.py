@@ -3,7 +3,7 @@
     python benchmarks/train_step.py                                                  # CPU: ViT-B at 512, float32
     python benchmarks/train_step.py --image-size 1024 --masks 64 --dtype bfloat16 --models vit_b vit_l vit_h   # GPU
 
-Both get a process of their own and take turns, with the same weights, picture and truth. A step encodes the pictures,
+Both get a process of their own and take turns, with the same weights, image and truth. A step encodes the images,
 plays the paper's 11 rounds (a click, 8 clicks from the error region, 2 rounds without a new one), and updates with
 AdamW; first with the image encoder trained, then with it frozen. Before anything is timed, both play the same clicks
 from the same weights: the losses of every round must agree.
@@ -113,8 +113,8 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
     from official import random_params
     from torch.nn import functional as F
 
-    from sam_jax.convert import state_from_params
-    from sam_jax.convert.huggingface import config_to_huggingface
+    from sam_jax.checkpoints import state_from_params
+    from sam_jax.checkpoints.huggingface import config_to_huggingface
 
     transformers.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,7 +146,7 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
         with autocast():
             embeddings = model.vision_encoder(images).last_hidden_state
             positions = model.get_image_wide_positional_embeddings().to(device)
-        embeddings = embeddings.repeat_interleave(Q, 0)  # a prompt's mask is added to the picture that it is about
+        embeddings = embeddings.repeat_interleave(Q, 0)  # a prompt's mask is added to the image that it is about
         positions = positions.repeat(B * Q, 1, 1, 1)
 
         def draw(region: Any) -> Any:
@@ -237,7 +237,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["vit_b"], choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1, help="pictures")
-    parser.add_argument("--masks", type=int, default=16, help="per picture")
+    parser.add_argument("--masks", type=int, default=16, help="per image")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remat", action="store_true", help="recompute activations in the backward pass, in both")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
@@ -278,7 +278,7 @@ def main() -> int:
             results[f"{model}, encoder {encoder}"] = times | {"relative_error": error}
             medians = {name: statistics.median(values) for name, values in times.items()}
             speeds = [
-                f"{name} {median:.3g} s ({options.batch / median:.3g} pictures/s, "
+                f"{name} {median:.3g} s ({options.batch / median:.3g} images/s, "
                 f"{options.batch * options.masks / median:.3g} masks/s)"
                 for name, median in medians.items()
             ]

@@ -1,4 +1,4 @@
-"""Chooses settings of the proposal baseline on training pictures of COCO: tune_felzenszwalb.py [DATA] [PICTURES].
+"""Chooses settings of the proposal baseline on training images of COCO: tune_felzenszwalb.py [DATA] [PICTURES].
 
 The setting with the best AR@1000 is the default in `sam_jax.evals.proposal_baselines`.
 """
@@ -23,9 +23,9 @@ if __name__ == "__main__":
     data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
     truth = read_truth(data / "coco_small" / "instances.json", split="train2017")
     truth = truth.take(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
-    pictures = [(picture.image(), picture.objects()) for picture in truth.pictures.values()]
+    images = [(image.image(), image.objects()) for image in truth.images.values()]
     print("AR@10, AR@100, AR@1000 in percent")
     for method in tqdm(CANDIDATES, unit="setting"):
-        parts = [count_found(objects, method.propose([image])[0], {}, NUMBERS) for image, objects in pictures]
+        parts = [count_found(objects, method.propose([image])[0], {}, NUMBERS) for image, objects in images]
         means = Recall.sum(parts, NUMBERS).average("all").values()
         tqdm.write(f"{' '.join(f'{100 * (mean or 0):.1f}' for mean in means)}  {method}")

@@ -1,4 +1,4 @@
-"""Small ViTDet detectors with random weights, pictures for them, and what of a result is recorded and compared."""
+"""Small ViTDet detectors with random weights, images for them, and what of a result is recorded and compared."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sam_jax.checkpoints.detector import POSITIONS, detectron2_shapes
 from sam_jax.config import VIT_B
 from sam_jax.detection.config import DetectorConfig
-from sam_jax.detection.convert import POSITIONS, detectron2_shapes
 
 # Windows that need padding, maps with odd sides, and boxes on all four maps.
 SMALL = DetectorConfig(
@@ -39,7 +39,7 @@ CASES = {
     "cascade": dataclasses.replace(SMALL, cascade=True),
     "cascade_lvis": dataclasses.replace(SMALL, cascade=True, sigmoid_scores=True, score_threshold=0.5),
 }
-SIZES = ((112, 160), (160, 101))  # (h, w) of the pictures
+SIZES = ((112, 160), (160, 101))  # (h, w) of the images
 PRETRAINING = (1, 6**2 + 1, 32)
 
 
@@ -60,7 +60,7 @@ def random_state(config: DetectorConfig) -> dict[str, np.ndarray]:
     return state
 
 
-def pictures() -> list[np.ndarray]:
+def make_images() -> list[np.ndarray]:
     """Blocks of colour with noise."""
     rng = np.random.default_rng(0)
     blocks = [rng.integers(0, 255, (-(-h // 16), -(-w // 16), 3)) for h, w in SIZES]
@@ -75,8 +75,8 @@ def summary(
 
     Args:
         maps: p2 to p6, (B, h, w, C).
-        proposals: boxes of each picture.
-        detections: boxes, scores, classes and masks of each picture.
+        proposals: boxes of each image.
+        detections: boxes, scores, classes and masks of each image.
     """
     return {
         "maps": [project(x) for x in maps],

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
-from vitdet_cases import CASES, SIZES, SMALL, pictures, random_state, summary
+from vitdet_cases import CASES, SIZES, SMALL, make_images, random_state, summary
 
+from sam_jax.checkpoints.detector import from_detectron2
 from sam_jax.detection.config import DetectorConfig
-from sam_jax.detection.convert import from_detectron2
 from sam_jax.detection.detector import (
     detect_objects,
     extract_features,
@@ -263,7 +263,7 @@ def compare_losses(cascade: bool) -> dict[str, tuple[float, float]]:
     config = dataclasses.replace(SMALL, cascade=cascade, category_ids=(1,))
     model = detectron2_model(config, drawn).train()
     rng = np.random.default_rng(5)
-    images = np.stack([np.asarray(Image.fromarray(x).resize((side, side))) for x in pictures()])
+    images = np.stack([np.asarray(Image.fromarray(x).resize((side, side))) for x in make_images()])
     masks, valid = np.zeros((2, 5, side, side), bool), np.array([[True] * 5, [True] * 3 + [False] * 2])
     boxes = np.zeros((2, 5, 4), np.float32)
     for b, q in np.argwhere(valid):
@@ -342,12 +342,12 @@ def compare(config: DetectorConfig) -> tuple[dict[str, Any], dict[str, tuple[flo
         before = errors.get(part, (0.0, 0.0))
         errors[part] = max(before[0], float(error)), max(before[1], float(np.abs(theirs).max()))
 
-    inputs = [{"image": torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))} for x in pictures()]
+    inputs = [{"image": torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))} for x in make_images()]
     images = model.preprocess_image(inputs)
     side, sizes = config.encoder.image_size, np.array(SIZES)
-    frames = np.stack([np.pad(x, ((0, side - x.shape[0]), (0, side - x.shape[1]), (0, 0))) for x in pictures()])
+    frames = np.stack([np.pad(x, ((0, side - x.shape[0]), (0, side - x.shape[1]), (0, 0))) for x in make_images()])
     pixels = normalize_images(frames, sizes, config.encoder)
-    note("normalised pictures", pixels, nhwc(images.tensor))
+    note("normalised images", pixels, nhwc(images.tensor))
     features = model.backbone(images.tensor)
     names = model.proposal_generator.in_features
     maps = [nhwc(features[name]) for name in names]

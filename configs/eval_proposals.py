@@ -1,11 +1,11 @@
-"""Object proposals of the embedded model on held-out COCO pictures, beside regions of like colour.
+"""Object proposals of the embedded model on held-out COCO images, beside regions of like colour.
 
 python eval.py configs/eval_proposals.py
 python eval.py configs/eval_proposals.py --annotations lvis_v1_val.json --images coco --split None --model vit_h
 
-Measured with --max-pictures 100, mask AR@1000 of all, small, medium, large objects in percent: sam 2.4, 0.9, 2.8,
-4.2; Felzenszwalb 13.4, 10.4, 13.5, 17.6. With an earlier checkpoint, 20 pictures and --points-per-side 16, sam had
-5.4 of all objects, and sam with the single output 2.8. The embedded model sees pictures at 128 pixels, and its scores
+Measured with --max-images 100, mask AR@1000 of all, small, medium, large objects in percent: sam 2.4, 0.9, 2.8,
+4.2; Felzenszwalb 13.4, 10.4, 13.5, 17.6. With an earlier checkpoint, 20 images and --points-per-side 16, sam had
+5.4 of all objects, and sam with the single output 2.8. The embedded model sees images at 128 pixels, and its scores
 rank poorly.
 """
 

@@ -15,7 +15,7 @@ def get_config() -> SinglePointConfig:
         out=Path("runs/eval_single_point"),
         datasets=tuple(PAPER_DATASETS),
         methods=("sam",),
-        max_pictures=0,
+        max_images=0,
         max_masks=0,
         clicks=9,
     )

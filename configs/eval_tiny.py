@@ -1,4 +1,4 @@
-"""The embedded model on held-out pictures, against what a user has without a model.
+"""The embedded model on held-out images, against what a user has without a model.
 
 python eval.py configs/eval_tiny.py
 """

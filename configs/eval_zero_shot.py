@@ -4,7 +4,7 @@ python eval.py configs/eval_zero_shot.py --model NAME|PATH --data FOLDER
 python eval.py configs/eval_zero_shot.py --model vit_h --data FOLDER --only single_point edges
 
 FOLDER holds a folder per data set of data/zero_shot/registry.py, bsds500, and for proposals and instances
-lvis/lvis_v1_val.json and coco/annotations/instances_val2017.json with the pictures in coco/val2017; a detector's boxes
+lvis/lvis_v1_val.json and coco/annotations/instances_val2017.json with the images in coco/val2017; a detector's boxes
 for the latter in detections/coco.json. What is missing is named with the way to get it; the same command goes on.
 """
 
@@ -27,7 +27,7 @@ def get_config() -> SuiteConfig:
         data=Path(),
         datasets=tuple(PAPER_DATASETS),
         methods=("sam",),
-        max_pictures=0,
+        max_images=0,
         max_masks=0,
         clicks=9,
     )
@@ -51,7 +51,7 @@ def get_config() -> SuiteConfig:
         ),
         sources={
             "edges": "github.com/BIDS/BSDS500, folder BSDS500/data, as bsds500",
-            "proposals": "lvisdataset.org (lvis_v1_val.json, as lvis) and cocodataset.org (the pictures, as coco)",
-            "instances": "cocodataset.org (annotations and pictures, as coco); the boxes: sam-jax detect",
+            "proposals": "lvisdataset.org (lvis_v1_val.json, as lvis) and cocodataset.org (the images, as coco)",
+            "instances": "cocodataset.org (annotations and images, as coco); the boxes: sam-jax detect",
         },
     )

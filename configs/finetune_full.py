@@ -1,8 +1,8 @@
-"""Fine-tunes the whole model on pictures in COCO format.
+"""Fine-tunes the whole model on images in COCO format.
 
     python train.py configs/finetune_full.py --data.path FOLDER [--init-from vit_b]
 
-For thousands of pictures and accelerators; with fewer, configs/finetune_lora.py forgets less.
+For thousands of images and accelerators; with fewer, configs/finetune_lora.py forgets less.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         model_from_init=True,
         init_from="vit_b",
         data=DataConfig(
-            path=Path("my_pictures"), batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5
+            path=Path("my_images"), batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5
         ),
         prompts=PromptConfig(point_rounds=4, refine_rounds=1),
         loss=LossConfig(size=256),

@@ -3,9 +3,9 @@
     python train.py configs/text.py --data.path FOLDER [--init-from vit_h]
 
 The paper: CLIP ViT-L/14 at 336 pixels, masks of more than 100 x 100 pixels, large-scale jitter, 120,000 updates of 128
-pictures; the rest as in configs/vit_h.py. Afterwards
+images; the rest as in configs/vit_h.py. Afterwards
 
-    sam-jax segment picture.jpg --text "a wheel" --model runs/text/model.safetensors
+    sam-jax segment image.jpg --text "a wheel" --model runs/text/model.safetensors
 
 Hardware: the paper's is 256 A100. Not run here at this size; configs/text_shapes.py is the same run in small.
 """

@@ -1,15 +1,15 @@
-"""A text prompt learned in minutes on a CPU, on generated pictures: configs/text.py in small.
+"""A text prompt learned in minutes on a CPU, on generated images: configs/text.py in small.
 
     python benchmarks/text_shapes.py
 
-draws the pictures, trains the CLIP that this config names, trains this, and evaluates it as configs/eval_text.py does.
+draws the images, trains the CLIP that this config names, trains this, and evaluates it as configs/eval_text.py does.
 Unlike in the paper, a fifth of the first prompts are clicks. An earlier run with texts alone and one round of clicks
 in place of two gave as much for texts (72.6), but less with a click that corrects them (70.5), and nothing for clicks
 alone (10.9).
 
-Result on 200 new pictures with 768 shapes, mIoU in percent: text 72.1 (best of
+Result on 200 new images with 768 shapes, mIoU in percent: text 72.1 (best of
 three 75.2), text and one corrective click 79.0, one click without a text 80.9; with another mask's text in place of
-its own, 15.5. Hardware: less than one CPU core, shared with other work: 40 s for the pictures, 371 s for the CLIP,
+its own, 15.5. Hardware: less than one CPU core, shared with other work: 40 s for the images, 371 s for the CLIP,
 1141 s for this.
 """
 

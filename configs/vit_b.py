@@ -1,9 +1,9 @@
-"""ViT-B as in the paper: 180,000 updates of 128 pictures, from masked-autoencoder weights, on prepared SA-1B.
+"""ViT-B as in the paper: 180,000 updates of 128 images, from masked-autoencoder weights, on prepared SA-1B.
 
     sam-jax prepare SA1B_FOLDER --out sa1b
     python train.py configs/vit_b.py --data.path sa1b --init-encoder-from mae_pretrain_vit_base.pth
 
-Hardware: 128 chips, a picture on each. Not run; docs/scaling.md has what the TPU compiler says of its memory and time.
+Hardware: 128 chips, an image on each. Not run; docs/scaling.md has what the TPU compiler says of its memory and time.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""ViT-H as in the paper: 90,000 updates of 256 pictures, from masked-autoencoder weights, on prepared SA-1B.
+"""ViT-H as in the paper: 90,000 updates of 256 images, from masked-autoencoder weights, on prepared SA-1B.
 
     sam-jax prepare SA1B_FOLDER --out sa1b
     python train.py configs/vit_h.py --data.path sa1b --init-encoder-from mae_pretrain_vit_huge.pth
 
-Hardware: 256 chips, a picture on each (the paper: 256 A100, 68 hours). Not run; docs/scaling.md has what the TPU
+Hardware: 256 chips, an image on each (the paper: 256 A100, 68 hours). Not run; docs/scaling.md has what the TPU
 compiler says of its memory and time.
 """
 

@@ -159,7 +159,7 @@ class ClipConfig:
     """
 
     name: str = "clip_b32"
-    image_size: int = 224  # side of a picture, pixels
+    image_size: int = 224  # side of an image, pixels
     patch_size: int = 32  # side of a patch, pixels
     vision_dim: int = 768
     vision_depth: int = 12
@@ -169,7 +169,7 @@ class ClipConfig:
     text_heads: int = 8
     text_length: int = 77  # most tokens of a text, with the two that begin and end it
     vocabulary: int = 49408
-    embedding_dim: int = 512  # which pictures and texts share
+    embedding_dim: int = 512  # which images and texts share
     pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
     pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
 
@@ -186,7 +186,7 @@ class ClipConfig:
 
     @property
     def grid_size(self) -> int:
-        """Side of the picture, patches."""
+        """Side of the image, patches."""
         return self.image_size // self.patch_size
 
     def to_json(self) -> str:
@@ -224,19 +224,19 @@ LabelValues = Literal["auto", "instances", "classes"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how a batch is drawn from them."""
+    """Where the images are and how a batch is drawn from them."""
 
     path: Path = Path("../shared/data")  # what `format` says; sam_jax.data.sources lists what is looked for
     datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # of the named sets in `path` (data.training_sets)
     format: DataFormat = "auto"  # named: see `datasets`
-    images: Path | None = None  # folder of the pictures, where they are not near their annotations
+    images: Path | None = None  # folder of the images, where they are not near their annotations
     label_values: LabelValues = "auto"  # what the values of label maps are
-    batch_size: int = 8  # pictures per step, over all devices
-    masks_per_image: int = 64  # masks drawn per picture; pictures with fewer are padded
-    min_original_area: int = 1  # pixels of the picture as given; smaller masks are left out
+    batch_size: int = 8  # images per step, over all devices
+    masks_per_image: int = 64  # masks drawn per image; images with fewer are padded
+    min_original_area: int = 1  # pixels of the image as given; smaller masks are left out
     min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping
-    max_area_fraction: float = 0.9  # masks that cover more of the picture are dropped
-    scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted picture; above 1 crops (large-scale jitter)
+    max_area_fraction: float = 0.9  # masks that cover more of the image are dropped
+    scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted image; above 1 crops (large-scale jitter)
     flip_probability: float = 0.0  # horizontal
     colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
     workers: int = 1  # threads that prepare batches, in each process
@@ -257,7 +257,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text prompt, learned from what CLIP's picture tower makes of the masks (section D.5 of the paper)."""
+    """The text prompt, learned from what CLIP's image tower makes of the masks (section D.5 of the paper)."""
 
     clip: str | None = None  # name or path of the CLIP; None: no text prompts are trained
     probability: float = 1.0  # of the first prompt; otherwise it is a point or a box
@@ -300,7 +300,7 @@ class FinetuneConfig:
     lora_rank: int = 0  # of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
     lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
     lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # learn through adapters alone
-    cache_embeddings: bool = False  # encode each picture once, before training; for a frozen encoder
+    cache_embeddings: bool = False  # encode each image once, before training; for a frozen encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,8 +308,8 @@ class ParallelConfig:
     """How a step spreads over devices. The update is the same, but for the draws of dropout and drop path."""
 
     mode: Literal["mesh", "pmap"] = "mesh"  # one program over a mesh with sharded state, or pmap with a copy on each
-    data: int = 0  # devices along which only pictures are cut; 0: as many as there are
-    fsdp: int = 1  # devices along which pictures, params and optimizer state are cut; mesh only
+    data: int = 0  # devices along which only images are cut; 0: as many as there are
+    fsdp: int = 1  # devices along which images, params and optimizer state are cut; mesh only
     coordinator: str | None = None  # host:port of process 0; TPU pods and SLURM jobs are detected without it
     processes: int | None = None  # how many there are, with `coordinator`
     process: int | None = None  # number of this one, from 0, with `coordinator`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -40,22 +41,22 @@ class Sam:
     def encode_image(
         self, images: UInt8[Array | np.ndarray, "B S S 3"], sizes: Int[Array | np.ndarray, "B 2"]
     ) -> Float[Array, "B h w D"]:
-        """Pictures in the input frame -> embeddings.
+        """Images in the input frame -> embeddings.
 
         Args:
             images: RGB, 0-255, from `sam_jax.ops.transforms.fit_image`.
-            sizes: (h, w) of the part that is picture, pixels of the input frame.
+            sizes: (h, w) of the part that is image, pixels of the input frame.
         """
         return _encode(self.params, images, sizes, config=self.config, dtype=self.dtype)
 
     def decode(
         self, embeddings: Float[Array, "B h w D"], prompts: Prompts, *, multimask_output: bool | None = None
     ) -> Prediction:
-        """Masks of Q prompts on each of B pictures.
+        """Masks of Q prompts on each of B images.
 
         Args:
             embeddings: from `encode_image`.
-            prompts: from `sam_jax.ops.prompts.pack_prompts`.
+            prompts: from `sam_jax.prompting.prompts.pack_prompts`.
             multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
                 single one first. The model computes four in any case, so None is one compilation instead of two.
         """
@@ -81,3 +82,17 @@ def _decode(
 ) -> Prediction:
     encoded = encode_prompts(params, prompts, config, dtype=dtype)
     return decode_masks(params, embeddings, encoded, config, multimask_output=multimask_output, dtype=dtype)
+
+
+def model_identity(model: Sam) -> str:
+    """Config and params, not the name: a model of the same name may have been trained further."""
+    return params_digest(f"{model.config.to_json()} {np.dtype(model.dtype)}", model.params)
+
+
+def params_digest(settings: str, params: Params) -> str:
+    """16 digits that stand for settings and params."""
+    digest = hashlib.sha256(settings.encode())
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Interactive prediction: set a picture once, then ask for as many masks as you like. Names as in the official code."""
+"""Interactive prediction: set an image once, then ask for as many masks as you like. Names as in the official code."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from sam_jax.clip import Clip
+from sam_jax.clip.model import Clip
 from sam_jax.model import Sam
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.ops.transforms import as_rgb, fit_image
+from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 
 
 class Masks(NamedTuple):
-    """Masks of Q prompts on one picture, M for each; M is 3 with multimask_output and else 1."""
+    """Masks of Q prompts on one image, M for each; M is 3 with multimask_output and else 1."""
 
     masks: np.ndarray  # (Q, M, H, W), bool; with return_logits float32 logits
     iou_predictions: np.ndarray  # (Q, M)
@@ -25,7 +25,7 @@ class Masks(NamedTuple):
 
 
 class SamPredictor:
-    """Masks for one picture after another.
+    """Masks for one image after another.
 
     Example:
         predictor = SamPredictor(load_model("vit_b"))
@@ -46,7 +46,7 @@ class SamPredictor:
         self.reset_image()
 
     def reset_image(self) -> None:
-        """Forgets the picture."""
+        """Forgets the image."""
         self._embedding: Float[Array, "1 h w D"] | None = None
         self._size: tuple[int, int] | None = None
 
@@ -56,26 +56,26 @@ class SamPredictor:
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """(H, W) of the picture that is set."""
+        """(H, W) of the image that is set."""
         if self._size is None:
-            raise RuntimeError("no picture is set; call set_image(image) first")
+            raise RuntimeError("no image is set; call set_image(image) first")
         return self._size
 
     def get_image_embedding(self) -> Float[Array, "1 h w D"]:
-        """The embedding of the picture that is set, NHWC (the official code has NCHW)."""
+        """The embedding of the image that is set, NHWC (the official code has NCHW)."""
         if self._embedding is None:
-            raise RuntimeError("no picture is set; call set_image(image) first")
+            raise RuntimeError("no image is set; call set_image(image) first")
         return self._embedding
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encodes a picture, for all later calls of `predict`.
+        """Encodes an image, for all later calls of `predict`.
 
         Args:
             image: (H, W, 3), uint8, 0-255; grey and RGBA are taken too.
             image_format: RGB or BGR.
 
         Raises:
-            TypeError, ValueError: not such a picture. The one that was set before stays.
+            TypeError, ValueError: not such an image. The one that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._embedding = embed(self.model, [image])
@@ -94,9 +94,9 @@ class SamPredictor:
         """Masks for one prompt.
 
         Args:
-            point_coords: (N, 2), (x, y) in pixels of the original picture.
+            point_coords: (N, 2), (x, y) in pixels of the original image.
             point_labels: (N,), 1 foreground and 0 background.
-            box: (4,), (x0, y0, x1, y1) in pixels of the original picture.
+            box: (4,), (x0, y0, x1, y1) in pixels of the original image.
             mask_input: (1, S, S) low_res logits of an earlier call.
             multimask_output: three masks, for a prompt that may mean several things; else one.
             return_logits: logits in place of masks.
@@ -106,8 +106,8 @@ class SamPredictor:
             masks (M, H, W), bool; predicted IoU (M,); low_res logits (M, S, S), all float32.
 
         Raises:
-            RuntimeError: no picture is set.
-            ValueError: a prompt that is not as described, or outside the picture; a text, and a model that was not
+            RuntimeError: no image is set.
+            ValueError: a prompt that is not as described, or outside the image; a text, and a model that was not
                 trained for texts, or no CLIP.
         """
         prompt = Prompt(point_coords, point_labels, box, mask_input, text)
@@ -117,7 +117,7 @@ class SamPredictor:
     def predict_prompts(
         self, prompts: Sequence[Prompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
-        """Masks for many prompts on the picture that is set; the decoder takes them 64 at a time."""
+        """Masks for many prompts on the image that is set; the decoder takes them 64 at a time."""
         embedding = self.get_image_embedding()
         (prompts,) = embed_texts(self.model, self.clip, [prompts])
         return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
@@ -159,7 +159,7 @@ def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt
 
 
 def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
-    """Embeddings of RGB pictures of any sizes."""
+    """Embeddings of RGB images of any sizes."""
     padded, sizes = zip(*(fit_image(image, model.config.image_size) for image in images), strict=True)
     return model.encode_image(np.stack(padded), np.array(sizes, np.int32))
 
@@ -174,20 +174,20 @@ def predict_batch(
     batch_size: int = 4,
     clip: Clip | None = None,
 ) -> list[Masks]:
-    """Masks for several pictures, of any sizes, each with its own number of prompts.
+    """Masks for several images, of any sizes, each with its own number of prompts.
 
     Args:
         images: as in `SamPredictor.set_image`, RGB.
-        prompts: for each picture its prompts.
-        batch_size: most pictures that pass the model together. The last ones go in groups of half the size, a quarter,
+        prompts: for each image its prompts.
+        batch_size: most images that pass the model together. The last ones go in groups of half the size, a quarter,
             and so on: few group sizes to compile for, and no filling to encode.
         clip: as of `SamPredictor`, for prompts with texts.
 
     Raises:
-        ValueError: not one list of prompts per picture, or a bad picture or prompt.
+        ValueError: not one list of prompts per image, or a bad image or prompt.
     """
     if len(images) != len(prompts):
-        raise ValueError(f"expected one list of prompts per picture, got {len(images)} pictures, {len(prompts)} lists")
+        raise ValueError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")
     if batch_size < 1:
         raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
     images = [as_rgb(image) for image in images]
@@ -226,7 +226,7 @@ def _predict(
         prediction = model.decode(embeddings, pack_prompts(rows, sizes, model.config))
         for b, (row, size) in enumerate(zip(rows, sizes, strict=True)):
             low_res = prediction.low_res_logits[b, :, outputs]
-            # The bucket goes through whole, so that only a new picture size compiles; the filling is cut off after.
+            # The bucket goes through whole, so that only a new image size compiles; the filling is cut off after.
             masks = to_original_frame(low_res, size, model.config, return_logits=return_logits)
             iou = prediction.iou_predictions[b, :, outputs]
             parts[b].append(Masks(*(np.asarray(x)[: len(row)] for x in (masks, iou, low_res))))

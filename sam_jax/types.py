@@ -1,7 +1,7 @@
 """Shared pytrees and the table of axis letters.
 
 B images, Q prompts per image, N points per prompt, M masks per prompt, H W pixels, h w patches, D embedding.
-Images are NHWC. Points are (x, y), boxes (x0, y0, x1, y1), sizes (h, w). Frames: `original` (the picture as given),
+Images are NHWC. Points are (x, y), boxes (x0, y0, x1, y1), sizes (h, w). Frames: `original` (the image as given),
 `input` (resized to fit the model's square, padded on the right and bottom), `low_res` (a quarter of a patch).
 """
 
@@ -29,8 +29,8 @@ class Prompts(NamedTuple):
     """Q prompts for each of B images, in the input frame, with static shapes.
 
     A box is two points with labels 2 and 3. Slots with label PAD do not exist for the model, so prompts of any mix
-    share one shape. Build one with `sam_jax.ops.prompts.pack_prompts`, which adds the padding point where the official
-    code does.
+    share one shape. Build one with `sam_jax.prompting.prompts.pack_prompts`, which adds the padding point where the
+    official code does.
     """
 
     points: Float[AnyArray, "B Q N 2"]  # (x, y), pixels of the input frame, without the half-pixel offset
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     """One training batch, in the input frame. L is the side at which logits meet the truth."""
 
     images: UInt8[AnyArray, "B S S 3"] | None  # None: `embeddings` are given
-    sizes: Int[AnyArray, "B 2"]  # (h, w) of the part that is picture, pixels of S
+    sizes: Int[AnyArray, "B 2"]  # (h, w) of the part that is image, pixels of S
     masks: Bool[AnyArray, "B Q L L"]
     boxes: Float[AnyArray, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
     valid: Bool[AnyArray, "B Q"]  # False: the slot holds no mask

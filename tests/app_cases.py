@@ -17,8 +17,8 @@ SIZE = (60, 80)  # (H, W)
 BASE = "http://127.0.0.1"
 
 
-def write_pictures(folder: Path, count: int) -> Path:
-    """Pictures with a bright disc in the middle: names 0.png, 1.png, ..."""
+def write_images(folder: Path, count: int) -> Path:
+    """Images with a bright disc in the middle: names 0.png, 1.png, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     y, x = np.indices(SIZE)
     disc = (y - 30) ** 2 + (x - 40) ** 2 < 15**2
@@ -29,9 +29,9 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def make_store(folder: Path, count: int) -> Store:
-    pictures = write_pictures(folder / "pictures", count)
+    images = write_images(folder / "pictures", count)
     store = Store(folder / "project")
-    store.add_pictures(pictures, [f"{i}.png" for i in range(count)])
+    store.add_images(images, [f"{i}.png" for i in range(count)])
     return store
 
 
@@ -52,7 +52,7 @@ def start(*command: str) -> tuple[subprocess.Popen, str]:
     """A command that serves a page, and the address that it prints."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # one device is enough
     process = subprocess.Popen(
-        [sys.executable, "-m", "sam_jax.cli", *command], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "sam_jax.commands.main", *command], stdout=subprocess.PIPE, text=True, env=environment
     )
     line = process.stdout.readline()
     if "Open " not in line:

@@ -1,4 +1,4 @@
-"""Small pictures with masks, written in each of the formats that training reads."""
+"""Small images with masks, written in each of the formats that training reads."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from sam_jax.ops.rle import encode_rle
 SIZES = ((60, 90), (100, 70), (48, 64), (80, 80))
 
 
-def picture(number: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture that is not square, with a rectangle and an ellipse that do not touch, whole pictures apart."""
+def make_image(number: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """An image that is not square, with a rectangle and an ellipse that do not touch, whole images apart."""
     h, w = SIZES[number % len(SIZES)]
     image = np.random.default_rng(number).integers(80, 120, (h, w, 3)).astype(np.uint8)
     rectangle = np.zeros((h, w), bool)
@@ -44,7 +44,7 @@ def sa1b_json(number: int, masks: list[np.ndarray]) -> dict:
 def sa1b_files(numbers: range) -> dict[str, bytes]:
     files = {}
     for number in numbers:
-        image, masks = picture(number)
+        image, masks = make_image(number)
         files[f"sa_{number}.jpg"] = encoded(image)
         files[f"sa_{number}.json"] = json.dumps(sa1b_json(number, masks)).encode()
     return files
@@ -71,7 +71,7 @@ def write_tar(path: Path, files: dict[str, bytes], inside: str = "") -> Path:
 def coco_json(numbers: range, segmentation=encode_rle) -> dict:
     images, annotations = [], []
     for number in numbers:
-        _, masks = picture(number)
+        _, masks = make_image(number)
         h, w = masks[0].shape
         images.append({"id": number, "file_name": f"{number}.jpg", "height": h, "width": w})
         annotations += [
@@ -81,14 +81,14 @@ def coco_json(numbers: range, segmentation=encode_rle) -> dict:
     return {"images": images, "annotations": annotations, "categories": []}
 
 
-def write_pictures(folder: Path, numbers: range) -> Path:
-    return write_files(folder, {f"{number}.jpg": encoded(picture(number)[0]) for number in numbers})
+def write_images(folder: Path, numbers: range) -> Path:
+    return write_files(folder, {f"{number}.jpg": encoded(make_image(number)[0]) for number in numbers})
 
 
 def check(example, number: int) -> None:
-    """The example is the picture of that number with its masks, whatever their order."""
+    """The example is the image of that number with its masks, whatever their order."""
     from sam_jax.ops.rle import decode_rle
 
-    image, masks = picture(number)
+    image, masks = make_image(number)
     assert np.abs(example.image().astype(int) - image).mean() < 8  # JPEG
     assert {decode_rle(rle).tobytes() for rle in example.masks} == {mask.tobytes() for mask in masks}

@@ -1,4 +1,4 @@
-"""A picture and settings for everything mode, and what the official code finds there with the embedded model's weights.
+"""An image and settings for everything mode, and what the official code finds there with the embedded model's weights.
 
     python tests/everything_cases.py FOLDER    # with segment_anything in it: records data/everything_official.json
 
@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     """Discs on a gradient, (150, 220, 3)."""
     y, x = np.mgrid[:150, :220]
     image = np.stack([x, 255 - x, y + 50], -1).astype(np.float64)
@@ -54,7 +54,7 @@ def record(folder: Path) -> None:
     model = official_model(tiny.params, tiny.config)
     results = {}
     for name, case in CASES.items():
-        results[name] = SamAutomaticMaskGenerator(model, **BASE, **case).generate(picture())
+        results[name] = SamAutomaticMaskGenerator(model, **BASE, **case).generate(make_image())
         print(name, len(results[name]))
     RECORDED.parent.mkdir(exist_ok=True)
     RECORDED.write_text(json.dumps(results) + "\n")

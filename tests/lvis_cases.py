@@ -22,7 +22,7 @@ def ellipse(rng: np.random.Generator, centre: np.ndarray, radii: np.ndarray) -> 
     return ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
 
 
-def write_case(folder: Path, pictures: int = 12, seed: int = 0) -> tuple[Path, Path]:
+def write_case(folder: Path, num_images: int = 12, seed: int = 0) -> tuple[Path, Path]:
     """annotations.json and results.json: objects of 6 categories, found roughly, twice, in a wrong category or not."""
     rng = np.random.default_rng(seed)
     categories = [{"id": 3 * i + 1, "name": f"c{i}", "frequency": "rccfff"[i]} for i in range(6)]
@@ -30,7 +30,7 @@ def write_case(folder: Path, pictures: int = 12, seed: int = 0) -> tuple[Path, P
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for image_id in range(10, 10 + pictures):
+    for image_id in range(10, 10 + num_images):
         present = rng.choice(ids, 3, replace=False).tolist()
         images.append(
             {

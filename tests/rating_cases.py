@@ -1,4 +1,4 @@
-"""A truth with pictures and the masks of two models, for the tests of the human study."""
+"""A truth with images and the masks of two models, for the tests of the human study."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from sam_jax.ops.rle import encode_rle
 
 
 def write_data(folder: Path) -> Path:
-    """annotations.json, images; a.json with the whole picture for every annotated box, b.json for all but the first."""
-    truth_file, _ = write_case(folder, pictures=4, seed=2)
+    """annotations.json, images; a.json with the whole image for every annotated box, b.json for all but the first."""
+    truth_file, _ = write_case(folder, num_images=4, seed=2)
     (folder / "images").mkdir()
     content = json.loads(truth_file.read_text())
     for picture in content["images"]:

@@ -1,4 +1,4 @@
-"""Random networks, pictures and clicks, and what the original RITM code makes of them.
+"""Random networks, images and clicks, and what the original RITM code makes of them.
 
 python tests/ritm_cases.py FOLDER    # a checkout of it: records data/ritm_original.json
 """
@@ -30,7 +30,7 @@ OBJECTS = {"moves": (0, 10.0, 0.38), "is lost and found": (6, 10.0, -0.12)}
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Picture (H, W, 3), 0-1, and previous probabilities (H, W)."""
+    """Image (H, W, 3), 0-1, and previous probabilities (H, W)."""
     random = np.random.default_rng(1)
     return random.uniform(size=(*SHAPE, 3)).astype(np.float32), random.uniform(size=SHAPE).astype(np.float32)
 

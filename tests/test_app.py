@@ -6,15 +6,15 @@ from io import BytesIO
 import httpx2 as httpx
 import numpy as np
 import pytest
-from app_cases import BASE, SIZE, make_store, mask_message, serve, write_pictures
+from app_cases import BASE, SIZE, make_store, mask_message, serve, write_images
 from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools.coco import COCO
 
 import sam_jax
-from sam_jax import cli
 from sam_jax.app import session as session_file
 from sam_jax.app.server import create_app
+from sam_jax.commands import main as cli
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
@@ -43,7 +43,7 @@ def test_a_click_gives_the_masks_of_the_predictor_and_a_second_goes_on_from_them
     path = f"/api/pictures/{opened['picture']['id']}/predict"
     first = client.post(path, json=CLICK).json()
     predictor = sam_jax.SamPredictor(tiny_model)
-    predictor.set_image(sam_jax.read_image(store.picture(1).path))
+    predictor.set_image(sam_jax.read_image(store.image(1).path))
     points, labels = np.array([[40, 30]]), np.array([1])
     masks, iou, logits = predictor.predict(points, labels)
     assert first["best"] == 1 + iou.argmax()
@@ -66,13 +66,13 @@ def test_a_click_gives_the_masks_of_the_predictor_and_a_second_goes_on_from_them
     assert alone["masks"][0]["predicted_iou"] == pytest.approx(iou[0], abs=1e-3)
 
 
-def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_picture(tiny_model):
+def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_image(tiny_model):
     S = tiny_model.config.low_res_size
     logits = np.random.default_rng(0).normal(-1, 1, (5, S, S)).astype(np.float32)
     logits[1] = -5  # nothing
     logits[2] = 5  # everything
     logits[3, :, S // 2 :] = -9
-    logits[4] = np.where(np.arange(S)[:, None] > S - 3, 3, -3)  # in the padding of wide pictures alone
+    logits[4] = np.where(np.arange(S)[:, None] > S - 3, 3, -3)  # in the padding of wide images alone
     for size in ((60, 80), (45, 17), (9, 200)):
         expected = np.asarray(sam_jax.predictor.to_original_frame(logits, size, tiny_model.config))
         for plane, mask in zip(logits, expected, strict=True):
@@ -82,27 +82,27 @@ def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_picture(tiny_mo
 
 
 def test_a_mask_saved_again_under_its_id_is_one_mask_with_a_history(client, store):
-    picture = client.post("/api/next", params=ADA).json()["picture"]["id"]
-    path = f"/api/pictures/{picture}/masks/{'a' * 32}"
+    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    path = f"/api/pictures/{make_image}/masks/{'a' * 32}"
     prompts = [{"type": "point", "x": 40, "y": 30, "label": 1}, {"type": "box", "x0": 1, "y0": 2, "x1": 30, "y1": 40}]
     prompts.append({"type": "brush", "label": 0, "size": 5, "path": [[1, 2], [3.5, 4]]})
     message = mask_message(name="tee <b>cup</b>", prompts=prompts, predicted_iou=0.8)
     for _ in range(3):  # a retry whose answer was lost
         assert client.put(path, params=ADA, json=message).status_code == 200
     assert client.put(path, params=ADA, json=message | {"name": "cup", "rank": 1}).status_code == 200
-    (mask,) = client.get(f"/api/pictures/{picture}").json()["masks"]
+    (mask,) = client.get(f"/api/pictures/{make_image}").json()["masks"]
     assert (mask["name"], mask["rank"], mask["model"], mask["annotator"]) == ("cup", 1, "tiny", "Ada")
     assert mask["prompts"] == prompts
     history = client.get(f"/api/masks/{'a' * 32}/history").json()
     assert [step["record"]["name"] for step in history] == ["tee <b>cup</b>", "cup"]
     assert client.delete(f"/api/masks/{'a' * 32}", params=ADA).status_code == 200
     assert client.delete(f"/api/masks/{'a' * 32}", params=ADA).status_code == 200
-    assert store.masks(picture) == []
+    assert store.masks(make_image) == []
     assert client.post(f"/api/masks/{'a' * 32}/restore", params=ADA).json()["name"] == "cup"
-    assert len(store.masks(picture)) == 1
+    assert len(store.masks(make_image)) == 1
 
 
-def test_every_annotator_has_pictures_of_their_own(client):
+def test_every_annotator_has_images_of_their_own(client):
     first, other = (client.post("/api/next", params=who).json()["picture"]["id"] for who in (ADA, BOB))
     assert first != other
     assert client.post("/api/next", params=ADA).json()["picture"]["id"] == first  # the one that is open
@@ -118,8 +118,8 @@ def test_every_annotator_has_pictures_of_their_own(client):
         assert client.post(f"/api/pictures/{third}/finish", params=ADA, json={}).status_code == 200
     assert client.get("/api/state", params=ADA).json()["progress"] == {"pictures": 4, "done": 1, "done_by_me": 1}
     for expected in (third, first, None):
-        picture = client.post("/api/back", params=ADA).json()["picture"]
-        assert (picture and picture["id"]) == expected
+        make_image = client.post("/api/back", params=ADA).json()["picture"]
+        assert (make_image and make_image["id"]) == expected
 
 
 def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store):
@@ -146,14 +146,14 @@ def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store
 
 
 def test_exports_are_read_by_the_projects_own_readers(client, tmp_path, store):
-    picture = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
     for number, name in enumerate(["cup", "cup", None]):
         message = mask_message((number, 5, 20 + number, 30), name=name, rank=number)
-        assert client.put(f"/api/pictures/{picture}/masks/m{number}", params=ADA, json=message).status_code == 200
-    answer = client.get(f"/api/pictures/{picture}/sa1b.json")
+        assert client.put(f"/api/pictures/{make_image}/masks/m{number}", params=ADA, json=message).status_code == 200
+    answer = client.get(f"/api/pictures/{make_image}/sa1b.json")
     assert 'filename="0.json"' in answer.headers["Content-Disposition"]
     (tmp_path / "pictures" / "0.json").write_text(answer.text)
-    example = Sa1bSource(pairs=[(store.picture(picture).path, tmp_path / "pictures" / "0.json")])[0]
+    example = Sa1bSource(pairs=[(store.image(make_image).path, tmp_path / "pictures" / "0.json")])[0]
     assert example.size == SIZE
     assert [decode_rle(rle).sum() for rle in example.masks] == [500, 500, 500]
     (tmp_path / "all.json").write_text(client.get("/api/export.json").text)
@@ -162,14 +162,14 @@ def test_exports_are_read_by_the_projects_own_readers(client, tmp_path, store):
     assert coco.annToMask(coco.loadAnns([3])[0]).sum() == 500
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_of_that_picture_alone(client, store):
-    path = store.picture(1).path
-    path.write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_is_an_error_of_that_image_alone(client, store):
+    path = store.image(1).path
+    path.write_bytes(b"no image")
     assert client.post("/api/next", params=ADA).json()["picture"]["id"] == 1
     for method, url in (("GET", "image"), ("POST", "embed")):
         answer = client.request(method, f"/api/pictures/1/{url}")
         assert answer.status_code == 409
-        assert "expected a picture" in answer.json()["error"]
+        assert "expected an image" in answer.json()["error"]
         assert str(path.parent) not in answer.text
     assert client.post("/api/pictures/1/predict", json=CLICK).status_code == 409
     path.unlink()
@@ -180,8 +180,8 @@ def test_a_picture_that_cannot_be_read_is_an_error_of_that_picture_alone(client,
 def test_the_image_is_upright_and_tells_nothing_else(client, store):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"  # orientation, maker
-    Image.new("RGB", (80, 60)).save(store.picture(1).path.with_suffix(".jpg"), exif=exif)
-    store.add_pictures(store.picture(1).root, ["0.jpg"])
+    Image.new("RGB", (80, 60)).save(store.image(1).path.with_suffix(".jpg"), exif=exif)
+    store.add_images(store.image(1).root, ["0.jpg"])
     answer = client.get("/api/pictures/5/image")
     assert answer.headers["Content-Type"] == "image/jpeg"
     image = Image.open(BytesIO(answer.content))
@@ -193,11 +193,11 @@ def test_clients_that_come_at_once_all_get_their_masks(client):
     answers = []
 
     def work(name):
-        picture = client.post("/api/next", params={"annotator": name}).json()["picture"]["id"]
+        make_image = client.post("/api/next", params={"annotator": name}).json()["picture"]["id"]
         for x in range(20, 60, 10):
             points = [{"x": x, "y": 30, "label": 1}]
-            answers.append(client.post(f"/api/pictures/{picture}/predict", json={"points": points}).status_code)
-            url = f"/api/pictures/{picture}/masks/{name}{x}"
+            answers.append(client.post(f"/api/pictures/{make_image}/predict", json={"points": points}).status_code)
+            url = f"/api/pictures/{make_image}/masks/{name}{x}"
             answers.append(client.put(url, params={"annotator": name}, json=mask_message()).status_code)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
@@ -210,22 +210,22 @@ def test_clients_that_come_at_once_all_get_their_masks(client):
 
 
 def test_what_is_saved_outlives_the_server(tmp_path):
-    write_pictures(tmp_path / "pictures", 2)
+    write_images(tmp_path / "pictures", 2)
     process, address = serve(tmp_path)
     try:
         with httpx.Client(base_url=address, timeout=30) as client:
-            picture = client.post("/api/next", params=ADA).json()["picture"]["id"]
-            client.put(f"/api/pictures/{picture}/masks/one", params=ADA, json=mask_message()).raise_for_status()
+            make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
+            client.put(f"/api/pictures/{make_image}/masks/one", params=ADA, json=mask_message()).raise_for_status()
     finally:
         process.kill()  # nothing is tidied up
         process.wait()
-    assert [mask.id for mask in Store(tmp_path / "project").masks(picture)] == ["one"]
+    assert [mask.id for mask in Store(tmp_path / "project").masks(make_image)] == ["one"]
     process, address = serve(tmp_path, "--stage", "semi")
     try:
         with httpx.Client(base_url=address, timeout=30) as client:
             assert client.get("/api/state", params=ADA).json()["stage"] == "semi-automatic"
             opened = client.post("/api/next", params=ADA).json()
-            assert opened["picture"]["id"] == picture
+            assert opened["picture"]["id"] == make_image
             assert [mask["id"] for mask in opened["masks"]] == ["one"]
             assert opened["masks"][0]["segmentation"] == mask_message()["segmentation"]
     finally:
@@ -236,16 +236,16 @@ def test_what_is_saved_outlives_the_server(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["nowhere"], "expected a folder of pictures"),
-        (["empty"], "no pictures in"),
+        (["nowhere"], "expected a folder of images"),
+        (["empty"], "no images in"),
         (["pictures", "--model", "nothing"], "expected a model's name"),
         (["pictures", "--host", "0.0.0.0", "--token", "short"], "token of 16 to 256"),
-        (["pictures", "--held-out", "1"], "share of held-out pictures"),
+        (["pictures", "--held-out", "1"], "share of held-out images"),
         (["pictures", "--host", "192.0.2.1"], "cannot listen on"),
     ],
 )
 def test_mistakes_on_the_command_line_are_told_in_a_line(tmp_path, monkeypatch, capsys, options, expected):
-    write_pictures(tmp_path / "pictures", 1)
+    write_images(tmp_path / "pictures", 1)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert cli.main(["annotate", *options, "--port", "0"]) == 2
@@ -253,10 +253,10 @@ def test_mistakes_on_the_command_line_are_told_in_a_line(tmp_path, monkeypatch, 
 
 
 def test_a_mask_of_another_size_or_without_pixels_is_refused(client):
-    picture = client.post("/api/next", params=ADA).json()["picture"]["id"]
-    path = f"/api/pictures/{picture}/masks/m"
+    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    path = f"/api/pictures/{make_image}/masks/m"
     for mask in (np.zeros(SIZE, bool), np.ones((80, 60), bool)):
         answer = client.put(path, params=ADA, json={"segmentation": encode_rle(mask)})
         assert answer.status_code == 409
         assert "expected a mask" in answer.json()["error"]
-    assert client.get(f"/api/pictures/{picture}").json()["masks"] == []
+    assert client.get(f"/api/pictures/{make_image}").json()["masks"] == []

@@ -63,9 +63,9 @@ def store(tmp_path_factory):
 
 
 class Elsewhere:
-    """In place of a Label Studio that pictures are fetched from: whatever is uploaded is picture 1."""
+    """In place of a Label Studio that images are fetched from: whatever is uploaded is image 1."""
 
-    def add_picture(self, store, file, max_pixels):
+    def add_image(self, store, file, max_pixels):
         if not file.startswith("upload/1/"):
             raise ValueError(f"Label Studio answers 404 when asked for {file}")
         return 1
@@ -144,7 +144,7 @@ def test_clicks_and_boxes_become_brush_masks_of_the_page(client):
     assert result["score"] == pytest.approx(page["masks"][0]["predicted_iou"], abs=1e-3)
 
 
-def test_a_picture_that_the_project_does_not_have_is_asked_of_label_studio(client, capsys):
+def test_a_image_that_the_project_does_not_have_is_asked_of_label_studio(client, capsys):
     click = region("keypointlabels", 40, 30)
     uploaded, local = (f"/data/{kind}/{name}" for kind, name in (("upload/1", "a-b.png"), ("local-files", "?d=9.png")))
     assert client.post("/label-studio/predict", json=message(click, address=uploaded)).status_code == 200
@@ -163,7 +163,7 @@ def test_a_picture_that_the_project_does_not_have_is_asked_of_label_studio(clien
         {"value": {"x": 5, "y": 5, "width": 0, "height": 0}, "type": "rectanglelabels"},
     ],
 )
-def test_what_is_no_prompt_on_this_picture_is_refused(client, change):
+def test_what_is_no_prompt_on_this_image_is_refused(client, change):
     wrong = region("keypointlabels", 40, 30) | change
     answer = client.post("/label-studio/predict", json=message(wrong))
     assert answer.status_code == 422

@@ -1,4 +1,4 @@
-"""Pictures that Label Studio has: which of the project's they are, and how the others are fetched."""
+"""Images that Label Studio has: which of the project's they are, and how the others are fetched."""
 
 import json
 import threading
@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import pytest
-from app_cases import make_store, write_pictures
+from app_cases import make_store, write_images
 
-from sam_jax.app.label_studio_files import LabelStudio, file_of, find_picture
+from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
 from sam_jax.engine.store import Store
 
 PERSONAL, LEGACY = "head.refresh.signature", "0123456789abcdef"
@@ -17,10 +17,10 @@ PHOTO = "upload/1/b0a1f543-my_photo_\u00fc_1.png"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    picture = (write_pictures(tmp_path_factory.mktemp("uploads"), 1) / "0.png").read_bytes()
+    image = (write_images(tmp_path_factory.mktemp("uploads"), 1) / "0.png").read_bytes()
     return {
-        "/data/upload/1/b0a1f543-my_photo_\u00fc_1.png": picture,
-        "/data/local-files/?d=deep/new one.png": picture,
+        "/data/upload/1/b0a1f543-my_photo_\u00fc_1.png": image,
+        "/data/local-files/?d=deep/new one.png": image,
         "/data/upload/1/page.png": b"<html>",
     }
 
@@ -102,30 +102,30 @@ def test_other_addresses_and_ways_out_of_the_folder_are_refused(address):
         file_of(address)
 
 
-def test_pictures_of_the_project_are_found_by_the_end_of_their_path(tmp_path):
+def test_images_of_the_project_are_found_by_the_end_of_their_path(tmp_path):
     store = Store(tmp_path / "project")
     names = ["1.png", "deep/1.png", "deep/2.png", "1/0a1b2c3d-cat.png", "x/3.png", "y/3.png"]
-    store.add_pictures(tmp_path, names)
+    store.add_images(tmp_path, names)
     found = {name: number for number, name in enumerate(names, 1)}
-    assert find_picture(store, "local-files/photos/deep/1.png") == found["deep/1.png"]
-    assert find_picture(store, "local-files/photos/1.png") == found["1.png"]
-    assert find_picture(store, "local-files/2.png") == found["deep/2.png"]  # Label Studio's root lies in the folder
-    assert find_picture(store, "local-files/3.png") is None  # two are called so
-    assert find_picture(store, "local-files/x/3.png") == found["x/3.png"]
-    assert find_picture(store, "upload/1/0a1b2c3d-cat.png") == found["1/0a1b2c3d-cat.png"]
-    assert find_picture(store, "upload/1/1.png") is None  # somebody else's 1.png
+    assert find_image(store, "local-files/photos/deep/1.png") == found["deep/1.png"]
+    assert find_image(store, "local-files/photos/1.png") == found["1.png"]
+    assert find_image(store, "local-files/2.png") == found["deep/2.png"]  # Label Studio's root lies in the folder
+    assert find_image(store, "local-files/3.png") is None  # two are called so
+    assert find_image(store, "local-files/x/3.png") == found["x/3.png"]
+    assert find_image(store, "upload/1/0a1b2c3d-cat.png") == found["1/0a1b2c3d-cat.png"]
+    assert find_image(store, "upload/1/1.png") is None  # somebody else's 1.png
 
 
 @pytest.mark.parametrize("key", [PERSONAL, LEGACY])
 def test_what_the_project_does_not_have_is_fetched_once_and_kept(server, store, files, key):
-    assert find_picture(store, PHOTO) is None
-    number = LabelStudio(server.url + "/", key).add_picture(store, PHOTO, 10_000)
-    assert find_picture(store, PHOTO) == number
-    assert store.picture(number).path.read_bytes() == files["/data/" + PHOTO]
-    assert store.picture(number).path.is_relative_to(store.folder.resolve() / "label_studio")
-    other = LabelStudio(server.url, key).add_picture(store, "local-files/deep/new one.png", 10_000)
-    assert find_picture(store, "local-files/deep/new one.png") == other != number
-    assert len(store.pictures()) == 4
+    assert find_image(store, PHOTO) is None
+    number = LabelStudio(server.url + "/", key).add_image(store, PHOTO, 10_000)
+    assert find_image(store, PHOTO) == number
+    assert store.image(number).path.read_bytes() == files["/data/" + PHOTO]
+    assert store.image(number).path.is_relative_to(store.folder.resolve() / "label_studio")
+    other = LabelStudio(server.url, key).add_image(store, "local-files/deep/new one.png", 10_000)
+    assert find_image(store, "local-files/deep/new one.png") == other != number
+    assert len(store.images()) == 4
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,21 @@ def test_what_the_project_does_not_have_is_fetched_once_and_kept(server, store, 
         (PHOTO, "not.a.token", "answers 401"),
         ("upload/1/gone.png", LEGACY, "answers 404"),
         ("upload/1/moved.png", LEGACY, "answers 302"),
-        ("upload/1/page.png", LEGACY, "expected a picture"),
-        ("upload/1/table.csv", LEGACY, "expected a picture"),
+        ("upload/1/page.png", LEGACY, "expected an image"),
+        ("upload/1/table.csv", LEGACY, "expected an image"),
     ],
 )
-def test_nothing_is_kept_of_what_is_no_picture_or_not_given_away(server, store, file, key, why):
+def test_nothing_is_kept_of_what_is_no_image_or_not_given_away(server, store, file, key, why):
     with pytest.raises(ValueError, match=why):
-        LabelStudio(server.url, key).add_picture(store, file, 10_000)
-    assert len(store.pictures()) == 2
+        LabelStudio(server.url, key).add_image(store, file, 10_000)
+    assert len(store.images()) == 2
     assert not [path for path in store.folder.rglob("label_studio/**/*") if path.is_file()]
     assert "/data/upload/1/table.csv" not in server.asked
 
 
-def test_too_large_a_picture_is_refused(server, store):
+def test_too_large_a_image_is_refused(server, store):
     with pytest.raises(ValueError, match="pixels, above the 100 allowed"):
-        LabelStudio(server.url, LEGACY).add_picture(store, PHOTO, 100)
+        LabelStudio(server.url, LEGACY).add_image(store, PHOTO, 100)
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "file:///etc", "http://", "http://me:pw@host", "http://host/?x=1"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_cases import SIZE, mask_message, serve, wait_until, write_pictures
+from app_cases import SIZE, mask_message, serve, wait_until, write_images
 
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
@@ -16,11 +16,11 @@ ROGUE = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def project(browser, tmp_path_factory):
-    """A running server with a picture for everybody."""
+    """A running server with an image for everybody."""
     folder = tmp_path_factory.mktemp("page")
-    write_pictures(folder / "pictures", 7)
+    write_images(folder / "pictures", 7)
     store = Store(folder / "project")
-    store.add_pictures(folder / "pictures", [f"{i}.png" for i in range(7)])
+    store.add_images(folder / "pictures", [f"{i}.png" for i in range(7)])
     process, address = serve(folder)
     yield store, address
     process.kill()
@@ -28,7 +28,7 @@ def project(browser, tmp_path_factory):
 
 
 class Annotating:
-    """The page as somebody uses it, in pixels of the picture."""
+    """The page as somebody uses it, in pixels of the image."""
 
     def __init__(self, browser, address, annotator):
         self.context = browser.new_context(viewport={"width": 1200, "height": 700}, accept_downloads=True)
@@ -107,7 +107,7 @@ def test_click_choose_undo_save_reload_export(project, browser):
         areas[key] = page.area
     assert len(set(areas.values())) > 1
     page.page.wait_for_timeout(100)  # a frame
-    assert page.colour(40, 36) != before  # the mask lies over the picture
+    assert page.colour(40, 36) != before  # the mask lies over the image
     page.click(5, 5, button="right")
     page.until("document.querySelector('#candidates [aria-checked=true]')?.dataset.choice === '0'")
     for _ in range(10):
@@ -136,7 +136,7 @@ def test_click_choose_undo_save_reload_export(project, browser):
     assert [a["segmentation"] for a in exported["annotations"]] == [mask.segmentation]
     page.press("n")
     page.until("document.querySelector('#picture-name').textContent === '1.png'")
-    assert [picture.name for picture in store.pictures("done")] == ["0.png"]
+    assert [image.name for image in store.images("done")] == ["0.png"]
     page.ready()
     page.press("p")
     page.until("document.querySelector('#picture-name').textContent === '0.png'")
@@ -153,7 +153,7 @@ def test_click_choose_undo_save_reload_export(project, browser):
 def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
     store, address = project
     page = Annotating(browser, address, "Bob")
-    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    image = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
     page.press("d", "[", "[", "[", "[")  # 24 px down to 10
     page.drag((20, 20), (40, 20), (40, 40))
     painted = page.area
@@ -168,7 +168,7 @@ def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
     assert page.area == erased
     page.press("Enter")
     page.saved()
-    (mask,) = store.masks(picture)
+    (mask,) = store.masks(image)
     assert rle_area(mask.segmentation) == erased
     shown = decode_rle(mask.segmentation)
     assert shown[20, 21]
@@ -180,7 +180,7 @@ def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
     page.answered()
     page.press("Enter")
     page.saved()
-    box = store.masks(picture)[1].prompts[0]
+    box = store.masks(image)[1].prompts[0]
     assert [box[side] for side in ("x0", "y0", "x1", "y1")] == pytest.approx([22, 12, 58, 48], abs=0.2)
 
     page.page.hover("#saved li:nth-child(2)")
@@ -188,18 +188,18 @@ def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
     page.page.fill("#saved li:nth-child(1) input", "disc")
     page.page.keyboard.press("Tab")
     page.saved()
-    assert [(m.name, m.rank, m.prompts[0]["type"]) for m in store.masks(picture)] == [
+    assert [(m.name, m.rank, m.prompts[0]["type"]) for m in store.masks(image)] == [
         ("disc", 0, "box"),
         (None, 1, "brush"),
     ]
     page.page.hover("#saved li:nth-child(2)")
     page.page.click("#saved li:nth-child(2) button[title='Delete']")
     page.saved()
-    assert len(store.masks(picture)) == 1
+    assert len(store.masks(image)) == 1
     page.press("z")
     page.until("document.querySelectorAll('#saved li').length === 2")
     page.saved()
-    assert len(store.masks(picture)) == 2
+    assert len(store.masks(image)) == 2
 
     # Going on with a saved mask: the same one, with what it was made from.
     page.page.hover("#saved li:nth-child(2)")
@@ -208,7 +208,7 @@ def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
     page.drag((60, 50), (61, 50))
     page.press("Enter")
     page.saved()
-    edited = store.masks(picture)[1]
+    edited = store.masks(image)[1]
     assert edited.id == mask.id
     assert len(edited.prompts) == 3
     assert rle_area(edited.segmentation) > erased
@@ -220,40 +220,40 @@ def test_brush_eraser_and_boxes_make_what_is_shown(project, browser):
 def test_a_mask_saved_without_a_connection_arrives_once_and_even_after_the_browser_was_closed(project, browser):
     store, address = project
     page = Annotating(browser, address, "Cyd")
-    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    image = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
     page.context.route("**/masks/**", lambda route: route.abort())
     page.press("d")
     page.drag((20, 20), (40, 20))
     page.press("Enter")
     page.until("document.querySelector('#connection').dataset.state === 'bad'")
-    assert store.masks(picture) == []
+    assert store.masks(image) == []
     kept = page.context.storage_state()
     page.context.close()
     context = browser.new_context(storage_state=kept)
     again = context.new_page()
     again.goto(address)
     wait_until(again, "document.querySelectorAll('#saved li').length === 1")
-    assert len(store.masks(picture)) == 1
+    assert len(store.masks(image)) == 1
     context.close()
 
 
 def test_what_the_server_refuses_is_told_and_taken_off_the_list(project, browser):
     store, address = project
     page = Annotating(browser, address, "Eve")
-    picture = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
+    image = int(page.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
     store.release(0, "Eve")
-    assert store.claim("Fay").id == picture  # somebody took it over meanwhile
+    assert store.claim("Fay").id == image  # somebody took it over meanwhile
     page.press("d")
     page.drag((20, 20), (40, 20))
     page.press("Enter")
     page.until("document.querySelector('#toast').dataset.kind === 'error'")
     assert "Fay" in page.page.inner_text("#toast")
     page.until("document.querySelectorAll('#saved li').length === 0")
-    assert store.masks(picture) == []
+    assert store.masks(image) == []
     page.press("n")  # there is nothing to finish: on to the next
-    page.until(f"!document.querySelector('#export').href.includes('/pictures/{picture}/')")
+    page.until(f"!document.querySelector('#export').href.includes('/pictures/{image}/')")
     page.ready()
-    store.finish(picture, "Fay")
+    store.finish(image, "Fay")
     page.context.close()
 
 

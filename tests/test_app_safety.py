@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 import schemathesis
-from app_cases import BASE, SIZE, basic, make_store, mask_message, serve, write_pictures
+from app_cases import BASE, SIZE, basic, make_store, mask_message, serve, write_images
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from sam_jax.app.pictures import locate, scan
+from sam_jax.app.images import locate, scan
 from sam_jax.app.server import create_app
 from sam_jax.web.guard import MAX_BODY, Access, is_loopback, new_token
 
@@ -76,7 +76,7 @@ def test_requests_that_other_sites_make_a_browser_send_are_refused(client, store
     message = mask_message()
     assert client.put("/api/pictures/1/masks/m", params=ADA, json=message, headers=headers).status_code == 403
     assert store.masks(1) == []
-    assert not store.pictures("open")
+    assert not store.images("open")
     good = {"Origin": BASE, "Sec-Fetch-Site": "same-origin"}
     assert client.post("/api/next", params=ADA, headers=good).status_code == 200
 
@@ -138,7 +138,7 @@ def test_the_token_opens_as_bearer_as_password_and_after_a_first_visit_as_cookie
 
 
 def test_the_command_draws_a_token_for_a_host_that_others_reach(tmp_path):
-    write_pictures(tmp_path / "pictures", 1)
+    write_images(tmp_path / "pictures", 1)
     process, address = serve(tmp_path, "--host", "0.0.0.0")
     try:
         base, token = address.split("?token=")
@@ -155,9 +155,9 @@ def test_the_command_draws_a_token_for_a_host_that_others_reach(tmp_path):
 # Paths
 
 
-def test_pictures_outside_the_folder_are_not_found_and_not_served(tmp_path, client, store):
+def test_images_outside_the_folder_are_not_found_and_not_served(tmp_path, client, store):
     root = tmp_path / "pictures"
-    outside = write_pictures(tmp_path / "outside", 1)
+    outside = write_images(tmp_path / "outside", 1)
     (root / "link.png").symlink_to(outside / "0.png")
     (root / "inside.png").symlink_to(root / "0.png")
     (root / "folder").symlink_to(outside)
@@ -171,7 +171,7 @@ def test_pictures_outside_the_folder_are_not_found_and_not_served(tmp_path, clie
     for name in ("../outside/0.png", str(outside / "0.png"), "link.png", "folder/0.png", "ring.png"):
         with pytest.raises(ValueError, match=r"leads out|cannot follow"):
             locate(root, name)
-    # A picture that becomes a link after the scan.
+    # An image that becomes a link after the scan.
     (root / "1.png").unlink()
     (root / "1.png").symlink_to(outside / "0.png")
     for method, url in (("GET", "image"), ("POST", "embed")):
@@ -197,7 +197,7 @@ def test_no_address_reaches_a_file_by_its_name(client):
         assert client.get(path).status_code in (404, 422), path
 
 
-def test_label_studio_gets_pictures_of_the_project_alone(client):
+def test_label_studio_gets_images_of_the_project_alone(client):
     setup = (
         '<View><Image name="i" value="$image"/><BrushLabels name="b" toName="i"><Label value="x"/></BrushLabels></View>'
     )
@@ -226,7 +226,7 @@ def test_label_studio_gets_pictures_of_the_project_alone(client):
 # Sizes
 
 
-def test_bodies_and_pictures_are_bounded(client, store, tiny_model):
+def test_bodies_and_images_are_bounded(client, store, tiny_model):
     json_type = {"Content-Type": "application/json"}
     big = b" " * (MAX_BODY + 1)
     path = "/api/pictures/1/predict"
@@ -235,7 +235,7 @@ def test_bodies_and_pictures_are_bounded(client, store, tiny_model):
     assert client.post(path, content=pieces, headers=json_type).status_code == 413
     assert client.post(path, content=b"[" * 100_000, headers=json_type).status_code in (400, 422)
     assert client.post(path, json={"points": ONE_CLICK["points"] * 1000}).status_code == 422
-    Image.new("1", (9000, 9000)).save(store.picture(1).path)  # 10 kB, 81 million pixels
+    Image.new("1", (9000, 9000)).save(store.image(1).path)  # 10 kB, 81 million pixels
     answer = client.post(path, json=ONE_CLICK)
     assert answer.status_code == 409
     assert "scale it down" in answer.json()["error"]
@@ -308,7 +308,7 @@ def test_what_is_no_prompt_is_refused(client, body):
 @pytest.mark.parametrize("name", ["", "%20", "x" * 65, "a%0Ab", "%3Cscript%3E", "a/b", "%FF", "%00"])
 def test_annotators_without_a_proper_name_are_refused(client, store, name):
     assert client.post(f"/api/next?annotator={name}").status_code == 422
-    assert not store.pictures("open")
+    assert not store.images("open")
 
 
 def test_annotators_have_names_of_any_script(client):
@@ -347,7 +347,7 @@ def fuzz(operation, mode):
 
 
 def test_whatever_comes_is_answered_as_described_and_slow_clients_hinder_nobody(tmp_path):
-    write_pictures(tmp_path / "pictures", 2)
+    write_images(tmp_path / "pictures", 2)
     process, address = serve(tmp_path)
     slow = [socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) for _ in range(100)]
     try:

@@ -153,7 +153,7 @@ def test_scores_by_hand():
     # Pooled: one at 0.5 and the other at 0.25, both their best.
     both = score_counts(np.stack([one, other]), thresholds)
     assert both.ois == pytest.approx(2 * (16 / 18) * (16 / 20) / (16 / 18 + 16 / 20))
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         score_counts(np.zeros((0, 3, 4), int))
 
 
@@ -168,7 +168,7 @@ def write_truth(path, truths):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three pictures' truth by two people, and maps that are noise around it."""
+    """Three images' truth by two people, and maps that are noise around it."""
     rng = np.random.default_rng(0)
     (tmp_path / "maps").mkdir()
     for i in range(3):
@@ -206,7 +206,7 @@ def test_what_is_wrong_with_files_is_said_with_their_names(folders):
         find_truth(folders, "train")
     with pytest.raises(FileNotFoundError, match="a folder of edge maps"):
         find_maps(folders / "elsewhere", ["0"])
-    with pytest.raises(ValueError, match=r"each of 5 pictures in .*, 2 are missing: 7, 8"):
+    with pytest.raises(ValueError, match=r"each of 5 images in .*, 2 are missing: 7, 8"):
         find_maps(folders / "maps", [*truths, "7", "8"])
     Image.new("L", (5, 5)).save(folders / "maps" / "1.png")
     with pytest.raises(
@@ -216,7 +216,7 @@ def test_what_is_wrong_with_files_is_said_with_their_names(folders):
     Image.new("RGB", (11, 8)).save(folders / "maps" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has mode RGB"):
         read_map(folders / "maps" / "1.png")
-    (folders / "maps" / "1.png").write_bytes(b"no picture")
+    (folders / "maps" / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*1.png"):
         read_map(folders / "maps" / "1.png")
     (folders / "maps" / "more").mkdir()

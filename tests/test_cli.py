@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_ops import picture
+from test_ops import make_image
 from test_training import SMALL
 
-from sam_jax import cli, read_image
-from sam_jax.checkpoint import save_checkpoint
+from sam_jax import read_image
+from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.commands import main as cli
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle
 
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def photo(tmp_path):
     path = tmp_path / "photo.jpg"
-    Image.fromarray(picture(40, 70)).save(path)
+    Image.fromarray(make_image(40, 70)).save(path)
     return path
 
 
@@ -68,7 +69,7 @@ def test_demo_cuts_every_object_it_names_out_of_the_photograph_in_the_package(ch
     content = json.loads((tmp_path / "demo.json").read_text())
     assert [record["name"] for record in content["masks"]] == list(cli.DEMO_PROMPTS)
     height, width, _ = read_image(tmp_path / "demo.png").shape
-    assert [height, width // 3] == content["masks"][0]["segmentation"]["size"]  # picture, masks, cut-outs in a row
+    assert [height, width // 3] == content["masks"][0]["segmentation"]["size"]  # image, masks, cut-outs in a row
 
 
 def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoint, tmp_path, capsys):
@@ -89,8 +90,8 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
         (["segment", "PHOTO", "--point", "1;1"], "--point expects 2 numbers joined by commas, got '1;1'"),
         (["segment", "PHOTO", "--point", "1,1,1"], "--point expects 2 numbers"),
         (["segment", "PHOTO", "--box", "1,1,5"], "--box expects 4 numbers"),
-        (["segment", "PHOTO", "--point", "70,1"], "outside the picture of 70 x 40"),
-        (["segment", "PHOTO", "--negative-point", "-1,1"], "outside the picture"),
+        (["segment", "PHOTO", "--point", "70,1"], "outside the image of 70 x 40"),
+        (["segment", "PHOTO", "--negative-point", "-1,1"], "outside the image"),
         (["segment", "PHOTO", "--point", "nan,1"], "finite"),
         (["segment", "PHOTO", "--box", "9,9,3,12"], "x1 > x0"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "vit_x"], "vit_x"),

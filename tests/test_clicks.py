@@ -13,7 +13,7 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, size=(20, 30)) -> np.ndarray:
     return mask
 
 
-def test_the_first_click_is_the_middle_and_the_picture_border_counts():
+def test_the_first_click_is_the_middle_and_the_image_border_counts():
     assert first_click(rectangle(5, 4, 12, 9)) == ((7, 6), 1)  # 7 x 5: three middles, the leftmost is first
     assert first_click(rectangle(0, 0, 5, 20)) == ((2, 2), 1)
     assert inscribed_radius(np.ones((3, 3), bool))[1, 1] == 2

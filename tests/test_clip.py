@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 
-from sam_jax.checkpoint import expected_shapes, load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.checkpoints.clip import clip_state_from_params, config_from_huggingface, load_any_clip
+from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.clip.network import embed_images, embed_tokens, init_clip_params
+from sam_jax.clip.tokenizer import tokenize
 from sam_jax.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
-from sam_jax.convert.clip import clip_state_from_params, config_from_huggingface, load_any_clip
-from sam_jax.modeling.clip import embed_pictures, embed_tokens, init_clip_params
-from sam_jax.tokenizer import tokenize
 
-# The four published structures, small: patches a picture has, depths and widths of the towers that differ.
+# The four published structures, small: patches an image has, depths and widths of the towers that differ.
 SMALL = ClipConfig("small", 32, 8, 128, 2, 2, 64, 2, 1, 77, 49408, 32)
 STRUCTURES = {
     "clip_b32": SMALL,
@@ -66,11 +66,11 @@ def assert_same_embeddings(config: ClipConfig, folder: Path) -> None:
     theirs.save_pretrained(folder)
     params, read = load_any_clip(folder)
     assert dataclasses.replace(read, name=config.name) == config
-    pictures = np.random.default_rng(0).normal(size=(2, config.image_size, config.image_size, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, config.image_size, config.image_size, 3)).astype(np.float32)
     tokens = tokenize(TEXTS)
     with torch.no_grad():
-        both = theirs(input_ids=torch.tensor(tokens).long(), pixel_values=torch.tensor(pictures).permute(0, 3, 1, 2))
-    ours = jax.jit(embed_pictures, static_argnums=2)(params, pictures, config)
+        both = theirs(input_ids=torch.tensor(tokens).long(), pixel_values=torch.tensor(images).permute(0, 3, 1, 2))
+    ours = jax.jit(embed_images, static_argnums=2)(params, images, config)
     np.testing.assert_allclose(ours, both.image_embeds.numpy(), atol=2e-6)
     # Padding behind the end is seen by nothing: a text may be cut to its own length.
     ours = jax.jit(embed_tokens, static_argnums=2)(params, tokens[:, :12], config)
@@ -179,19 +179,19 @@ def test_bad_checkpoints_are_called_so(params, tmp_path):
 
 def test_a_mask_of_everything_changes_nothing_and_one_of_a_part_shuts_out_the_rest(params):
     rng = np.random.default_rng(0)
-    pictures = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
-    embed = jax.jit(embed_pictures, static_argnums=2)
-    plain = embed(params, pictures, SMALL)
-    np.testing.assert_allclose(embed(params, pictures, SMALL, np.ones((2, 4, 4), bool)), plain, atol=1e-6)
+    images = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    embed = jax.jit(embed_images, static_argnums=2)
+    plain = embed(params, images, SMALL)
+    np.testing.assert_allclose(embed(params, images, SMALL, np.ones((2, 4, 4), bool)), plain, atol=1e-6)
     patches = np.zeros((2, 4, 4), bool)
     patches[:, :2] = True
-    assert np.abs(embed(params, pictures, SMALL, patches) - plain).max() > 1e-3
+    assert np.abs(embed(params, images, SMALL, patches) - plain).max() > 1e-3
     # With one layer, which is then the last, patches outside of the mask reach the output token by no way.
     shallow = dataclasses.replace(SMALL, vision_depth=1)
     params = init_clip_params(shallow, jax.random.key(0))
-    changed = pictures.copy()
+    changed = images.copy()
     changed[:, 16:] += 1.0
-    np.testing.assert_array_equal(embed(params, pictures, shallow, patches), embed(params, changed, shallow, patches))
+    np.testing.assert_array_equal(embed(params, images, shallow, patches), embed(params, changed, shallow, patches))
 
 
 @pytest.mark.parametrize("text", OFFICIAL)

@@ -12,12 +12,12 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import convert_file, files, load_any, params_from_state, state_from_params
+from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.guess import guess_config
+from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
+from sam_jax.checkpoints.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_shapes
 from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L
-from sam_jax.convert import convert_file, files, load_any, params_from_state, state_from_params
-from sam_jax.convert.guess import guess_config
-from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.convert.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_shapes
 
 # No published number in it, so that no default can stand in for one.
 ODD = dataclasses.replace(

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from test_clip import SMALL
 
-from sam_jax.clip import Clip
-from sam_jax.modeling.clip import init_clip_params
-from sam_jax.ops.crops import crop_objects, square_boxes
+from sam_jax.clip.crops import crop_objects, square_boxes
+from sam_jax.clip.model import Clip
+from sam_jax.clip.network import init_clip_params
 
-SIZE = (50, 70)  # of the picture in a frame of 80
+SIZE = (50, 70)  # of the image in a frame of 80
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     coarse = np.random.default_rng(0).integers(0, 256, (10, 14, 3)).astype(np.uint8)
     frame = np.full((80, 80, 3), 255, np.uint8)
     frame[: SIZE[0], : SIZE[1]] = np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
@@ -37,25 +37,25 @@ def crop(frame, mask, square, config=SMALL, hide=False):
 
 
 @pytest.mark.parametrize("square", [(5, 3, 45, 43), (10.5, 8.25, 30.5, 28.25), (20, 10, 28, 18)])
-def test_a_crop_is_pillows(picture, square):
-    pixels, _ = crop(picture, np.ones((80, 80), bool), square)
-    resized = Image.fromarray(picture[: SIZE[0], : SIZE[1]]).resize((32, 32), Image.Resampling.BICUBIC, box=square)
+def test_a_crop_is_pillows(make_image, square):
+    pixels, _ = crop(make_image, np.ones((80, 80), bool), square)
+    resized = Image.fromarray(make_image[: SIZE[0], : SIZE[1]]).resize((32, 32), Image.Resampling.BICUBIC, box=square)
     expected = (np.asarray(resized) - np.array(SMALL.pixel_mean)) / np.array(SMALL.pixel_std)
     # Pillow resamples with 8-bit weights and rounds between its two passes.
     assert np.abs(pixels - expected).max() < 2.1 / min(SMALL.pixel_std)
 
 
-def test_outside_of_the_picture_is_zero_and_so_is_what_is_hidden(picture):
+def test_outside_of_the_image_is_zero_and_so_is_what_is_hidden(make_image):
     mask = np.zeros((80, 80), bool)
     mask[10:30, 40:60] = True
     square = (30, -10, 90, 50)  # reaches over the top and the right
-    pixels, patches = crop(picture, mask, square)
+    pixels, patches = crop(make_image, mask, square)
     rows = np.arange(32) * 60 / 32 - 10 + 60 / 64
     columns = np.arange(32) * 60 / 32 + 30 + 60 / 64
     inside = ((rows >= 0) & (rows < 50))[:, None] & (columns < 70)[None]
     assert (pixels[~inside] == 0).all()
     assert (pixels[inside] != 0).any(-1).all()
-    hidden, _ = crop(picture, mask, square, hide=True)
+    hidden, _ = crop(make_image, mask, square, hide=True)
     of_object = ((rows >= 10) & (rows < 30))[:, None] & ((columns >= 40) & (columns < 60))[None]
     np.testing.assert_array_equal(hidden[of_object], pixels[of_object])
     assert (hidden[~of_object] == 0).all()
@@ -67,10 +67,10 @@ def test_outside_of_the_picture_is_zero_and_so_is_what_is_hidden(picture):
     assert not patches[:, 3].any()
 
 
-def test_a_speck_has_the_patch_that_it_covers_most(picture):
+def test_a_speck_has_the_patch_that_it_covers_most(make_image):
     mask = np.zeros((40, 40), bool)  # masks may come at half the scale
     mask[10, 15] = True
-    _, patches = crop(picture, mask, (10, 0, 50, 40))
+    _, patches = crop(make_image, mask, (10, 0, 50, 40))
     assert patches.sum() == 1
     assert patches[2, 2]
 

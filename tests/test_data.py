@@ -12,11 +12,11 @@ from data_cases import (
     check,
     coco_json,
     encoded,
-    picture,
+    make_image,
     sa1b_files,
     sa1b_json,
     write_files,
-    write_pictures,
+    write_images,
     write_tar,
 )
 from PIL import Image
@@ -27,9 +27,10 @@ from sam_jax.data.bad_records import BadRecord, BadRecords
 from sam_jax.data.coco import CocoSource, find_coco_files
 from sam_jax.data.examples import Example
 from sam_jax.data.folders import LabelSource
+from sam_jax.data.images import ImageFile
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.sources import detect_format, open_source, open_splits
-from sam_jax.everything import FORMATS, Picture, merge_coco
+from sam_jax.everything.formats import FORMATS, merge_coco
 from sam_jax.ops.rle import decode_rle, encode_rle
 
 
@@ -65,12 +66,12 @@ def test_one_tar_and_a_folder_of_files_are_sa_1b_too(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["sa1b", "coco", "png"])
-def test_results_of_everything_mode_are_training_data_with_their_pictures_elsewhere(tmp_path, format):
+def test_results_of_everything_mode_are_training_data_with_their_images_elsewhere(tmp_path, format):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    pictures = [Picture(photos / "a" / f"{i}.jpg", PurePosixPath(f"a/{i}.jpg")) for i in range(2)]
-    write_pictures(photos / "a", range(2))
-    for i, photo in enumerate(pictures):
-        image, masks = picture(i)
+    images = [ImageFile(photos / "a" / f"{i}.jpg", PurePosixPath(f"a/{i}.jpg")) for i in range(2)]
+    write_images(photos / "a", range(2))
+    for i, photo in enumerate(images):
+        image, masks = make_image(i)
         records = [
             {
                 **{"segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": [0, 0, 1, 1]},
@@ -81,7 +82,7 @@ def test_results_of_everything_mode_are_training_data_with_their_pictures_elsewh
         ]
         FORMATS[format].save(out, photo, image, records)
     if format == "coco":
-        merge_coco(out, pictures)
+        merge_coco(out, images)
     (out / "everything.settings.json").write_text("{}")
     with pytest.raises((ValueError, FileNotFoundError), match=r"looked for|--data\.images"):
         open_train(out)
@@ -110,7 +111,7 @@ def replaced(content: dict, **annotation) -> bytes:
 
 def bad_sa1b(kind: str) -> dict[str, bytes]:
     files = sa1b_files(range(1))
-    image, masks = picture(0)
+    image, masks = make_image(0)
     content = sa1b_json(0, masks)
     if kind == "JSON cannot be read":
         files["sa_0.json"] = files["sa_0.json"][:100]
@@ -124,7 +125,7 @@ def bad_sa1b(kind: str) -> dict[str, bytes]:
         files["sa_0.json"] = replaced(
             content, segmentation={"size": [60, 90], "counts": encode_rle(masks[0])["counts"][:-3]}
         )
-    elif kind == "picture cannot be decoded":
+    elif kind == "image cannot be decoded":
         files["sa_0.jpg"] = encoded(image)[:-400]
     return files
 
@@ -133,7 +134,7 @@ def bad_sa1b(kind: str) -> dict[str, bytes]:
     "kind",
     [
         *("JSON cannot be read", "JSON of another kind", "no masks", "masks of another size"),
-        *("run lengths cannot be read", "picture cannot be decoded"),
+        *("run lengths cannot be read", "image cannot be decoded"),
     ],
 )
 @pytest.mark.parametrize("in_tar", [True, False])
@@ -143,17 +144,17 @@ def test_a_bad_record_is_named_by_its_kind_and_file(tmp_path, kind, in_tar):
     else:
         source = Sa1bSource(pairs=find_sa1b(write_files(tmp_path, bad_sa1b(kind)))[1])
     with pytest.raises(BadRecord, match="sa_0") as caught:
-        source[0].picture()
+        source[0].pil_image()
     assert caught.value.reason == kind
     assert pickle.loads(pickle.dumps(caught.value)).reason == kind
 
 
-def test_pictures_of_another_size_than_their_masks_are_bad_but_exif_turned_ones_are_not(tmp_path):
-    image, masks = picture(0)
+def test_images_of_another_size_than_their_masks_are_bad_but_exif_turned_ones_are_not(tmp_path):
+    image, masks = make_image(0)
     example = Example(tmp_path / "0.jpg", image.shape[:2], tuple(map(encode_rle, masks)), "test")
     Image.fromarray(image[:-1]).save(example.path)
     with pytest.raises(BadRecord, match="another size"):
-        example.picture()
+        example.pil_image()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
     Image.fromarray(np.rot90(image)).save(example.path, exif=exif, quality=95)
@@ -161,8 +162,8 @@ def test_pictures_of_another_size_than_their_masks_are_bad_but_exif_turned_ones_
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16", "CMYK"])
-def test_pictures_of_any_mode_are_seen_as_at_inference(tmp_path, mode):
-    image, masks = picture(0)
+def test_images_of_any_mode_are_seen_as_at_inference(tmp_path, mode):
+    image, masks = make_image(0)
     path = tmp_path / ("0.tif" if mode == "CMYK" else "0.png")
     if mode == "I;16":
         Image.fromarray(image[..., 0].astype(np.uint16) * 256).save(path)
@@ -197,7 +198,7 @@ def runs(mask):
 
 @pytest.mark.parametrize("segmentation", [encode_rle, plain_counts])
 def test_compressed_and_plain_run_lengths_of_coco_files_are_the_same_masks(tmp_path, segmentation):
-    write_pictures(tmp_path / "images", range(2))
+    write_images(tmp_path / "images", range(2))
     (tmp_path / "annotations.json").write_text(json.dumps(coco_json(range(2), segmentation)))
     source = open_train(tmp_path)
     assert len(source) == 2
@@ -206,16 +207,16 @@ def test_compressed_and_plain_run_lengths_of_coco_files_are_the_same_masks(tmp_p
 
 
 def test_polygons_of_coco_files_are_drawn_as_pycocotools_does(tmp_path):
-    write_pictures(tmp_path, range(1))
+    write_images(tmp_path, range(1))
     (tmp_path / "annotations.json").write_text(json.dumps(coco_json(range(1), polygons)))
     example = open_train(tmp_path)[0]
-    for rle, mask in zip(example.masks, picture(0)[1], strict=True):
+    for rle, mask in zip(example.masks, make_image(0)[1], strict=True):
         expected = pycocotools.mask.decode(pycocotools.mask.frPyObjects(polygons(mask), *mask.shape)).any(-1)
         np.testing.assert_array_equal(decode_rle(rle), expected)
 
 
 @pytest.mark.parametrize(
-    ("annotations", "pictures"),
+    ("annotations", "images"),
     [
         ("annotations.json", ""),
         ("instances.json", "images"),
@@ -226,8 +227,8 @@ def test_polygons_of_coco_files_are_drawn_as_pycocotools_does(tmp_path):
         ("train/_annotations.coco.json", "train"),
     ],
 )
-def test_the_usual_places_of_coco_files_and_pictures_are_known(tmp_path, annotations, pictures):
-    write_pictures(tmp_path / pictures, range(3))
+def test_the_usual_places_of_coco_files_and_images_are_known(tmp_path, annotations, images):
+    write_images(tmp_path / images, range(3))
     write_files(tmp_path, {annotations: json.dumps(coco_json(range(3))).encode()})
     write_files(tmp_path / "annotations", {"captions_train2017.json": b"{}"})
     check(open_train(tmp_path)[2], 2)
@@ -237,7 +238,7 @@ def test_the_usual_places_of_coco_files_and_pictures_are_known(tmp_path, annotat
 
 def test_a_validation_file_is_the_validation_part(tmp_path):
     for part, numbers in (("train2017", range(3)), ("val2017", range(3, 5))):
-        write_pictures(tmp_path / part, numbers)
+        write_images(tmp_path / part, numbers)
         write_files(tmp_path, {f"annotations/instances_{part}.json": json.dumps(coco_json(numbers)).encode()})
     write_files(tmp_path, {"annotations/instances_test2017.json": b"{}"})
     train, validation = open_source(DataConfig(tmp_path))
@@ -248,7 +249,7 @@ def test_a_validation_file_is_the_validation_part(tmp_path):
     assert {k: len(v) for k, v in find_coco_files(roboflow).items()} == {"train": 1, "validation": 1}
 
 
-def test_coco_files_without_their_pictures_or_of_another_kind_are_explained(tmp_path):
+def test_coco_files_without_their_images_or_of_another_kind_are_explained(tmp_path):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(coco_json(range(1))))
     with pytest.raises(FileNotFoundError, match=r"0\.jpg.*--data\.images"):
@@ -269,7 +270,7 @@ def test_coco_files_without_their_pictures_or_of_another_kind_are_explained(tmp_
     ],
 )
 def test_segmentations_that_make_no_sense_are_bad_records(tmp_path, segmentation):
-    write_pictures(tmp_path, range(1))
+    write_images(tmp_path, range(1))
     (tmp_path / "annotations.json").write_text(json.dumps(coco_json(range(1), lambda mask: segmentation)))
     with pytest.raises(BadRecord, match="cannot be read"):
         CocoSource(tmp_path / "annotations.json", None, "test")[0]
@@ -279,13 +280,13 @@ def test_segmentations_that_make_no_sense_are_bad_records(tmp_path, segmentation
 
 
 def label_map(number: int) -> np.ndarray:
-    rectangle, ellipse = picture(number)[1]
+    rectangle, ellipse = make_image(number)[1]
     return (3 * rectangle + 700 * ellipse).astype(np.uint16)
 
 
 @pytest.mark.parametrize("folder", ["labels", "masks"])
 def test_values_of_label_maps_are_masks_in_8_and_16_bit(tmp_path, folder):
-    write_pictures(tmp_path / "images", range(2))
+    write_images(tmp_path / "images", range(2))
     (tmp_path / folder).mkdir()
     Image.fromarray(label_map(0)).save(tmp_path / folder / "0.png")
     Image.fromarray(np.minimum(label_map(1), 200).astype(np.uint8)).save(tmp_path / folder / "1.png")
@@ -296,23 +297,23 @@ def test_values_of_label_maps_are_masks_in_8_and_16_bit(tmp_path, folder):
 
 
 @pytest.mark.parametrize("name", ["{}", "{}.masks"])
-def test_a_folder_of_masks_for_each_picture(tmp_path, name):
-    write_pictures(tmp_path / "images", range(2))
+def test_a_folder_of_masks_for_each_image(tmp_path, name):
+    write_images(tmp_path / "images", range(2))
     for number in range(2):
-        for i, mask in enumerate(picture(number)[1]):
+        for i, mask in enumerate(make_image(number)[1]):
             path = tmp_path / "masks" / name.format(number) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(path)
     check(open_train(tmp_path)[1], 1)
-    if name != "{}":  # as `sam-jax everything --format png` leaves them, away from the pictures
+    if name != "{}":  # as `sam-jax everything --format png` leaves them, away from the images
         check(open_train(tmp_path / "masks", images=tmp_path / "images")[1], 1)
 
 
 def test_maps_of_classes_are_refused_until_the_user_says_what_they_are(tmp_path):
-    write_pictures(tmp_path / "images", range(1))
+    write_images(tmp_path / "images", range(1))
     (tmp_path / "labels").mkdir()
     path = tmp_path / "labels" / "0.png"
-    rectangle, ellipse = picture(0)[1]
+    rectangle, ellipse = make_image(0)[1]
     of_classes = (rectangle | ellipse).astype(np.uint8)  # one class in two places
     with_void = of_classes.copy()
     with_void[0] = 255
@@ -334,14 +335,14 @@ def test_maps_of_classes_are_refused_until_the_user_says_what_they_are(tmp_path)
 
 
 def test_a_folder_without_masks_is_told_what_was_looked_for(tmp_path):
-    write_pictures(tmp_path, range(1))
+    write_images(tmp_path, range(1))
     with pytest.raises(ValueError, match=r"looked for(.|\n)*tar files(.|\n)*annotations\.json(.|\n)*labels/"):
         open_source(DataConfig(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"--data\.path"):
         open_source(DataConfig(tmp_path / "nowhere"))
 
 
-def test_pictures_that_are_held_out_are_not_trained_on(tmp_path):
+def test_images_that_are_held_out_are_not_trained_on(tmp_path):
     write_tar(tmp_path / "sa.tar", sa1b_files(range(45)))
     train, validation = open_source(DataConfig(tmp_path))
     names = [[source[i].name for i in range(len(source))] for source in (train, validation)]

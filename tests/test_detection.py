@@ -16,13 +16,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vitdet_cases import CASES, PRETRAINING, SIZES, SMALL, pictures, random_state, summary
+from vitdet_cases import CASES, PRETRAINING, SIZES, SMALL, make_images, random_state, summary
 
-from sam_jax import cli
-from sam_jax.detection import load_detector
+from sam_jax.checkpoints.detector import (
+    POSITIONS,
+    detector_shapes,
+    detectron2_shapes,
+    from_detectron2,
+    load_detector,
+    save_detector,
+)
+from sam_jax.commands import main as cli
 from sam_jax.detection.boxes import decode_boxes, encode_boxes, pairwise_iou
 from sam_jax.detection.config import COCO_IDS, DETECTORS, DetectorConfig
-from sam_jax.detection.convert import POSITIONS, detector_shapes, detectron2_shapes, from_detectron2, save_detector
 from sam_jax.detection.detector import extract_features, find_objects, score_anchors, select_proposals
 from sam_jax.detection.nms import boxes_that_stay, pick_best
 from sam_jax.detection.results import paste_mask
@@ -37,7 +43,7 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "vitdet_detectron2.json"
 @functools.cache
 def frames() -> tuple[np.ndarray, np.ndarray]:
     side = SMALL.encoder.image_size
-    padded = [np.pad(x, ((0, side - x.shape[0]), (0, side - x.shape[1]), (0, 0))) for x in pictures()]
+    padded = [np.pad(x, ((0, side - x.shape[0]), (0, side - x.shape[1]), (0, 0))) for x in make_images()]
     return np.stack(padded), np.array(SIZES)
 
 
@@ -294,17 +300,15 @@ def run(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-def test_detect_writes_a_coco_result_file_and_names_pictures_that_it_cannot_read(detector, tmp_path, capsys):
+def test_detect_writes_a_coco_result_file_and_names_images_that_it_cannot_read(detector, tmp_path, capsys):
     images = [{"id": 70 + i, "file_name": f"{i}.png"} for i in range(3)]
     annotations = tmp_path / "annotations" / "set.json"
     annotations.parent.mkdir()
     (tmp_path / "images").mkdir()
     annotations.write_text(json.dumps({"images": images, "annotations": []}))
-    for i, picture in enumerate(pictures()):
-        Image.fromarray(picture).resize((picture.shape[1] * 2, picture.shape[0] * 2)).save(
-            tmp_path / "images" / f"{i}.png"
-        )
-    (tmp_path / "images" / "2.png").write_bytes(b"not a picture")
+    for i, image in enumerate(make_images()):
+        Image.fromarray(image).resize((image.shape[1] * 2, image.shape[0] * 2)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "2.png").write_bytes(b"not an image")
     out = tmp_path / "new" / "results.json"
     assert run("detect", annotations, "--model", detector, "--out", out, "--batch", 2) == 1
     printed = capsys.readouterr()
@@ -326,7 +330,7 @@ def test_detect_writes_a_coco_result_file_and_names_pictures_that_it_cannot_read
         if len(rows):
             assert columns.min() >= x - w / 28 - 1
             assert rows.max() <= y + h + h / 28 + 1
-    assert f"{len(results)} objects on 2 pictures" in printed.out
+    assert f"{len(results)} objects on 2 images" in printed.out
     # A folder: the file's name is in the entries.
     again = tmp_path / "again.json"
     (tmp_path / "images" / "2.png").unlink()

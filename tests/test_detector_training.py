@@ -10,11 +10,11 @@ import pytest
 from test_loop import write_examples
 from test_training import SMALL, make_batch
 
-from sam_jax.checkpoint import save_checkpoint
+from sam_jax.checkpoints.detector import load_detector
+from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.config import DataConfig, FinetuneConfig, OptimizerConfig, ParallelConfig
 from sam_jax.data import training_sets
 from sam_jax.detection.config import DetectorConfig
-from sam_jax.detection.convert import load_detector
 from sam_jax.detection.detector import init_detector
 from sam_jax.modeling import init_params
 from sam_jax.training.detector.config import DetectorTrainConfig, SamplingConfig

@@ -1,4 +1,4 @@
-"""Edges from masks against the same steps in numpy, thinning across edges, and eval.py from pictures to the table."""
+"""Edges from masks against the same steps in numpy, thinning across edges, and eval.py from images to the table."""
 
 import dataclasses
 import importlib.util
@@ -24,8 +24,8 @@ from sam_jax.modeling import init_params
 from sam_jax.ops.boxes import box_nms, mask_box
 from sam_jax.ops.edges import normalize_edges, outer_boundary, sobel_magnitude, thin_edges
 from sam_jax.ops.grids import point_grid
-from sam_jax.ops.prompts import Prompt
 from sam_jax.predictor import SamPredictor
+from sam_jax.prompting.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def model() -> Sam:
     return Sam(SMALL, init_params(SMALL, jax.random.key(0)))
 
 
-def picture(h: int, w: int) -> np.ndarray:
+def make_image(h: int, w: int) -> np.ndarray:
     image = np.full((h, w, 3), 60, np.uint8)
     image[h // 4 : 3 * h // 4, w // 4 : 3 * w // 4] = 220
     return image
@@ -54,7 +54,7 @@ def gradient(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(40, 67), (58, 30)])
 def test_edges_equal_the_same_steps_in_numpy(model, size):
-    image = picture(*size)
+    image = make_image(*size)
     predictor = SamPredictor(model)
     predictor.set_image(image)
     prompts = [Prompt(point[None], np.array([1])) for point in point_grid(9) * size[::-1]]  # 81: a batch and a bit
@@ -102,13 +102,13 @@ def test_a_soft_edge_of_any_direction_becomes_a_line_where_it_is_strongest(angle
     crossed = counts[5:-5] if angle in (0, 90) else counts[counts > 0]
     assert len(crossed) > 20
     assert crossed.max() <= 2
-    # Towards the sides of the picture edges fade.
+    # Towards the sides of the image edges fade.
     assert thinned[0].max() == thinned[:, -1].max() == 0
 
 
 @pytest.mark.parametrize("detector", [Sobel(), Canny(), Sobel(sigma=1)])
 def test_the_baselines_find_the_outline_of_a_plain_object(detector):
-    image = picture(90, 120)
+    image = make_image(90, 120)
     edges = detector.detect(image)
     assert 0.5 < edges.max() <= 1
     mask = image[:, :, 0] > 100
@@ -119,10 +119,10 @@ def test_the_baselines_find_the_outline_of_a_plain_object(detector):
 
 @pytest.fixture
 def config(tmp_path, model, monkeypatch) -> EdgesConfig:
-    """Two pictures, and a file that gives the config to eval.py."""
+    """Two images, and a file that gives the config to eval.py."""
     (tmp_path / "images" / "test").mkdir(parents=True)
     for i, size in enumerate([(48, 64), (64, 48)]):
-        image = picture(*size)
+        image = make_image(*size)
         Image.fromarray(image).save(tmp_path / "images" / "test" / f"{i}.jpg")
         mask = image[:, :, 0] > 100
         truth = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
@@ -141,7 +141,7 @@ def test_all_methods_end_to_end_and_nothing_is_done_twice(config, monkeypatch):
     assert report.results["Canny"]["pictures"] == 2
     assert 0 < report.results["Sobel"]["ods"] <= 1
     assert "| sam | " in report.table
-    assert "measured, 2 pictures" in report.table
+    assert "measured, 2 images" in report.table
     assert "| SAM ViT-H, zero-shot | 0.768 | 0.786 | 0.794 | 0.928 | published |" in report.table
     assert report.table.endswith("in-domain, not zero-shot.\n")
     assert Image.open(config.out / "curves.png").size[0] > 300

@@ -15,16 +15,16 @@ import fsspec
 import numpy as np
 import pytest
 from apache_beam.runners.portability import local_job_service
-from everything_cases import picture as discs
+from everything_cases import make_image as discs
 from PIL import Image
 
-from sam_jax import cli
-from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.sources import open_source
 from sam_jax.engine.automatic.folder import Folder
-from sam_jax.engine.automatic.inputs import find_pictures
+from sam_jax.engine.automatic.inputs import find_images
 from sam_jax.engine.automatic.parts import join_files
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.parallel.start import find_process
 
 OPTIONS = ["--preset", "official", "--points-per-side", "3", "--pred-iou-thresh", "0.05"]
@@ -95,9 +95,9 @@ def test_the_tars_hold_what_everything_mode_finds_in_sa_1b_s_form(folder, whole,
     for number, name in enumerate(names):
         content = json.loads(files[f"sa_{number}.json"])
         expected = json.loads((tmp_path / name).with_suffix(".json").read_text())
-        picture = Image.open(io.BytesIO(files[f"sa_{number}.jpg"]))
-        assert picture.format == "JPEG"
-        size = {"width": picture.width, "height": picture.height}
+        listed = Image.open(io.BytesIO(files[f"sa_{number}.jpg"]))
+        assert listed.format == "JPEG"
+        size = {"width": listed.width, "height": listed.height}
         assert content["image"] == {"image_id": number, "file_name": f"sa_{number}.jpg", **size}
         assert content["annotations"]
         for found, record in zip(content["annotations"], expected["annotations"], strict=True):
@@ -176,7 +176,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
     many = {f"{i:02}.jpg": encode(np.roll(discs(), i, 1), "JPEG") for i in range(48)}
     folder, out = write(tmp_path / "photos", many), tmp_path / "out"
     arguments = ["engine", "run", str(folder), "--shards", "3", *OPTIONS]
-    command = [sys.executable, "-m", "sam_jax.cli", *arguments, "--out", str(out)]
+    command = [sys.executable, "-m", "sam_jax.commands.main", *arguments, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     # In the second shard, so that there are a finished one, a begun one and one that nobody has looked at.
@@ -200,14 +200,14 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
     monkeypatch.setattr(SamAutomaticMaskGenerator, "generate_batch", count)
     assert cli.main([*arguments, "--out", str(out)]) == 0
     assert finished.stat().st_mtime_ns == before
-    assert 0 < len(segmented) <= 48 - 16 - parts + 8  # pictures of a batch that was half written are done again
+    assert 0 < len(segmented) <= 48 - 16 - parts + 8  # images of a batch that was half written are done again
     assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     assert tree(out) == tree(tmp_path / "whole")
     done = len(segmented)
     capsys.readouterr()
     assert cli.main([*arguments, "--out", str(out)]) == 0
     assert len(segmented) == done
-    assert "48 pictures in 3 tars" in capsys.readouterr().out
+    assert "48 images in 3 tars" in capsys.readouterr().out
 
 
 def test_a_damaged_part_is_found_and_made_again(folder, whole, tmp_path):
@@ -233,7 +233,7 @@ def test_two_processes_write_what_one_does(folder, whole, tmp_path, capsys):
     assert "give --shards of 3 or more" in capsys.readouterr().err
 
 
-def test_object_stores_lists_and_globs_give_the_same_pictures(folder, whole, tmp_path):
+def test_object_stores_lists_and_globs_give_the_same_images(folder, whole, tmp_path):
     memory = fsspec.filesystem("memory")
     try:
         for name, data in photos().items():
@@ -246,14 +246,14 @@ def test_object_stores_lists_and_globs_give_the_same_pictures(folder, whole, tmp
         assert not [name for name in memory.find("/bucket/out") if ".work" in name]
 
         out = Folder.at(str(tmp_path))
-        names = [picture.name for picture in find_pictures([str(folder)], out)]
+        names = [listed.name for listed in find_images([str(folder)], out)]
         assert names == sorted(photos())
-        assert [p.name for p in find_pictures(["memory://bucket/in/**/*.jpg"], out)] == [
+        assert [p.name for p in find_images(["memory://bucket/in/**/*.jpg"], out)] == [
             name for name in names if name.endswith("jpg")
         ]
         listed = tmp_path / "list.txt"
         listed.write_text(f"memory://bucket/in/{names[0]}\n\n{folder / names[1]}\nc.png\nc.png\n")
-        assert [p.url for p in find_pictures([str(listed)], Folder.at("memory://bucket/out"))] == [
+        assert [p.url for p in find_images([str(listed)], Folder.at("memory://bucket/out"))] == [
             f"file://{folder}/{names[1]}",
             f"file://{tmp_path}/c.png",
             f"memory:///bucket/in/{names[0]}",
@@ -263,7 +263,7 @@ def test_object_stores_lists_and_globs_give_the_same_pictures(folder, whole, tmp
 
 
 @pytest.mark.parametrize("step", ["find", "cat_file"])  # before the run, and in its worker
-def test_an_object_store_that_cannot_be_reached_ends_the_run_and_makes_no_picture_a_bad_one(
+def test_an_object_store_that_cannot_be_reached_ends_the_run_and_makes_no_image_a_bad_one(
     whole, capsys, monkeypatch, step
 ):
     unreachable = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
@@ -292,12 +292,12 @@ def test_an_object_store_that_cannot_be_reached_ends_the_run_and_makes_no_pictur
         memory.rm("/bucket", recursive=True)
 
 
-def test_pictures_of_sa_1b_keep_their_numbers_and_others_count(tmp_path):
+def test_images_of_sa_1b_keep_their_numbers_and_others_count(tmp_path):
     out = Folder.at(str(tmp_path / "out"))
     write(tmp_path, {"a/sa_12.jpg": b"", "a/sa_7.jpg": b"", "b/sa_7.jpg": b"", "out/c.jpg": b"", "a/notes.md": b""})
-    assert {p.name: p.id for p in find_pictures([str(tmp_path / "a")], out)} == {"sa_12.jpg": 12, "sa_7.jpg": 7}
-    assert [p.id for p in find_pictures([str(tmp_path)], out)] == [0, 1, 2]
-    assert [p.name for p in find_pictures([str(tmp_path)], out)] == ["a/sa_12.jpg", "a/sa_7.jpg", "b/sa_7.jpg"]
+    assert {p.name: p.id for p in find_images([str(tmp_path / "a")], out)} == {"sa_12.jpg": 12, "sa_7.jpg": 7}
+    assert [p.id for p in find_images([str(tmp_path)], out)] == [0, 1, 2]
+    assert [p.name for p in find_images([str(tmp_path)], out)] == ["a/sa_12.jpg", "a/sa_7.jpg", "b/sa_7.jpg"]
 
 
 BLUR = """
@@ -313,7 +313,7 @@ def fail(image):
 """
 
 
-def test_what_the_hook_hides_is_in_no_written_picture_and_masks_are_of_the_original(
+def test_what_the_hook_hides_is_in_no_written_image_and_masks_are_of_the_original(
     folder, whole, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.syspath_prepend(str(write(tmp_path / "code", {"hiding.py": BLUR.encode()})))
@@ -328,7 +328,7 @@ def test_what_the_hook_hides_is_in_no_written_picture_and_masks_are_of_the_origi
             assert rows[:39].max() < 16
             assert rows[60:].std() > 10
     assert run(folder, "--out", tmp_path / "shape", "--blur", "hiding:shrink") == 2
-    wrong = r"expected of --blur a picture of shape \(150, \d+, 3\), uint8, got \(75, \d+, 3\) uint8 for file://.*jpg\n"
+    wrong = r"expected of --blur an image of shape \(150, \d+, 3\), uint8, got \(75, \d+, 3\) uint8 for file://.*jpg\n"
     assert re.search(wrong, capsys.readouterr().err)
     assert run(folder, "--out", tmp_path / "none", "--blur", "hiding:nothing") == 2
     assert "hiding:nothing" in capsys.readouterr().err
@@ -340,15 +340,15 @@ def test_what_the_hook_hides_is_in_no_written_picture_and_masks_are_of_the_origi
     assert "no face detector" in manifest["bad"][0]["detail"]
 
 
-def test_bad_pictures_are_listed_at_the_end_and_too_many_stop_the_run(tmp_path, capsys):
+def test_bad_images_are_listed_at_the_end_and_too_many_stop_the_run(tmp_path, capsys):
     good = dict(list(photos().items())[:2])
-    bad = {"cut.jpg": good["deeper/9.jpg"][:900], "text.png": b"no picture"}
+    bad = {"cut.jpg": good["deeper/9.jpg"][:900], "text.png": b"no image"}
     folder = write(tmp_path / "photos", good | bad)
     (tmp_path / "list.txt").write_text("\n".join([f"photos/{name}" for name in good | bad] + ["photos/gone.jpg"]))
     assert run(tmp_path / "list.txt", "--out", tmp_path / "out") == 1
     errors = capsys.readouterr().err
-    assert "left out, 2 pictures: picture cannot be used" in errors
-    assert "left out, 1 pictures: picture cannot be read" in errors
+    assert "left out, 2 images: image cannot be used" in errors
+    assert "left out, 1 images: image cannot be read" in errors
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["pictures"] == 2
     assert [entry["name"] for entry in manifest["bad"]] == [f"photos/{n}" for n in ("cut.jpg", "gone.jpg", "text.png")]
@@ -359,7 +359,7 @@ def test_bad_pictures_are_listed_at_the_end_and_too_many_stop_the_run(tmp_path, 
     assert not (tmp_path / "many" / "manifest.json").exists()
 
 
-def test_pictures_without_masks_are_left_out_and_named(folder, tmp_path):
+def test_images_without_masks_are_left_out_and_named(folder, tmp_path):
     arguments = ["engine", "run", str(folder), "--out", str(tmp_path), "--points-per-side", "2"]
     assert cli.main([*arguments, "--preset", "official", "--pred-iou-thresh", "1"]) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -367,7 +367,7 @@ def test_pictures_without_masks_are_left_out_and_named(folder, tmp_path):
     assert (manifest["pictures"], manifest["masks"], in_tars(tree(tmp_path))) == (0, 0, {})
 
 
-def test_results_of_other_settings_pictures_or_options_are_not_mixed(folder, whole, tmp_path, capsys):
+def test_results_of_other_settings_images_or_options_are_not_mixed(folder, whole, tmp_path, capsys):
     for arguments, message in (
         ([folder, "--out", whole, "--shards", 3], "shards 2 -> 3"),
         ([folder / "3.jpg", "--out", whole, "--shards", 2], "inputs"),
@@ -375,7 +375,7 @@ def test_results_of_other_settings_pictures_or_options_are_not_mixed(folder, who
         ([folder, "--out", tmp_path / "a", "--shards", 10], "between 1 and 9 shards"),
         ([folder, "--out", tmp_path / "b", "--process", 1], "--process and --processes together"),
         ([folder, "--out", tmp_path / "b", "--process", 2, "--processes", 2], "0..1"),
-        ([folder / "nothing", "--out", tmp_path / "b"], "no picture, folder, list or glob"),
+        ([folder / "nothing", "--out", tmp_path / "b"], "no image, folder, list or glob"),
         ([folder, "--out", tmp_path / "c", "--model", "tinny"], "look at the spelling"),
         ([folder, "--out", "nowhere://d"], "nowhere"),
     ):

@@ -1,4 +1,4 @@
-"""Dataset versions: frozen whole, never changed, trained on as they are, and never with held-out pictures."""
+"""Dataset versions: frozen whole, never changed, trained on as they are, and never with held-out images."""
 
 import dataclasses
 import hashlib
@@ -23,23 +23,23 @@ from sam_jax.ops.rle import decode_rle, encode_rle
 HEIGHT, WIDTH = 24, 32
 
 
-def mask_record(picture, seed=0, **fields):
+def mask_record(stored, seed=0, **fields):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[2 + seed : 12 + seed, 3 : 20 + seed] = True
     fields = {"annotator": "ann", "segmentation": encode_rle(mask)} | fields
-    return MaskRecord(id=uuid.uuid4().hex, picture_id=picture.id, **fields)
+    return MaskRecord(id=uuid.uuid4().hex, picture_id=stored.id, **fields)
 
 
 def annotate(store, count, masks=2):
     for _ in range(count):
-        picture = store.claim("ann")
-        store.set_size(picture.id, WIDTH, HEIGHT)
+        stored = store.claim("ann")
+        store.set_size(stored.id, WIDTH, HEIGHT)
         for seed in range(masks):
-            store.save_mask(mask_record(picture, seed, prompts=[{"type": "point", "x": 5, "y": 6, "label": 1}]))
-        store.finish(picture.id, "ann")
+            store.save_mask(mask_record(stored, seed, prompts=[{"type": "point", "x": 5, "y": 6, "label": 1}]))
+        store.finish(stored.id, "ann")
 
 
-def write_pictures(folder, count, start=0):
+def write_images(folder, count, start=0):
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(start, start + count):
         pixels = np.random.default_rng(n).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
@@ -50,7 +50,7 @@ def write_pictures(folder, count, start=0):
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "project")
-    store.add_pictures(tmp_path / "photos", write_pictures(tmp_path / "photos", 10), held_out=0.2)
+    store.add_images(tmp_path / "photos", write_images(tmp_path / "photos", 10), held_out=0.2)
     return store
 
 
@@ -66,20 +66,20 @@ def test_a_version_is_read_as_sa1b_with_the_masks_that_were_saved(store):
     train, validation = open_source(DataConfig(path=folder))
     assert (len(train), len(validation)) == (7, 1)
     example = validation[0]
-    picture = store.picture(int(example.path.stem.removeprefix("sa_")))
-    assert example.read() == picture.path.read_bytes()
-    assert list(example.masks) == [m.segmentation for m in store.masks(picture.id)]
+    stored = store.image(int(example.path.stem.removeprefix("sa_")))
+    assert example.read() == stored.path.read_bytes()
+    assert list(example.masks) == [m.segmentation for m in store.masks(stored.id)]
     assert decode_rle(example.masks[0]).shape == example.image().shape[:2]
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     (annotation, _) = json.loads(example.path.with_suffix(".json").read_text())["annotations"]
     assert (annotation["bbox"], annotation["point_coords"], annotation["area"]) == ([3, 2, 17, 10], [[5, 6]], 170)
 
 
-def test_held_out_pictures_are_in_no_training_version_under_any_name(store, tmp_path):
-    held_out = [p for p in store.pictures() if p.split == "held_out"]
+def test_held_out_images_are_in_no_training_version_under_any_name(store, tmp_path):
+    held_out = [p for p in store.images() if p.split == "held_out"]
     copy = tmp_path / "photos" / "copy.jpg"
     copy.write_bytes(held_out[0].path.read_bytes())
-    store.add_pictures(tmp_path / "photos", ["copy.jpg"])
+    store.add_images(tmp_path / "photos", ["copy.jpg"])
     annotate(store, 11)
     contents = {hashlib.sha256(p.path.read_bytes()).hexdigest() for p in held_out}
     for split, count in (("train", 8), ("held_out", 2)):
@@ -107,19 +107,19 @@ def test_a_version_is_not_changed_by_later_work_and_nothing_new_makes_no_version
     assert {p.name for p in folder.parent.iterdir()} == {"0001", "0002", ".lock"}
 
 
-def test_rejected_and_deleted_masks_and_open_pictures_stay_out(store):
-    picture = store.claim("ann")
-    store.set_size(picture.id, WIDTH, HEIGHT)
-    proposals = [mask_record(picture, n, origin="prefilled", state="proposed", annotator="model") for n in range(3)]
+def test_rejected_and_deleted_masks_and_open_images_stay_out(store):
+    stored = store.claim("ann")
+    store.set_size(stored.id, WIDTH, HEIGHT)
+    proposals = [mask_record(stored, n, origin="prefilled", state="proposed", annotator="model") for n in range(3)]
     for proposal in proposals:
         store.save_mask(dataclasses.replace(proposal, annotator="ann"))
     store.save_mask(dataclasses.replace(proposals[0], state="rejected", annotator="ann"))
     store.delete_mask(proposals[1].id, "ann")
     with pytest.raises(ValueError, match="annotate some first"):
-        freeze(store, picture.split)
-    store.finish(picture.id, "ann")
+        freeze(store, stored.split)
+    store.finish(stored.id, "ann")
     store.claim("ann")
-    version = freeze(store, picture.split)
+    version = freeze(store, stored.split)
     assert (version.pictures, version.masks, version.origins) == (1, 1, {"prefilled": 1})
 
 
@@ -149,15 +149,15 @@ def sa1b_json(number, masks=1):
 
 
 @pytest.mark.parametrize("kind", ["tar", "folder"])
-def test_automatic_masks_go_in_but_not_on_pictures_that_people_finished_or_that_are_held_out(store, tmp_path, kind):
+def test_automatic_masks_go_in_but_not_on_images_that_people_finished_or_that_are_held_out(store, tmp_path, kind):
     annotate(store, 3)
     automatic = tmp_path / "automatic"
     automatic.mkdir()
     members = {}
-    for picture in store.pictures():
+    for stored in store.images():
         members |= {
-            f"sa_{picture.id}.jpg": picture.path.read_bytes(),
-            f"sa_{picture.id}.json": sa1b_json(picture.id).encode(),
+            f"sa_{stored.id}.jpg": stored.path.read_bytes(),
+            f"sa_{stored.id}.json": sa1b_json(stored.id).encode(),
         }
     for name, content in members.items():
         (automatic / name).write_bytes(content)
@@ -167,7 +167,7 @@ def test_automatic_masks_go_in_but_not_on_pictures_that_people_finished_or_that_
                 tar.add(automatic / name, name)
                 (automatic / name).unlink()
     version = freeze(store, automatic=[automatic])
-    done = [p for p in store.pictures("done") if p.split == "train"]
+    done = [p for p in store.images("done") if p.split == "train"]
     assert version.origins == {"manual": 2 * len(done), "automatic": 8 - len(done)}
     assert version.pictures == 8
     assert len(open_source(DataConfig(path=version_folder(store, "train", 1)))[0]) == 7
@@ -175,23 +175,23 @@ def test_automatic_masks_go_in_but_not_on_pictures_that_people_finished_or_that_
         freeze(store, "held_out", [automatic])
 
 
-def test_automatic_pictures_that_were_written_anew_are_known_by_the_list_of_the_run(store, tmp_path):
+def test_automatic_images_that_were_written_anew_are_known_by_the_list_of_the_run(store, tmp_path):
     annotate(store, 3)
     automatic = tmp_path / "automatic"
     automatic.mkdir()
     rows = []
-    for picture in store.pictures():
-        with Image.open(picture.path) as image:
-            image.save(automatic / f"sa_{picture.id}.jpg", quality=50)
-        (automatic / f"sa_{picture.id}.json").write_text(sa1b_json(picture.id))
-        rows.append(json.dumps({"id": picture.id, "name": picture.name, "url": str(picture.path)}))
+    for stored in store.images():
+        with Image.open(stored.path) as image:
+            image.save(automatic / f"sa_{stored.id}.jpg", quality=50)
+        (automatic / f"sa_{stored.id}.json").write_text(sa1b_json(stored.id))
+        rows.append(json.dumps({"id": stored.id, "name": stored.name, "url": str(stored.path)}))
     (automatic / "pictures.jsonl").write_text("\n".join(rows))
     version = freeze(store, automatic=[automatic])
     assert version.pictures == 8
 
 
-def test_a_picture_that_is_gone_is_told_of(store):
+def test_a_image_that_is_gone_is_told_of(store):
     annotate(store, 3)
-    store.pictures("done")[0].path.unlink()
+    store.images("done")[0].path.unlink()
     with pytest.raises(FileNotFoundError, match="put it back"):
         freeze(store)

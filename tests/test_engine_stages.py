@@ -12,9 +12,10 @@ from test_detector_training import DETECTOR
 from test_loop import write_examples
 from test_training import SMALL
 
-from sam_jax import cli
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
-from sam_jax.detection.convert import save_detector
+from sam_jax.checkpoints.detector import save_detector
+from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.hub import load_model
+from sam_jax.commands import main as cli
 from sam_jax.detection.detector import init_detector
 from sam_jax.engine import promotion
 from sam_jax.engine.measures import measure_shape, measure_stages
@@ -26,7 +27,6 @@ from sam_jax.engine.report import write_report
 from sam_jax.engine.retraining import drop_training, retrain
 from sam_jax.engine.stages import init, judge_prefilled, move, summarize
 from sam_jax.engine.store import Store
-from sam_jax.hub import load_model
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training import loop
@@ -46,7 +46,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, small):
-    """12 pictures, 3 of them held out, none annotated."""
+    """12 images, 3 of them held out, none annotated."""
     (tmp_path / "photos").mkdir()
     examples = {example.path.name: example for example in write_examples(tmp_path / "photos", 12)}
     store, new = init(tmp_path / "project", tmp_path / "photos", str(small), 0.25)
@@ -56,28 +56,28 @@ def project(tmp_path, small):
 
 def annotate(store, examples, count=None, annotator="ann"):
     done = 0
-    while (count is None or done < count) and (picture := store.claim(annotator)):
-        example = examples[picture.name]
-        store.set_size(picture.id, example.size[1], example.size[0])
+    while (count is None or done < count) and (image := store.claim(annotator)):
+        example = examples[image.name]
+        store.set_size(image.id, example.size[1], example.size[0])
         for rank, mask in enumerate(example.masks):
             store.save_mask(
                 MaskRecord(
                     id=uuid.uuid4().hex,
-                    picture_id=picture.id,
+                    picture_id=image.id,
                     annotator=annotator,
                     segmentation=mask,
                     rank=rank,
                     seconds=2.0 + rank,
                 )
             )
-        store.finish(picture.id, annotator, seconds=6)
+        store.finish(image.id, annotator, seconds=6)
         done += 1
 
 
-def test_a_project_begins_with_a_model_and_takes_new_pictures(project, tmp_path, small):
+def test_a_project_begins_with_a_model_and_takes_new_images(project, tmp_path, small):
     store, _ = project
     assert [(m.number, m.state, m.source) for m in list_models(store)] == [(1, "promoted", str(small))]
-    assert sum(picture.split == "held_out" for picture in store.pictures()) == 3
+    assert sum(image.split == "held_out" for image in store.images()) == 3
     Image.new("RGB", (20, 10)).save(tmp_path / "photos" / "new.png")
     assert init(tmp_path / "project", tmp_path / "photos", str(small), 0.25)[1] == 1
     with pytest.raises(ValueError, match="began with the model"):
@@ -220,7 +220,7 @@ def blob(size, x, y, w, h):
 
 
 class FixedProposer:
-    """Proposes the same rectangles on every picture, one of them twice and one of them empty."""
+    """Proposes the same rectangles on every image, one of them twice and one of them empty."""
 
     batch_size, name = 3, "fixed"
 
@@ -238,13 +238,13 @@ def test_pre_filling_proposes_each_object_once_and_only_where_nobody_was(project
         prefill(store, FixedProposer())
     annotate(store, examples, 4)
     move(store, "semi-automatic")
-    (store.pictures("free")[0].path).write_bytes(b"broken")
-    free = [p for p in store.pictures("free") if p.split == "train"]
+    (store.images("free")[0].path).write_bytes(b"broken")
+    free = [p for p in store.images("free") if p.split == "train"]
     report = prefill(store, FixedProposer())
     assert len(report.failures) == sum(p.path.read_bytes() == b"broken" for p in free)
-    assert report.pictures == len(free) - len(report.failures)
-    assert report.masks == 3 * report.pictures
-    assert prefill(store, FixedProposer()).pictures == 0
+    assert report.images == len(free) - len(report.failures)
+    assert report.masks == 3 * report.images
+    assert prefill(store, FixedProposer()).images == 0
     masks = store.masks(store.claim("bea").id)
     assert [(m.state, m.origin, m.model, m.rank) for m in masks] == [
         ("proposed", "prefilled", "sam 1", r) for r in range(3)
@@ -254,25 +254,25 @@ def test_pre_filling_proposes_each_object_once_and_only_where_nobody_was(project
 def test_what_people_made_of_pre_filled_masks_is_counted(project):
     store, _ = project
     move(store, "semi-automatic")
-    prefill(store, FixedProposer(), pictures=4)
+    prefill(store, FixedProposer(), max_images=4)
     outcomes = ["untouched", "slightly", "much", "rejected"]
     for outcome in outcomes:
-        picture = store.claim("ann")
-        first, second, _third = store.masks(picture.id)
-        size = (picture.height, picture.width)
+        image = store.claim("ann")
+        first, second, _third = store.masks(image.id)
+        size = (image.height, image.width)
         if outcome in ("slightly", "much"):
             box = (2, 2, 20, 21) if outcome == "slightly" else (2, 2, 20, 40)
             store.save_mask(dataclasses.replace(first, segmentation=blob(size, *box), state="edited", annotator="ann"))
         elif outcome == "rejected":
             store.save_mask(dataclasses.replace(first, state="rejected", annotator="ann"))
         store.delete_mask(second.id, "ann")
-        store.finish(picture.id, "ann")
+        store.finish(image.id, "ann")
     judged = judge_prefilled(store)
     assert dataclasses.astuple(judged) == (1 + 4, 1, 1, 1 + 4)
     assert judged.precision == 6 / 12
 
 
-def test_a_detector_and_everything_mode_propose_masks_of_the_pictures_size(small, tmp_path):
+def test_a_detector_and_everything_mode_propose_masks_of_the_images_size(small, tmp_path):
     path = tmp_path / "detector.safetensors"
     save_detector(path, init_detector(DETECTOR, jax.random.key(1)), DETECTOR)
     images = [np.random.default_rng(0).integers(0, 255, size, np.uint8) for size in ((40, 60, 3), (50, 30, 3))]
@@ -306,13 +306,13 @@ def test_shapes_are_measured_as_the_paper_does():
 
 def test_the_report_shows_every_stage_that_has_masks(project):
     store, examples = project
-    assert "no finished picture" in write_report(store).read_text()
+    assert "no finished image" in write_report(store).read_text()
     annotate(store, examples, 6)
     move(store, "semi-automatic")
     annotate(store, examples)
     measured = measure_stages(store)
     assert list(measured) == ["assisted-manual", "semi-automatic"]
-    assert sum(len(m.per_picture) for m in measured.values()) == 9  # held-out pictures are not the data set's
+    assert sum(len(m.per_image) for m in measured.values()) == 9  # held-out images are not the data set's
     assert set(measured["assisted-manual"].seconds) == {2.0, 3.0}
     text = write_report(store).read_text()
     for name in ("masks_per_picture", "size", "concavity", "seconds", "states", "centres"):
@@ -324,11 +324,11 @@ def test_the_report_shows_every_stage_that_has_masks(project):
 def test_commands_say_what_is_missing(tmp_path, capsys):
     assert cli.main(["engine", "status", str(tmp_path)]) == 2
     assert "sam-jax engine init" in capsys.readouterr().err
-    assert cli.main(["engine", "init", str(tmp_path / "project"), "--pictures", str(tmp_path / "nothing")]) == 2
+    assert cli.main(["engine", "init", str(tmp_path / "project"), "--images", str(tmp_path / "nothing")]) == 2
     assert not (tmp_path / "project").exists()
 
 
-def test_status_and_the_list_of_unfinished_pictures(project, tmp_path, capsys):
+def test_status_and_the_list_of_unfinished_images(project, tmp_path, capsys):
     store, examples = project
     annotate(store, examples, 5)
     assert cli.main(["engine", "status", str(store.folder)]) == 0
@@ -337,5 +337,5 @@ def test_status_and_the_list_of_unfinished_pictures(project, tmp_path, capsys):
     assert "10 manual, accepted" in written
     assert cli.main(["engine", "remaining", str(store.folder), "--out", str(tmp_path / "rest.txt")]) == 0
     listed = (tmp_path / "rest.txt").read_text().split()
-    assert listed == [str(p.path) for p in store.pictures("free") if p.split == "train"]
+    assert listed == [str(p.path) for p in store.images("free") if p.split == "train"]
     assert Store(store.folder).stage == "assisted-manual"

@@ -23,17 +23,17 @@ def rle(seed=0, size=(HEIGHT, WIDTH)):
     return encode_rle(np.random.default_rng(seed).random(size) < 0.5)
 
 
-def mask(picture, seed=0, **fields):
+def mask(image, seed=0, **fields):
     fields = {"annotator": "ann", "segmentation": rle(seed)} | fields
-    return MaskRecord(id=uuid.uuid4().hex, picture_id=picture.id, **fields)
+    return MaskRecord(id=uuid.uuid4().hex, picture_id=image.id, **fields)
 
 
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path)
-    store.add_pictures(tmp_path / "photos", [f"{n}.jpg" for n in range(4)])
-    for picture in store.pictures():
-        store.set_size(picture.id, WIDTH, HEIGHT)
+    store.add_images(tmp_path / "photos", [f"{n}.jpg" for n in range(4)])
+    for image in store.images():
+        store.set_size(image.id, WIDTH, HEIGHT)
     return store
 
 
@@ -94,21 +94,21 @@ import sys
 from sam_jax.engine.store import Store
 store, annotator = Store(sys.argv[1]), sys.argv[2]
 sys.stdin.readline()
-while picture := store.claim(annotator):
-    print(picture.id, flush=True)
-    store.finish(picture.id, annotator)
+while image := store.claim(annotator):
+    print(image.id, flush=True)
+    store.finish(image.id, annotator)
 """
 
 
-def test_annotators_in_several_processes_and_threads_never_get_the_same_picture(tmp_path):
+def test_annotators_in_several_processes_and_threads_never_get_the_same_image(tmp_path):
     store = Store(tmp_path)
-    store.add_pictures(tmp_path, [f"{n}.jpg" for n in range(120)])
+    store.add_images(tmp_path, [f"{n}.jpg" for n in range(120)])
     claimed = []
 
     def work(annotator):
-        while picture := store.claim(annotator):
-            claimed.append(picture.id)
-            store.finish(picture.id, annotator)
+        while image := store.claim(annotator):
+            claimed.append(image.id)
+            store.finish(image.id, annotator)
 
     def process(annotator):
         command = [sys.executable, "-c", CLAIMER, str(tmp_path), annotator]
@@ -133,7 +133,7 @@ def test_stores_made_at_the_same_time_are_one(tmp_path):
 
     def make(name):
         barrier.wait()
-        added.append(Store(tmp_path).add_pictures(tmp_path, [name]))
+        added.append(Store(tmp_path).add_images(tmp_path, [name]))
 
     threads = [threading.Thread(target=make, args=(f"{n}.jpg",)) for n in range(8)]
     for thread in threads:
@@ -141,12 +141,12 @@ def test_stores_made_at_the_same_time_are_one(tmp_path):
     for thread in threads:
         thread.join()
     assert added == [1] * 8
-    assert len(Store(tmp_path).pictures()) == 8
+    assert len(Store(tmp_path).images()) == 8
     assert {path.name for path in tmp_path.iterdir()} <= {"engine.sqlite", "engine.sqlite-wal", "engine.sqlite-shm"}
 
 
 def test_a_repeated_save_doubles_nothing_and_a_changed_one_is_an_update(store):
-    record = mask(store.picture(1), prompts=[{"type": "point", "x": 3, "y": 4, "label": 1}], model="7", seconds=2.5)
+    record = mask(store.image(1), prompts=[{"type": "point", "x": 3, "y": 4, "label": 1}], model="7", seconds=2.5)
     for _ in range(3):
         store.save_mask(record)
     assert store.masks(1) == [record]
@@ -164,7 +164,7 @@ def test_a_repeated_save_doubles_nothing_and_a_changed_one_is_an_update(store):
 
 
 def test_a_deleted_mask_comes_back_whole(store):
-    record = mask(store.picture(1))
+    record = mask(store.image(1))
     store.save_mask(record)
     store.delete_mask(record.id, "ann")
     store.delete_mask(record.id, "ann")
@@ -181,7 +181,7 @@ def test_a_deleted_mask_comes_back_whole(store):
 
 
 def test_history_can_not_be_changed(store):
-    record = store.save_mask(mask(store.picture(1)))
+    record = store.save_mask(mask(store.image(1)))
     for statement in ("UPDATE history SET annotator = 'x'", "DELETE FROM history", "DELETE FROM masks"):
         with pytest.raises(sqlite3.IntegrityError), store.transaction() as db:
             db.execute(statement)
@@ -197,7 +197,7 @@ def test_a_failed_transaction_changes_nothing(store):
 
     with pytest.raises(RuntimeError):
         fail()
-    assert {picture.split for picture in store.pictures()} == {"train"}
+    assert {image.split for image in store.images()} == {"train"}
 
 
 @pytest.mark.parametrize(
@@ -223,32 +223,32 @@ def test_a_failed_transaction_changes_nothing(store):
 )
 def test_masks_that_can_not_be_are_refused(store, fields, message):
     with pytest.raises(ValueError, match=message):
-        store.save_mask(mask(store.picture(1), **fields))
+        store.save_mask(mask(store.image(1), **fields))
     assert store.masks(1) == []
 
 
-def test_a_mask_stays_on_its_picture_and_keeps_its_origin(store):
-    record = store.save_mask(mask(store.picture(1)))
+def test_a_mask_stays_on_its_image_and_keeps_its_origin(store):
+    record = store.save_mask(mask(store.image(1)))
     for change in ({"picture_id": 2}, {"origin": "prefilled"}):
         with pytest.raises(ValueError, match="can't become"):
             store.save_mask(dataclasses.replace(record, **change))
-    with pytest.raises(ValueError, match="no picture 99"):
+    with pytest.raises(ValueError, match="no image 99"):
         store.save_mask(dataclasses.replace(record, picture_id=99))
 
 
 def test_a_size_is_needed_for_masks_and_stays_once_there_are_some(tmp_path):
     store = Store(tmp_path)
-    store.add_pictures(tmp_path, ["a.jpg"])
-    with pytest.raises(ValueError, match="note the picture's size first"):
-        store.save_mask(mask(store.picture(1)))
+    store.add_images(tmp_path, ["a.jpg"])
+    with pytest.raises(ValueError, match="note the image's size first"):
+        store.save_mask(mask(store.image(1)))
     store.set_size(1, WIDTH, HEIGHT)
-    store.save_mask(mask(store.picture(1)))
+    store.save_mask(mask(store.image(1)))
     store.set_size(1, WIDTH, HEIGHT)
-    with pytest.raises(ValueError, match="replaced by another picture"):
+    with pytest.raises(ValueError, match="replaced by another image"):
         store.set_size(1, 5, 5)
 
 
-def test_an_open_picture_comes_again_until_it_is_finished_skipped_or_released(store):
+def test_an_open_image_comes_again_until_it_is_finished_skipped_or_released(store):
     assert [p.id for p in store.upcoming("ann", 9)] == [1, 2, 3, 4]
     assert store.claim("ann").id == store.claim("ann").id == 1
     assert store.claim("bea").id == 2
@@ -265,11 +265,11 @@ def test_an_open_picture_comes_again_until_it_is_finished_skipped_or_released(st
     assert [p.id for p in store.release(0, "bea")] == [3]
     assert store.claim("eve").id == 3
     assert store.claim("bea") is None
-    with pytest.raises(ValueError, match="expected picture 3 to be ann's, it is open and eve's"):
+    with pytest.raises(ValueError, match="expected image 3 to be ann's, it is open and eve's"):
         store.finish(3, "ann")
 
 
-def test_going_back_opens_finished_and_skipped_pictures_the_last_first(store):
+def test_going_back_opens_finished_and_skipped_images_the_last_first(store):
     for outcome in ("done", "skipped"):
         store.finish(store.claim("ann").id, "ann", outcome)
     assert store.claim("ann").id == 3
@@ -286,15 +286,15 @@ def test_going_back_opens_finished_and_skipped_pictures_the_last_first(store):
     assert store.back("ann") is None  # 2 is bea's
 
 
-def test_pictures_of_people_who_went_away_are_released_with_their_masks(store):
+def test_images_of_people_who_went_away_are_released_with_their_masks(store):
     store.claim("ann")
     store.claim("bea")
     assert store.release(1.0) == []
     with store.transaction() as db:
         db.execute("UPDATE pictures SET opened = '2026-01-01T00:00:00.000000+00:00'")
-    record = store.save_mask(mask(store.picture(2), annotator="bea"))  # bea is still there
+    record = store.save_mask(mask(store.image(2), annotator="bea"))  # bea is still there
     assert [p.id for p in store.release(1.0)] == [1]
-    assert [p.id for p in store.pictures("free")] == [1, 3, 4]
+    assert [p.id for p in store.images("free")] == [1, 3, 4]
     assert store.release(0, "ann") == []
     assert [p.id for p in store.release(0)] == [2]
     assert store.masks(2) == [record]
@@ -302,21 +302,21 @@ def test_pictures_of_people_who_went_away_are_released_with_their_masks(store):
         store.release(float("nan"))
 
 
-def test_nobody_changes_masks_of_a_picture_that_somebody_else_has_open(store):
+def test_nobody_changes_masks_of_a_image_that_somebody_else_has_open(store):
     store.claim("ann")
-    record = store.save_mask(mask(store.picture(1)))
+    record = store.save_mask(mask(store.image(1)))
     with pytest.raises(ValueError, match="open and ann's"):
         store.save_mask(dataclasses.replace(record, annotator="bea"))
     with pytest.raises(ValueError, match="open and ann's"):
         store.delete_mask(record.id, "bea")
 
 
-def proposal(picture, seed=0, **fields):
-    return mask(picture, seed, annotator="model", origin="prefilled", state="proposed", **fields)
+def proposal(image, seed=0, **fields):
+    return mask(image, seed, annotator="model", origin="prefilled", state="proposed", **fields)
 
 
-def test_prefilled_pictures_come_first_and_what_is_left_untouched_is_accepted(store):
-    masks = [proposal(store.picture(3), seed, rank=seed) for seed in range(3)]
+def test_prefilled_images_come_first_and_what_is_left_untouched_is_accepted(store):
+    masks = [proposal(store.image(3), seed, rank=seed) for seed in range(3)]
     assert store.prefill(3, masks, "model 1")
     assert store.claim("ann").id == 3
     store.save_mask(dataclasses.replace(masks[0], state="rejected", annotator="ann"))
@@ -331,30 +331,30 @@ def test_prefilled_pictures_come_first_and_what_is_left_untouched_is_accepted(st
 
 
 def test_prefilling_again_replaces_proposals_but_not_what_people_touched(store):
-    first, second = proposal(store.picture(1)), proposal(store.picture(1), 1)
+    first, second = proposal(store.image(1)), proposal(store.image(1), 1)
     assert store.prefill(1, [first], "model 1")
     assert store.prefill(1, [second], "model 2")
     assert store.masks(1) == [second]
     assert store.history(first.id)[-1]["action"] == "delete"
     assert [p.id for p in store.to_prefill("model 2")] == [2, 3, 4]
     store.claim("ann")
-    assert not store.prefill(1, [proposal(store.picture(1), 2)], "model 3")
+    assert not store.prefill(1, [proposal(store.image(1), 2)], "model 3")
     assert store.masks(1) == [second]
     assert [p.id for p in store.to_prefill("model 3")] == [2, 3, 4]
-    store.save_mask(mask(store.picture(2)))
-    assert not store.prefill(2, [proposal(store.picture(2))], "model 3")
+    store.save_mask(mask(store.image(2)))
+    assert not store.prefill(2, [proposal(store.image(2))], "model 3")
     with pytest.raises(ValueError, match="prefilled and proposed"):
-        store.prefill(3, [mask(store.picture(3))], "model 3")
+        store.prefill(3, [mask(store.image(3))], "model 3")
 
 
-def test_held_out_pictures_are_a_share_that_adding_again_keeps(tmp_path):
+def test_held_out_images_are_a_share_that_adding_again_keeps(tmp_path):
     store, names = Store(tmp_path), [f"{n}.jpg" for n in range(40)]
-    assert store.add_pictures(tmp_path, names, held_out=0.2) == 40
-    splits = {p.name: p.split for p in store.pictures()}
+    assert store.add_images(tmp_path, names, held_out=0.2) == 40
+    splits = {p.name: p.split for p in store.images()}
     assert list(splits.values()).count("held_out") == 8
-    assert store.add_pictures(tmp_path, [*names, "more.jpg"], held_out=0.2) == 1
-    assert {p.name: p.split for p in store.pictures() if p.name != "more.jpg"} == splits
-    held = next(p for p in store.pictures() if p.split == "held_out")
+    assert store.add_images(tmp_path, [*names, "more.jpg"], held_out=0.2) == 1
+    assert {p.name: p.split for p in store.images() if p.name != "more.jpg"} == splits
+    held = next(p for p in store.images() if p.split == "held_out")
     store.set_size(held.id, WIDTH, HEIGHT)
     assert not store.prefill(held.id, [proposal(held)], "model 1")
     assert held not in store.to_prefill("x")
@@ -363,7 +363,7 @@ def test_held_out_pictures_are_a_share_that_adding_again_keeps(tmp_path):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.jpg", "a/../../b.jpg", "", "a\\b.jpg", "a\0.jpg"])
 def test_no_name_leads_out_of_the_folder(store, name):
     with pytest.raises(ValueError, match="below the folder"):
-        store.add_pictures("photos", [name])
+        store.add_images("photos", [name])
 
 
 def test_stages_are_kept_and_changes_are_events(store):
@@ -398,7 +398,7 @@ def test_what_was_saved_is_on_disk(store):
     assert store.rows("PRAGMA foreign_keys")[0][0] == 1
 
 
-def test_the_next_free_picture_is_found_without_reading_all(store):
+def test_the_next_free_image_is_found_without_reading_all(store):
     with store.transaction() as db:
         plan = db.execute(
             "EXPLAIN QUERY PLAN SELECT pictures.id FROM pictures JOIN roots ON roots.id = root_id WHERE state = 'free' "

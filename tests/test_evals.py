@@ -17,7 +17,7 @@ from sam_jax.data.zero_shot.registry import ZeroShotDataset
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.click_runs import sample_examples
 from sam_jax.evals.clicks import next_click
-from sam_jax.evals.play import ClickRules, play_picture, play_pictures
+from sam_jax.evals.play import ClickRules, play_image, play_images
 from sam_jax.evals.records import add_up, read_lines
 from sam_jax.evals.segmenters import Answer, Clicks, SamSegmenter
 from sam_jax.evals.single_point import MEAN, SinglePointConfig, count_record, run, summarize
@@ -40,7 +40,7 @@ class Oracle:
 
 
 def play(segmenter, example, clicks):
-    return play_picture(segmenter, example, ClickRules(clicks)).records
+    return play_image(segmenter, example, ClickRules(clicks)).records
 
 
 def add(records):
@@ -97,7 +97,7 @@ def test_an_object_that_is_good_enough_gets_no_further_click(tmp_path):
     truth = rectangle(4, 4, 8, 8, example.size)
     segmenter = Scripted([truth & ~rectangle(4, 4, 5, 5, example.size)], [truth])
     example = dataclasses.replace(example, masks=(encode_rle(truth),))
-    (record,) = play_picture(segmenter, example, ClickRules(20, enough=0.9)).records
+    (record,) = play_image(segmenter, example, ClickRules(20, enough=0.9)).records
     assert record["iou"] == [15 / 16] * 20
     assert len(segmenter.clicks) == 1
 
@@ -115,7 +115,7 @@ def test_the_sample_is_a_function_of_its_seed_and_0_means_all(tmp_path):
     assert one == draw(3, 1, seed=0) != draw(3, 1, seed=1)
     assert [len(masks) for masks in one.values()] == [1, 1, 1]
     assert draw(0, 0, seed=0) == {e.path.stem: e.masks for e in examples}
-    assert len(draw(seed=0, enough=5)) == 3  # two masks a picture
+    assert len(draw(seed=0, enough=5)) == 3  # two masks an image
     assert len(draw(0, 1, seed=0, enough=5)) == 5
 
 
@@ -222,7 +222,7 @@ def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(conf
     lines = path.read_text().splitlines()
     path.unlink()
     part = config.out / "disc.part-0.jsonl"
-    part.write_text("\n".join(lines[:2]) + "\n" + lines[2][:10])  # killed while it wrote the second picture
+    part.write_text("\n".join(lines[:2]) + "\n" + lines[2][:10])  # killed while it wrote the second image
     opened.clear()
     assert run(config, lambda method: Counting()).results == whole.results
     assert len(opened) == 2
@@ -237,7 +237,7 @@ def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(conf
     assert (config.out / "disc.jsonl.old").exists()
 
 
-def test_bad_pictures_and_masks_are_named_and_the_rest_is_kept(config, monkeypatch, tmp_path):
+def test_bad_images_and_masks_are_named_and_the_rest_is_kept(config, monkeypatch, tmp_path):
     good, missing, other_size, empty, wrong = write_examples(tmp_path / "data", 5)
     missing.path.unlink()
     nothing = encode_rle(np.zeros(empty.size, bool))
@@ -260,7 +260,7 @@ def test_bad_pictures_and_masks_are_named_and_the_rest_is_kept(config, monkeypat
     assert report.results["methods"]["disc"]["synthetic"]["masks"] == 4
     problems = report.results["left_out"]["disc"]["synthetic"]
     assert problems[0] == "3: mask 2 has no pixel to click"
-    assert problems[1].startswith("1: picture cannot be read: ")
+    assert problems[1].startswith("1: image cannot be read: ")
     assert problems[2].startswith("2: masks of another size: ")
     assert problems[3] == f"4: expected two masks of one size, got (50, {wrong.size[1]}) and {wrong.size}"
     for problem in problems:
@@ -268,11 +268,11 @@ def test_bad_pictures_and_masks_are_named_and_the_rest_is_kept(config, monkeypat
     assert run(config, lambda method: Small()).results == report.results  # also when it goes on
 
 
-def test_an_evaluation_without_a_picture_says_why(config, monkeypatch, tmp_path):
+def test_an_evaluation_without_a_image_says_why(config, monkeypatch, tmp_path):
     (example,) = write_examples(tmp_path / "data", 1)
     example.path.unlink()
     register(monkeypatch, "synthetic", [example])
-    with pytest.raises(ValueError, match="disc: no picture could be evaluated; the first: 0: picture cannot"):
+    with pytest.raises(ValueError, match="disc: no image could be evaluated; the first: 0: image cannot"):
         run(only_disc(config), lambda method: Disc())
 
 
@@ -309,7 +309,7 @@ def test_a_random_first_click_is_drawn_anew_for_each_mask_and_seed_and_only_the_
                 return super().segment(clicks)
 
         watching = Watching(example, "nothing")
-        play_picture(watching, example, rules)
+        play_image(watching, example, rules)
         return [click.points for click in watching.clicks]
 
     first = clicks_of(ClickRules(2, "random", seed=0))
@@ -330,9 +330,9 @@ def test_a_model_that_was_trained_further_is_evaluated_anew(config, model):
     assert header["segmenter"] == SamSegmenter(other).identity
 
 
-def test_pictures_are_played_in_order_however_many_at_a_time(tmp_path):
+def test_images_are_played_in_order_however_many_at_a_time(tmp_path):
     examples = write_examples(tmp_path, 4)
-    one, many = ([p.records for p in play_pictures(Disc(), examples, ClickRules(3), workers=n)] for n in (1, 3))
+    one, many = ([p.records for p in play_images(Disc(), examples, ClickRules(3), workers=n)] for n in (1, 3))
     assert one == many
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pycocotools.mask
 import pytest
 from everything_cases import BASE, CASES, RECORDED
-from everything_cases import picture as discs
+from everything_cases import make_image as discs
 from everything_parity import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import SMALL
 
 from sam_jax import MaskGeneratorConfig, Sam, SamAutomaticMaskGenerator, load_model
-from sam_jax.automatic_mask_generator import PRESETS
-from sam_jax.generator_options import GeneratorOptions
+from sam_jax.everything.generator import PRESETS
+from sam_jax.everything.options import GeneratorOptions
 from sam_jax.modeling import decode_masks, encode_prompts, init_params, share_image
 from sam_jax.ops.boxes import box_nms, mask_box
 from sam_jax.ops.grids import crop_boxes, layer_grids, point_grid
@@ -55,7 +55,7 @@ def test_a_grid_lies_in_the_middle_of_its_cells_row_by_row():
     assert [len(grid) for grid in layer_grids(32, 2, 2)] == [1024, 256, 64]
 
 
-def test_crops_are_those_of_a_published_sa_1b_picture():
+def test_crops_are_those_of_a_published_sa_1b_image():
     boxes, layers = crop_boxes((1500, 2000), 2, 512 / 1500)
     assert boxes[0] == (0, 0, 2000, 1500)
     assert layers == [0] + 4 * [1] + 16 * [2]
@@ -127,7 +127,7 @@ def test_of_islands_that_are_all_small_the_largest_stays_and_nothing_stays_nothi
 
 
 @given(data=st.data(), size=st.tuples(st.integers(1, 20), st.integers(1, 20)))
-def test_bits_of_a_crop_become_the_picture_s_run_lengths(data, size):
+def test_bits_of_a_crop_become_the_image_s_run_lengths(data, size):
     H, W = size
     x0, y0 = data.draw(st.integers(0, W - 1)), data.draw(st.integers(0, H - 1))
     w, h = data.draw(st.integers(1, W - x0)), data.draw(st.integers(1, H - y0))
@@ -157,9 +157,9 @@ def test_lengths_are_padded_to_bytes_by_little_and_to_few_values(length):
     assert padded_length(padded - 1) == padded
 
 
-def plain_selection(logits, iou, valid, size, crop_box, picture_size, thresholds):
+def plain_selection(logits, iou, valid, size, crop_box, image_size, thresholds):
     """The official order of steps, mask by mask."""
-    (H, W), (min_iou, min_stability, offset, max_area) = picture_size, thresholds
+    (H, W), (min_iou, min_stability, offset, max_area) = image_size, thresholds
     full = np.asarray(to_original_frame(logits.reshape(-1, *logits.shape[-2:]), size, SMALL, return_logits=True))
     found = []
     for index, (plane, score) in enumerate(zip(full, iou.reshape(-1), strict=True)):
@@ -188,15 +188,15 @@ def test_what_leaves_the_device_is_what_the_plain_steps_leave(seed, offset, at_o
     iou = random.uniform(0, 1, (2, 4, 3)).astype(np.float32)
     valid = random.random((2, 4)) < 0.8
     sizes, boxes = [(60, 100), (75, 50)], [(0, 0, 100, 60), (25, 5, 75, 80)]
-    pictures = [(60, 100), (90, 120)]
+    images = [(60, 100), (90, 120)]
     thresholds = [(0.3, 0.5, offset, np.inf), (0.1, 0.2, offset, 1500.0)]
-    frames = make_frames(sizes, boxes, pictures, thresholds, SMALL)
+    frames = make_frames(sizes, boxes, images, thresholds, SMALL)
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *frames)
     result = jax.jit(select_masks, static_argnums=4)(logits, iou, valid, batch, at_once)
     row = 0
     for i in range(2):
         for index, score, stability, box, mask in plain_selection(
-            logits[i], iou[i], valid[i], sizes[i], np.array(boxes[i]), pictures[i], thresholds[i]
+            logits[i], iou[i], valid[i], sizes[i], np.array(boxes[i]), images[i], thresholds[i]
         ):
             assert result.source[row] == i * 12 + index
             assert result.iou_predictions[row] == score
@@ -209,7 +209,7 @@ def test_what_leaves_the_device_is_what_the_plain_steps_leave(seed, offset, at_o
     assert result.kept == row
 
 
-def test_what_a_picture_s_prompts_share_may_be_computed_before_them(small):
+def test_what_a_image_s_prompts_share_may_be_computed_before_them(small):
     random = np.random.default_rng(0)
     embeddings = random.normal(size=(2, SMALL.grid_size, SMALL.grid_size, SMALL.prompt_dim)).astype(np.float32)
     shared = share_image(small.params, embeddings, SMALL)
@@ -270,13 +270,13 @@ def test_a_record_has_the_official_fields_in_every_form(tiny):
 
 
 @pytest.mark.parametrize(("mode", "per_device"), [("mesh", 2), ("pmap", 1)])
-def test_many_pictures_on_many_devices_give_what_each_gives_alone(mode, per_device, small):
+def test_many_images_on_many_devices_give_what_each_gives_alone(mode, per_device, small):
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (height, 90, 3)).astype(np.uint8) for height in range(60, 110, 10)]
     config = MaskGeneratorConfig(**OPEN, crop_n_layers=1, output_mode="coco_rle")
     alone = SamAutomaticMaskGenerator(small, config)
     several = SamAutomaticMaskGenerator(
-        small, config, devices=LocalDevices(tuple(jax.local_devices()), mode), pictures_per_device=per_device
+        small, config, devices=LocalDevices(tuple(jax.local_devices()), mode), images_per_device=per_device
     )
     assert several.batch_size == 8 * per_device
     results = several.generate_batch(images)
@@ -321,7 +321,7 @@ def test_devices_have_more_points_to_work_at_while_the_host_collects_masks(small
             assert order[f"_take {n}"] < order[f"_segment {n + 2}"]
 
 
-def test_a_picture_without_masks_is_an_empty_result_with_and_without_crops(small):
+def test_a_image_without_masks_is_an_empty_result_with_and_without_crops(small):
     for layers in (0, 1):
         generator = SamAutomaticMaskGenerator(
             small, **OPEN | {"pred_iou_thresh": 1.0}, crop_n_layers=layers, min_mask_region_area=10, max_masks=5
@@ -359,7 +359,7 @@ def test_proposals_are_ranked_by_the_mean_of_confidence_and_stability_and_cut(ti
     assert means == sorted(means, reverse=True)
 
 
-def test_masks_of_nearly_the_whole_picture_and_small_ones_can_be_dropped(tiny):
+def test_masks_of_nearly_the_whole_image_and_small_ones_can_be_dropped(tiny):
     everything = SamAutomaticMaskGenerator(tiny, **BASE).generate(discs())
     median = float(np.median([record["area"] for record in everything]))
     large = SamAutomaticMaskGenerator(tiny, **BASE, max_mask_area=median / (150 * 220)).generate(discs())
@@ -396,7 +396,7 @@ def test_masks_of_nearly_the_whole_picture_and_small_ones_can_be_dropped(tiny):
         ({"crop_n_layers": -1}, "crop_n_layers"),
         ({"points_per_side": 4, "crop_n_layers": 3, "crop_n_points_downscale_factor": 4}, "lower crop_n_layers"),
         ({"output_mode": "png"}, "output_mode"),
-        ({"pictures_per_device": 0}, "pictures_per_device"),
+        ({"images_per_device": 0}, "images_per_device"),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(fields, message, small):
@@ -411,7 +411,7 @@ def test_an_unknown_preset_or_field_is_named(small):
         SamAutomaticMaskGenerator(small, points_per_sied=3)
 
 
-def test_a_picture_too_small_for_its_crops_is_named_before_anything_is_computed(small):
+def test_a_image_too_small_for_its_crops_is_named_before_anything_is_computed(small):
     with pytest.raises(ValueError, match=r"3 x 2 pixels is too small for 3 layers"):
         SamAutomaticMaskGenerator(small, **OPEN | {"points_per_side": 8}, crop_n_layers=3).generate(
             np.zeros((2, 3, 3), np.uint8)

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from everything_cases import picture as discs
+from everything_cases import make_image as discs
 from PIL import Image
 from pycocotools.coco import COCO
 
-from sam_jax import cli, read_image
-from sam_jax.everything import FORMATS, Picture, find_pictures
+from sam_jax import read_image
+from sam_jax.commands import main as cli
+from sam_jax.data.images import ImageFile, find_images
+from sam_jax.everything.formats import FORMATS
 from sam_jax.ops.draw import draw_everything
 from sam_jax.ops.rle import decode_rle, encode_rle
 
@@ -35,7 +37,7 @@ def photos(tmp_path):
     (folder / "deeper").mkdir(parents=True)
     for name, width in (("sa_7.jpg", 220), ("b.png", 180), ("deeper/b.PNG", 150)):
         Image.fromarray(discs()[:, :width]).save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -43,7 +45,7 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_sa_1b_files_lie_as_the_pictures_do(photos, tmp_path, capsys):
+def test_sa_1b_files_lie_as_the_images_do(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(photos, "--out", out) == 0
     assert files_in(out) == {"everything.settings.json", "sa_7.json", "b.json", "deeper/b.json"}
@@ -58,7 +60,7 @@ def test_sa_1b_files_lie_as_the_pictures_do(photos, tmp_path, capsys):
         assert all(isinstance(number, float) for number in record["bbox"] + record["crop_box"])
     ids = {json.loads((out / name).read_text())["image"]["image_id"] for name in ("b.json", "deeper/b.json")}
     assert len(ids) == 2
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
 
 
 def test_the_coco_file_is_read_by_pycocotools(photos, tmp_path):
@@ -118,7 +120,7 @@ def test_a_small_mask_is_drawn_over_the_large_one_that_holds_it():
     np.testing.assert_array_equal(draw_everything(image, []), image)
 
 
-def test_finished_pictures_are_not_done_again_and_new_ones_are(photos, tmp_path, capsys):
+def test_finished_images_are_not_done_again_and_new_ones_are(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(photos, "--out", out, "--format", "coco") == 0
     part = out / "parts" / "b.json"
@@ -127,7 +129,7 @@ def test_finished_pictures_are_not_done_again_and_new_ones_are(photos, tmp_path,
     left = out / "parts" / ".new.json.1.tmp"  # by a killed run
     left.write_text('{"half')
     assert run(photos, "--out", out, "--format", "coco") == 0
-    assert "1 pictures, 3 were there" in capsys.readouterr().out
+    assert "1 images, 3 were there" in capsys.readouterr().out
     assert part.stat().st_mtime_ns == before
     assert len(COCO(out / "instances.json").imgs) == 4
     assert [name for name in files_in(out) if "tmp" in name] == ["parts/.new.json.1.tmp"]
@@ -138,7 +140,7 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_the_next(tmp_path):
     folder.mkdir()
     for i in range(60):
         Image.fromarray(np.roll(discs(), i, 1)).save(folder / f"{i:02}.jpg")
-    command = [sys.executable, "-m", "sam_jax.cli", "everything", str(folder), "--out", str(out), *OPTIONS]
+    command = [sys.executable, "-m", "sam_jax.commands.main", "everything", str(folder), "--out", str(out), *OPTIONS]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(list(out.glob("[0-9]*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
@@ -154,9 +156,9 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_the_next(tmp_path):
     assert [path.stat().st_mtime_ns for path in finished] == times
 
 
-def test_bad_pictures_are_reported_at_the_end_and_stop_nothing(photos, tmp_path, capsys):
+def test_bad_images_are_reported_at_the_end_and_stop_nothing(photos, tmp_path, capsys):
     (photos / "a_cut.jpg").write_bytes((photos / "sa_7.jpg").read_bytes()[:1000])
-    (photos / "text.png").write_text("no picture")
+    (photos / "text.png").write_text("no image")
     Image.fromarray(discs()[:1, :1]).save(photos / "one_pixel.png")
     out = tmp_path / "out"
     assert run(photos, "--out", out, "--crop-n-layers", 1) == 1
@@ -167,7 +169,7 @@ def test_bad_pictures_are_reported_at_the_end_and_stop_nothing(photos, tmp_path,
         assert any(name in line and reason in line for line in errors.splitlines()), (name, errors)
 
 
-def test_a_picture_without_masks_has_a_valid_result(photos, tmp_path):
+def test_a_image_without_masks_has_a_valid_result(photos, tmp_path):
     out = tmp_path / "out"
     for format in FORMATS:
         command = ["everything", photos / "b.png", "--out", out / format, "--format", format]
@@ -217,22 +219,22 @@ def test_an_output_folder_that_can_t_be_written_is_named(photos, tmp_path, capsy
     assert "can't be written" in capsys.readouterr().err
 
 
-def test_inputs_that_are_no_pictures_or_would_share_a_result_are_named(photos, tmp_path, capsys):
+def test_inputs_that_are_no_images_or_would_share_a_result_are_named(photos, tmp_path, capsys):
     assert run(tmp_path / "nothing", "--out", tmp_path / "out") == 2
-    assert "no picture or folder at" in capsys.readouterr().err
+    assert "no image or folder at" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", "--out", tmp_path / "out") == 2
-    assert "no pictures in" in capsys.readouterr().err
+    assert "no images in" in capsys.readouterr().err
     Image.fromarray(discs()).save(photos / "b.jpg")
     assert run(photos, "--out", tmp_path / "out") == 2
     assert "same name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_results_below_the_input_are_no_pictures_to_segment(photos):
+def test_results_below_the_input_are_no_images_to_segment(photos):
     out = photos / "results"
     out.mkdir()
     Image.fromarray(discs()).save(out / "c.png")
-    names = [str(picture.name) for picture in find_pictures([photos], out)]
+    names = [str(make_image.name) for make_image in find_images([photos], out)]
     assert names == ["b.png", "deeper/b.PNG", "sa_7.jpg"]
-    assert find_pictures([photos / "b.png", photos / "b.png"], out) == [Picture(photos / "b.png", Path("b.png"))]
+    assert find_images([photos / "b.png", photos / "b.png"], out) == [ImageFile(photos / "b.png", Path("b.png"))]

@@ -17,7 +17,7 @@ from test_loop import write_examples
 from test_training import SMALL
 
 import train
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.modeling import init_params
 from sam_jax.training.watch import read_metrics
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def command(tmp_path) -> list[str]:
-    """Arguments of train.py: small rounds and a small model, on 24 pictures in COCO format."""
+    """Arguments of train.py: small rounds and a small model, on 24 images in COCO format."""
     folder = tmp_path / "my_pictures"
     (folder / "images").mkdir(parents=True)
     examples = write_examples(folder / "images", 24)

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from data_cases import picture, sa1b_files, write_pictures, write_tar
+from data_cases import make_image, sa1b_files, write_images, write_tar
 from PIL import Image
 from test_training import SMALL
 
@@ -30,8 +30,8 @@ CONFIG = DataConfig(
 
 
 def make_source(folder, count: int) -> list[Example]:
-    write_pictures(folder, range(count))
-    parts = ((folder / f"{i}.jpg", *picture(i)) for i in range(count))
+    write_images(folder, range(count))
+    parts = ((folder / f"{i}.jpg", *make_image(i)) for i in range(count))
     return [Example(path, image.shape[:2], tuple(map(encode_rle, masks)), "test") for path, image, masks in parts]
 
 
@@ -60,7 +60,7 @@ def test_batches_follow_from_the_seed_and_not_from_the_number_of_threads(source)
     assert (batches[0].images != take(loader(source, seed=2), 1)[0].images).any()
 
 
-def test_every_epoch_has_each_picture_once_in_another_order(source):
+def test_every_epoch_has_each_image_once_in_another_order(source):
     iterator = loader(source, DataConfig(batch_size=3, masks_per_image=2), augment=False)
     epochs = [[image.tobytes() for batch in take(iterator, 2) for image in batch.images] for _ in range(4)]
     assert all(len(set(epoch)) == 6 for epoch in epochs)
@@ -68,7 +68,7 @@ def test_every_epoch_has_each_picture_once_in_another_order(source):
     assert len(set(map(tuple, epochs))) > 1
 
 
-def test_pictures_come_back_differently_augmented_in_the_next_epoch(source):
+def test_images_come_back_differently_augmented_in_the_next_epoch(source):
     iterator = loader(source[:1], dataclasses.replace(CONFIG, batch_size=1))
     assert len({batch.images.tobytes() for batch in take(iterator, 5)}) == 5
 
@@ -139,11 +139,11 @@ def test_a_bad_record_leaves_its_slot_empty_and_all_others_as_they_were(tmp_path
 def test_only_bad_records_stop_the_run(tmp_path, source):
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="picture cannot be read"):
+    with pytest.raises(ValueError, match="image cannot be read"):
         take(loader(source), 100)
-    with pytest.raises(ValueError, match="no picture to validate on out of 6: picture cannot be read"):
+    with pytest.raises(ValueError, match="no image to validate on out of 6: image cannot be read"):
         fixed_batches(source, 1, model=SMALL, config=CONFIG, loss_size=32, seed=0)
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         loader([])
 
 
@@ -167,7 +167,7 @@ def blank(tmp_path, *masks) -> Example:
     return Example(path, masks[0].shape, tuple(map(encode_rle, masks)), "test")
 
 
-def test_masks_of_nearly_the_whole_picture_are_dropped_and_slots_left_over_are_not_valid(tmp_path):
+def test_masks_of_nearly_the_whole_image_are_dropped_and_slots_left_over_are_not_valid(tmp_path):
     most, part = np.ones((40, 60), bool), np.ones((40, 60), bool)
     most[:3], part[:5] = False, False  # 92.5 and 87.5 per cent
     batch = prepare(blank(tmp_path, most, part, np.ones((40, 60), bool)))
@@ -176,7 +176,7 @@ def test_masks_of_nearly_the_whole_picture_are_dropped_and_slots_left_over_are_n
     assert not batch.boxes[0, 1:].any()
 
 
-def test_pictures_scaled_below_the_frame_leave_padding(tmp_path):
+def test_images_scaled_below_the_frame_leave_padding(tmp_path):
     mask = np.zeros((400, 600), bool)
     mask[100:300, 200:500] = True
     batch = prepare(blank(tmp_path, mask), scale_range=(0.25, 0.25))

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from test_training import SMALL, make_config
 
-from sam_jax import cli
-from sam_jax.checkpoint import load_checkpoint
+from sam_jax.checkpoints import load_any
+from sam_jax.checkpoints.format import load_checkpoint
+from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
-from sam_jax.convert import load_any
 from sam_jax.data import training_sets
 from sam_jax.data.augment import prepare_example, stack_rows
 from sam_jax.data.coco import read_coco
@@ -31,7 +31,7 @@ from sam_jax.training.watch import read_metrics
 
 
 def write_examples(folder, count: int = 6) -> list[Example]:
-    """Non-square pictures with one bright rectangle and one dark ellipse each."""
+    """Non-square images with one bright rectangle and one dark ellipse each."""
     rng = np.random.default_rng(0)
     examples = []
     for i in range(count):
@@ -86,8 +86,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
     assert {len(r["iou"]) for r in records if "loss" in r} == {3}
     assert [r["step"] for r in records if "validation_iou" in r] == [4]
     for name in ("curves.png", "predictions/0000004.png"):
-        with Image.open(run_config.out / name) as picture:
-            assert min(picture.size) >= 64
+        with Image.open(run_config.out / name) as make_image:
+            assert min(make_image.size) >= 64
     assert list((run_config.out / "tensorboard").glob("events*"))
     exported, model = load_run(run_config.out)
     assert model == SMALL
@@ -145,7 +145,7 @@ def test_batches_are_a_function_of_seed_and_number(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, batches(2, 2), whole[2:])
     assert (whole[0].images != whole[1].images).any()
     assert (whole[0].images != batches(0, 1, seed=1)[0].images).any()
-    # Two batches of three are one epoch of six: every picture once.
+    # Two batches of three are one epoch of six: every image once.
     plain = DataConfig(batch_size=3, masks_per_image=3)
     assert len({image.tobytes() for batch in batches(0, 2, config=plain) for image in batch.images}) == 6
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 from test_training import SMALL
 
-from sam_jax.convert import load_mae_encoder
+from sam_jax.checkpoints import load_mae_encoder
 from sam_jax.modeling import init_params
 
 GRID = 5  # of the autoencoder; the encoder has 8

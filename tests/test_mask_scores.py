@@ -10,7 +10,7 @@ from lvis_cases import RECORDED, SIZE, write_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam_jax.evals.instances import match_picture
+from sam_jax.evals.instances import match_image
 from sam_jax.evals.mask_scores import AREAS, MaskEval, Recall, average_precision, count_found
 from sam_jax.evals.result_files import read_results
 from sam_jax.evals.truth import read_truth
@@ -18,7 +18,7 @@ from sam_jax.ops.rle import encode_rle
 
 
 def strip(start: int, stop: int, crowd: int = 0, category: int = 1) -> dict:
-    """An object on a picture of one row: 20 pixels."""
+    """An object on an image of one row: 20 pixels."""
     mask = np.zeros((1, 20), bool)
     mask[0, start:stop] = True
     rle = encode_rle(mask)
@@ -56,9 +56,9 @@ def test_a_crowd_takes_any_number_of_results_and_counts_for_none():
 @pytest.mark.parametrize(("found", "expected"), [(True, 1.0), (False, 0.0)])
 def test_the_truth_scores_one_and_nothing_scores_zero(tmp_path, found, expected):
     truth = read_truth(write_case(tmp_path)[0])
-    objects = {id_: picture.objects() for id_, picture in truth.pictures.items()}
+    objects = {id_: image.objects() for id_, image in truth.images.items()}
     results = {id_: [o | {"score": 1.0} for o in rows] * found for id_, rows in objects.items()}
-    matches = [match_picture(truth.pictures[id_], results[id_], (300,), federated=True) for id_ in objects]
+    matches = [match_image(truth.images[id_], results[id_], (300,), federated=True) for id_ in objects]
     figures = average_precision(matches, truth.categories, truth.frequencies, (300,))
     assert set(figures) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300"}
     assert set(figures.values()) == {expected}
@@ -76,12 +76,12 @@ def test_average_precision_equals_the_lvis_package(tmp_path, seed):
     truth = read_truth(truth_file)
     results = read_results(result_file, truth, "segmentation")
     assert truth.federated
-    matches = [match_picture(p, results[p.id], (300,), federated=True) for p in truth.pictures.values()]
+    matches = [match_image(p, results[p.id], (300,), federated=True) for p in truth.images.values()]
     figures = average_precision(matches, truth.categories, truth.frequencies, (300,))
     for name, value in figures.items():
         assert value == pytest.approx(expected[name], abs=1e-12), name
     # The rules of a federated data set matter here.
-    plain = [match_picture(p, results[p.id], (300,), federated=False) for p in truth.pictures.values()]
+    plain = [match_image(p, results[p.id], (300,), federated=False) for p in truth.images.values()]
     assert average_precision(plain, truth.categories, truth.frequencies, (300,))["AP"] < figures["AP"] - 0.005
 
 
@@ -107,7 +107,7 @@ def test_average_precision_equals_pycocotools_also_with_crowds(tmp_path):
     truth = read_truth(truth_file)
     results = read_results(result_file, truth, "segmentation")
     numbers = (1, 2, 10)
-    matches = [match_picture(p, results[p.id], numbers, federated=False) for p in truth.pictures.values()]
+    matches = [match_image(p, results[p.id], numbers, federated=False) for p in truth.images.values()]
     figures = average_precision(matches, truth.categories, {}, numbers)
     precision, recall = (original(truth_file, result_file, numbers).eval[name] for name in ("precision", "recall"))
     expected = {
@@ -121,13 +121,13 @@ def test_average_precision_equals_pycocotools_also_with_crowds(tmp_path):
 
 
 def test_recall_of_proposals_equals_pycocotools_without_categories(tmp_path):
-    truth_file, result_file = write_case(tmp_path, pictures=20, seed=3)
+    truth_file, result_file = write_case(tmp_path, num_images=20, seed=3)
     scored = [r | {"score": i / 1000} for i, r in enumerate(json.loads(result_file.read_text()))]  # no two alike
     result_file.write_text(json.dumps(scored))
     truth = read_truth(truth_file)
     results = read_results(result_file, truth, "segmentation")
     numbers = (1, 3, 1000)
-    parts = [count_found(p.objects(), results[p.id], truth.frequencies, numbers) for p in truth.pictures.values()]
+    parts = [count_found(p.objects(), results[p.id], truth.frequencies, numbers) for p in truth.images.values()]
     recall = Recall.sum(parts, numbers)
     expected = original(truth_file, result_file, numbers, use_categories=False).eval["recall"]
     for i, area in enumerate(AREAS):
@@ -140,18 +140,18 @@ def test_recall_of_proposals_equals_pycocotools_without_categories(tmp_path):
 
 
 def test_a_thousand_proposals_are_scored_as_by_pycocotools(tmp_path):
-    truth_file, result_file = write_case(tmp_path, pictures=2, seed=1)
+    truth_file, result_file = write_case(tmp_path, num_images=2, seed=1)
     few = json.loads(result_file.read_text())
     rng = np.random.default_rng(0)
     many = [few[i] | {"score": float(rng.random())} for i in rng.integers(0, len(few), 1000)]
     result_file.write_text(json.dumps(many))
     truth = read_truth(truth_file)
     results = read_results(result_file, truth, "segmentation")
-    recall = Recall.sum([count_found(p.objects(), results[p.id], {}) for p in truth.pictures.values()], (10, 100, 1000))
+    recall = Recall.sum([count_found(p.objects(), results[p.id], {}) for p in truth.images.values()], (10, 100, 1000))
     expected = original(truth_file, result_file, (10, 100, 1000), use_categories=False).eval["recall"]
     assert list(recall.average("all").values()) == pytest.approx(expected[:, 0, 0].mean(0), rel=1e-12)
 
 
-def test_objects_of_a_picture_keep_the_size_of_the_file(tmp_path):
-    picture = next(iter(read_truth(write_case(tmp_path)[0]).pictures.values()))
-    assert all(o["segmentation"]["size"] == list(SIZE) for o in picture.objects())
+def test_objects_of_a_image_keep_the_size_of_the_file(tmp_path):
+    image = next(iter(read_truth(write_case(tmp_path)[0]).images.values()))
+    assert all(o["segmentation"]["size"] == list(SIZE) for o in image.objects())

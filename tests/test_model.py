@@ -26,8 +26,8 @@ def params():
 
 @pytest.fixture(scope="module")
 def images():
-    pictures = np.random.default_rng(0).integers(0, 256, (B, 64, 64, 3)).astype(np.uint8)
-    return normalize_images(pictures, np.array([[64, 40 + i] for i in range(B)]), SMALL)
+    pixels = np.random.default_rng(0).integers(0, 256, (B, 64, 64, 3)).astype(np.uint8)
+    return normalize_images(pixels, np.array([[64, 40 + i] for i in range(B)]), SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_eager_parts_equal_the_compiled_whole(params, images, prompts, expected)
     assert_same(decode_masks(params, embeddings, encode_prompts(params, prompts, SMALL), SMALL), expected)
 
 
-def test_vmap_over_pictures(params, images, prompts, predict, expected):
+def test_vmap_over_images(params, images, prompts, predict, expected):
     def one(image, prompt):
         prediction = predict(params, image[None], jax.tree.map(lambda x: x[None], prompt))
         return jax.tree.map(lambda x: x[0], prediction)
@@ -77,7 +77,7 @@ def test_pmap_over_eight_devices(params, images, prompts, predict, expected):
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
-def test_a_mesh_with_sharded_pictures_and_params(params, images, prompts, predict, expected, data, fsdp):
+def test_a_mesh_with_sharded_images_and_params(params, images, prompts, predict, expected, data, fsdp):
     mesh = make_mesh(data, fsdp)
     sharded = shard_params(params, mesh)
     if fsdp > 1:
@@ -88,7 +88,7 @@ def test_a_mesh_with_sharded_pictures_and_params(params, images, prompts, predic
     assert_same(actual, expected)
 
 
-def test_batched_pictures_and_prompts_equal_one_at_a_time(params, images, prompts, predict, expected):
+def test_batched_images_and_prompts_equal_one_at_a_time(params, images, prompts, predict, expected):
     one_by_one = jax.jit(predict)
     for b, q in [(0, 0), (3, 1), (7, 2)]:
         prompt = jax.tree.map(lambda x, b=b, q=q: x[b : b + 1, q : q + 1], prompts)
@@ -118,7 +118,7 @@ def test_prompts_without_a_mask_equal_prompts_without_mask_input(params, images,
 
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_prompts_in_chunks_equal_all_at_once(params, monkeypatch, with_masks):
-    """As many pictures and prompts as the grid has rows and columns: their shapes do not tell them apart."""
+    """As many images and prompts as the grid has rows and columns: their shapes do not tell them apart."""
     rng, n, side = np.random.default_rng(2), SMALL.grid_size, SMALL.low_res_size
     embeddings = rng.normal(size=(n, n, n, SMALL.prompt_dim)).astype(np.float32)
     points = rng.uniform(0, 60, (n, n, 1, 2)).astype(np.float32)
@@ -146,7 +146,7 @@ def test_padding_is_zero_after_normalisation():
     np.testing.assert_allclose(pixels[0, 0], (200 - np.array(SMALL.pixel_mean)) / np.array(SMALL.pixel_std), rtol=1e-6)
 
 
-def test_a_picture_of_another_size_and_a_mesh_too_large_are_named(params):
+def test_a_image_of_another_size_and_a_mesh_too_large_are_named(params):
     with pytest.raises(ValueError, match=r"\(B, 64, 64, 3\)"):
         encode_image(params, jnp.zeros((1, 32, 32, 3)), SMALL)
     with pytest.raises(ValueError, match="needs 16 devices"):

@@ -29,9 +29,9 @@ def write(root, images, masks, names=("a", "b"), values=(255, 128)):
     (root / images).mkdir(parents=True)
     (root / masks).mkdir()
     for name in names:
-        picture = np.full((*SIZE, 3), 60, np.uint8)
-        picture[OBJECT] = 200
-        Image.fromarray(picture).save(root / images / f"{name}.jpg")
+        make_image = np.full((*SIZE, 3), 60, np.uint8)
+        make_image[OBJECT] = 200
+        Image.fromarray(make_image).save(root / images / f"{name}.jpg")
         truth = OBJECT * np.uint8(values[0]) + VOID * np.uint8(values[1])
         Image.fromarray(truth).save(root / masks / f"{name}.png")
 
@@ -111,10 +111,10 @@ def test_ritm_sees_davis_larger(tmp_path):
 
 def test_folders_that_are_not_there_or_empty_say_what_was_expected(tmp_path):
     config = NocConfig(out=tmp_path / "out", data=tmp_path, datasets=("Berkeley",))
-    with pytest.raises(FileNotFoundError, match=r"expected pictures and masks in .*Berkeley, as data_GT/ with bound"):
+    with pytest.raises(FileNotFoundError, match=r"expected images and masks in .*Berkeley, as data_GT/ with bound"):
         run(config, lambda method, zoom: Disc())
     write(tmp_path / "Berkeley", "images", "masks", names=())
-    with pytest.raises(FileNotFoundError, match=r"no picture of .*images has a mask of its name in"):
+    with pytest.raises(FileNotFoundError, match=r"no image of .*images has a mask of its name in"):
         InteractiveSource(tmp_path / "Berkeley", "Berkeley")
     with pytest.raises(ValueError, match=r"unknown datasets \['SBD'\]"):
         run(dataclasses.replace(config, datasets=("SBD",)), lambda method, zoom: Disc())

@@ -1,4 +1,4 @@
-"""Picture, prompt and mask operations against what they imitate: Pillow's resize, torch's interpolate, COCO."""
+"""Image, prompt and mask operations against what they imitate: Pillow's resize, torch's interpolate, COCO."""
 
 import io
 import warnings
@@ -12,18 +12,19 @@ from PIL import Image
 from test_training import SMALL
 
 from sam_jax import Prompt
+from sam_jax.data.images import read_image
 from sam_jax.ops import transforms
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.prompts import PROMPT_BUCKETS, bucket, pack_prompts
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area, rle_box
-from sam_jax.ops.transforms import as_rgb, fit_image, input_size, read_image
+from sam_jax.ops.transforms import as_rgb, fit_image, input_size
+from sam_jax.prompting.prompts import PROMPT_BUCKETS, bucket, pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD
 
 sizes = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -40,7 +41,7 @@ def test_a_jpeg_turned_by_exif_comes_upright(tmp_path):
 
 
 def test_grey_palette_bilevel_and_cmyk_files_become_the_same_rgb(tmp_path):
-    grey = Image.fromarray((picture(7, 5, 1)[..., 0] > 127).astype(np.uint8) * 255)
+    grey = Image.fromarray((make_image(7, 5, 1)[..., 0] > 127).astype(np.uint8) * 255)
     expected = np.asarray(grey.convert("RGB"))
     for mode, name in [("L", "a.png"), ("P", "b.png"), ("1", "c.png"), ("CMYK", "d.tif"), ("LA", "e.png")]:
         grey.convert(mode).save(tmp_path / name)
@@ -48,13 +49,13 @@ def test_grey_palette_bilevel_and_cmyk_files_become_the_same_rgb(tmp_path):
 
 
 def test_transparent_parts_become_white(tmp_path):
-    image = picture(4, 6, 4)
+    image = make_image(4, 6, 4)
     image[:2, :, 3], image[2:, :, 3] = 0, 255
     Image.fromarray(image).save(tmp_path / "rgba.png")
     rgb = read_image(tmp_path / "rgba.png")
     assert (rgb[:2] == 255).all()
     np.testing.assert_array_equal(rgb[2:], image[2:, :, :3])
-    palette = Image.fromarray(picture(4, 6)).quantize(4)
+    palette = Image.fromarray(make_image(4, 6)).quantize(4)
     palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
     np.testing.assert_array_equal(read_image(tmp_path / "palette.png")[0, 0], 255)
 
@@ -67,16 +68,16 @@ def test_a_16_bit_file_keeps_its_contrast_however_many_bits_are_used(tmp_path, b
     np.testing.assert_allclose(rgb[..., 0], values / (2**bits - 1) * 255, atol=0.5)
 
 
-def test_a_one_pixel_file_is_a_picture(tmp_path):
-    Image.fromarray(picture(1, 1)).save(tmp_path / "dot.png")
+def test_a_one_pixel_file_is_a_image(tmp_path):
+    Image.fromarray(make_image(1, 1)).save(tmp_path / "dot.png")
     assert read_image(tmp_path / "dot.png").shape == (1, 1, 3)
 
 
-def test_a_file_that_is_no_readable_picture_is_named(tmp_path):
+def test_a_file_that_is_no_readable_image_is_named(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     buffer = io.BytesIO()
-    Image.fromarray(picture(64, 64)).save(buffer, "JPEG")
+    Image.fromarray(make_image(64, 64)).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
     cases = {"empty.jpg": "empty", "text.jpg": "cannot read", "cut.jpg": "damaged or cut off", "float.tif": "as RGB"}
@@ -90,8 +91,8 @@ def test_a_file_that_is_no_readable_picture_is_named(tmp_path):
         read_image(tmp_path / "missing.jpg")
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    Image.fromarray(picture(10, 20)).save(tmp_path / "big.png")
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.fromarray(make_image(10, 20)).save(tmp_path / "big.png")
     with pytest.raises(ValueError, match=r"20 x 10 pixels.*scale it down"):
         read_image(tmp_path / "big.png", max_pixels=100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # 200 pixels are a bomb to Pillow from 120 on
@@ -103,11 +104,11 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         assert read_image(tmp_path / "big.png").shape == (10, 20, 3)
 
 
-# Arrays as pictures
+# Arrays as images
 
 
 def test_channel_orders_and_depths_mean_what_they_show():
-    rgb = picture(5, 4)
+    rgb = make_image(5, 4)
     opaque = np.concatenate([rgb, np.full((5, 4, 1), 255, np.uint8)], -1)
     np.testing.assert_array_equal(as_rgb(rgb[..., ::-1], "BGR"), rgb)
     np.testing.assert_array_equal(as_rgb(opaque), rgb)
@@ -127,14 +128,14 @@ def test_channel_orders_and_depths_mean_what_they_show():
         (np.zeros((0, 4, 3), np.uint8), ValueError, "at least one pixel"),
     ],
 )
-def test_what_is_no_picture_is_answered_with_advice(image, error, advice):
+def test_what_is_no_image_is_answered_with_advice(image, error, advice):
     with pytest.raises(error, match=advice):
         as_rgb(image)
 
 
 def test_an_unknown_channel_order_is_an_error():
     with pytest.raises(ValueError, match="'RGB' or 'BGR', got 'rgb'"):
-        as_rgb(picture(2, 2), "rgb")
+        as_rgb(make_image(2, 2), "rgb")
 
 
 # Frames
@@ -148,8 +149,8 @@ def test_the_longer_side_fills_the_frame_and_the_other_is_rounded_half_up(size, 
         assert length == max(1, np.floor(original * (side / max(size)) + 0.5))
 
 
-def test_a_picture_is_resized_as_pillow_does_and_padded_with_zeros():
-    image = picture(60, 90)
+def test_a_image_is_resized_as_pillow_does_and_padded_with_zeros():
+    image = make_image(60, 90)
     frame, size = fit_image(image, 64)
     assert size == (43, 64)
     expected = Image.fromarray(image).resize((64, 43), Image.Resampling.BILINEAR)
@@ -157,8 +158,8 @@ def test_a_picture_is_resized_as_pillow_does_and_padded_with_zeros():
     assert (frame[43:] == 0).all()
 
 
-def test_a_picture_one_pixel_high_keeps_a_row():
-    assert fit_image(picture(1, 900), 64)[1] == (1, 64)
+def test_a_image_one_pixel_high_keeps_a_row():
+    assert fit_image(make_image(1, 900), 64)[1] == (1, 64)
 
 
 @given(size=sizes, x=st.floats(0, 1), y=st.floats(0, 1))
@@ -211,7 +212,7 @@ def test_an_empty_list_of_clicks_still_brings_the_padding_point_as_in_the_offici
     np.testing.assert_array_equal(packed.labels, [[[NOT_A_POINT, PAD]]])
 
 
-def test_a_box_that_sticks_out_is_cut_to_the_picture():
+def test_a_box_that_sticks_out_is_cut_to_the_image():
     packed = pack_prompts([[Prompt(box=np.array([-5, 10, 70.5, 32]))]], [(32, 64)], SMALL)
     np.testing.assert_array_equal(packed.points[0, 0, :2], [[0, 10], [64, 32]])
 

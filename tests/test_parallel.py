@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_training import SMALL, make_batch, make_config
 
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.config import ParallelConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.parallel.mesh import make_mesh, param_shardings
@@ -47,7 +47,7 @@ def parallel_config(mode: str):
 
 
 def global_batch() -> Batch:
-    """8 pictures with unequal numbers of masks, one with none."""
+    """8 images with unequal numbers of masks, one with none."""
     parts = [make_batch(seed)._replace(embeddings=None) for seed in range(4)]
     batch = Batch(*(None if fields[0] is None else np.concatenate(fields) for fields in zip(*parts, strict=True)))
     batch.valid[5] = False
@@ -133,8 +133,8 @@ def test_a_checkpoint_goes_on_on_other_devices(before, after, programs, params, 
 @pytest.mark.parametrize(
     ("parallel", "batch_size", "accumulate", "message"),
     [
-        (ParallelConfig("mesh", 0, 1), 6, 1, "8 devices divide, got 6 pictures"),
-        (ParallelConfig("mesh", 0, 1), 8, 2, "8 devices divide, got 4 pictures"),
+        (ParallelConfig("mesh", 0, 1), 6, 1, "8 devices divide, got 6 images"),
+        (ParallelConfig("mesh", 0, 1), 8, 2, "8 devices divide, got 4 images"),
         (ParallelConfig("mesh", 1, 1), 8, 3, "divides into 3 parts"),
         (ParallelConfig("pmap", 2, 4), 8, 1, "expected fsdp 1"),
         (ParallelConfig("mesh", 8, 2), 16, 1, "needs 16 devices"),

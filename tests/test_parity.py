@@ -15,13 +15,13 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
 
-from sam_jax.checkpoint import expected_shapes
+from sam_jax.checkpoints.format import expected_shapes
+from sam_jax.checkpoints.hub import default_cache_dir, load_model
 from sam_jax.config import VIT_B, VIT_H, VIT_L
-from sam_jax.hub import default_cache_dir, load_model
+from sam_jax.data.images import read_image
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts
 from sam_jax.modeling.image_encoder import ImageEncoder
 from sam_jax.modeling.mask_decoder import MaskDecoder
-from sam_jax.ops.transforms import read_image
 from sam_jax.predictor import SamPredictor
 from sam_jax.types import PAD, Prompts
 
@@ -74,7 +74,7 @@ PROMPTS = {
 
 @dataclasses.dataclass
 class Case:
-    """A reference and our params with two non-square pictures, normalised and padded, and what both encoders say."""
+    """A reference and our params with two non-square images, normalised and padded, and what both encoders say."""
 
     size: str
 
@@ -157,7 +157,7 @@ def test_the_prompt_encoder_matches(name):
 
 @pytest.mark.parametrize("size", CONFIGS)
 def test_all_kinds_of_prompts_at_once_match_end_to_end(size):
-    """One padded batch of two pictures times seven prompts against fourteen single runs of the reference."""
+    """One padded batch of two images times seven prompts against fourteen single runs of the reference."""
     c = case(size)
     tokens = max(len(labels) for _, labels, _ in PROMPTS.values())
     points, labels = np.zeros((2, len(PROMPTS), tokens, 2), np.float32), np.full((2, len(PROMPTS), tokens), PAD)
@@ -280,8 +280,8 @@ def test_published_sizes_have_the_official_number_of_parameters(config, count):
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
 
 
-# prompt in pixels of the picture, expected predicted IoU of the last masks, expected first logits of the first mask.
-# They come from the tests of Hugging Face's port, for its picture car.png and the published ViT-B.
+# prompt in pixels of the image, expected predicted IoU of the last masks, expected first logits of the first mask.
+# They come from the tests of Hugging Face's port, for its image car.png and the published ViT-B.
 GOLDEN = [
     ({"point_coords": [(820, 1080)], "point_labels": [1]}, [0.6765, 0.9379, 0.8803], [-2.8550, -2.7988, -2.9625]),
     ({"point_coords": [(510, 1080)], "point_labels": [1]}, [0.3317, 0.7264, 0.7646], None),

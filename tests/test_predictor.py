@@ -10,7 +10,7 @@ from test_training import SMALL
 from sam_jax import Prompt, Sam, SamPredictor, predict_batch
 from sam_jax import model as model_module
 from sam_jax.modeling import init_params
-from sam_jax.ops.prompts import pack_prompts
+from sam_jax.prompting.prompts import pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD
 
 
@@ -22,11 +22,11 @@ def model() -> Sam:
 @pytest.fixture
 def predictor(model) -> SamPredictor:
     predictor = SamPredictor(model)
-    predictor.set_image(picture(40, 70))
+    predictor.set_image(make_image(40, 70))
     return predictor
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -70,8 +70,8 @@ def test_a_prompt_gives_the_same_alone_and_among_others_of_other_kinds(predictor
         np.testing.assert_allclose(together.low_res_logits[q], alone.low_res_logits[0], atol=1e-5)
         np.testing.assert_allclose(together.iou_predictions[q], alone.iou_predictions[0], atol=1e-5)
         np.testing.assert_allclose(together.masks[q], alone.masks[0], atol=1e-5)
-    other = picture(64, 33, seed=2)
-    batch = predict_batch(model, [picture(40, 70), other], [prompts[:3], prompts[:1]], return_logits=True)
+    other = make_image(64, 33, seed=2)
+    batch = predict_batch(model, [make_image(40, 70), other], [prompts[:3], prompts[:1]], return_logits=True)
     assert [result.masks.shape for result in batch] == [(3, 3, 40, 70), (1, 3, 64, 33)]
     np.testing.assert_allclose(batch[0].masks, together.masks[:3], atol=1e-5)
     predictor.set_image(other)
@@ -94,12 +94,12 @@ def test_coordinates_are_scaled_by_the_rounded_size():
     np.testing.assert_allclose(points[0, 0, 0], [25 * 64 / 50, 11 * 42 / 33], rtol=1e-6)
 
 
-def test_new_picture_sizes_and_prompt_counts_compile_nothing_new(model):
+def test_new_image_sizes_and_prompt_counts_compile_nothing_new(model):
     predictor = SamPredictor(model)
     model_module._encode.clear_cache()
     model_module._decode.clear_cache()
     for i, (height, width) in enumerate([(40, 70), (71, 33), (64, 64), (10, 200), (1, 1)]):
-        predictor.set_image(picture(height, width))
+        predictor.set_image(make_image(height, width))
         predictor.predict_prompts([Prompt([[0, 0]] * (j + 1), [1] * (j + 1)) for j in range(2 + i % 2)])
     assert model_module._encode._cache_size() == 1
     assert model_module._decode._cache_size() == 1
@@ -127,8 +127,8 @@ def test_more_prompts_than_the_largest_bucket_go_in_several_calls(predictor):
         np.testing.assert_allclose(together.masks[q], alone.masks[0], atol=1e-5)
 
 
-def test_pictures_go_in_groups_and_some_may_have_no_prompt(model):
-    images = [picture(40, 70), picture(30, 30, 1), picture(64, 33, 2)]
+def test_images_go_in_groups_and_some_may_have_no_prompt(model):
+    images = [make_image(40, 70), make_image(30, 30, 1), make_image(64, 33, 2)]
     prompts = [[Prompt([[5, 6]], [1])], [], [Prompt(box=[1, 2, 20, 30])] * 2]
     single = predict_batch(model, images, prompts, batch_size=1, return_logits=True)
     grouped = predict_batch(model, images, prompts, batch_size=2, return_logits=True)  # two, then one
@@ -143,8 +143,8 @@ def test_results_may_be_written_into(predictor):
         array[...] = 0
 
 
-def test_another_colour_order_or_kind_of_picture_means_what_it_shows(predictor, model):
-    image = picture(30, 20)
+def test_another_colour_order_or_kind_of_image_means_what_it_shows(predictor, model):
+    image = make_image(30, 20)
     predictor.set_image(image)
     expected = np.asarray(predictor.get_image_embedding())
     opaque = np.concatenate([image, np.full((30, 20, 1), 255, np.uint8)], -1)
@@ -155,12 +155,12 @@ def test_another_colour_order_or_kind_of_picture_means_what_it_shows(predictor, 
     assert predictor.original_size == (30, 20)
 
 
-def test_no_picture_is_an_error_until_one_is_set_and_after_reset(model):
+def test_no_image_is_an_error_until_one_is_set_and_after_reset(model):
     predictor = SamPredictor(model)
     assert not predictor.is_image_set
     with pytest.raises(RuntimeError, match="set_image"):
         predictor.predict()
-    predictor.set_image(picture(5, 6))
+    predictor.set_image(make_image(5, 6))
     assert predictor.is_image_set
     predictor.reset_image()
     with pytest.raises(RuntimeError, match="set_image"):
@@ -170,8 +170,8 @@ def test_no_picture_is_an_error_until_one_is_set_and_after_reset(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"point_coords": [[70, 10]], "point_labels": [1]}, "outside the picture of 70 x 40"),
-        ({"point_coords": [[-1, 10]], "point_labels": [1]}, "outside the picture"),
+        ({"point_coords": [[70, 10]], "point_labels": [1]}, "outside the image of 70 x 40"),
+        ({"point_coords": [[-1, 10]], "point_labels": [1]}, "outside the image"),
         ({"point_coords": [[3, np.nan]], "point_labels": [1]}, "finite"),
         ({"point_coords": [[3, 3]], "point_labels": [2]}, "1 .foreground. or 0 .background."),
         ({"point_coords": [[3, 3]], "point_labels": [1, 0]}, "one label for each of 1 points"),
@@ -181,7 +181,7 @@ def test_no_picture_is_an_error_until_one_is_set_and_after_reset(model):
         ({"box": [9, 20, 12, 3]}, "y1 > y0"),
         ({"box": [1, 2, 3]}, "x0, y0, x1, y1"),
         ({"box": [1, 2, np.inf, 4]}, "finite"),
-        ({"box": [80, 2, 90, 4]}, "outside the picture"),
+        ({"box": [80, 2, 90, 4]}, "outside the image"),
         ({"mask_input": np.zeros((1, 40, 70))}, "low_res_logits"),
         ({"mask_input": np.full((32, 32), np.nan)}, "finite"),
     ],
@@ -200,23 +200,23 @@ def test_a_bad_prompt_is_named(predictor, arguments, message):
         (np.zeros((5,), np.uint8), ValueError),
     ],
 )
-def test_a_bad_picture_is_named_and_the_one_before_stays(predictor, image, error):
-    with pytest.raises(error, match="picture"):
+def test_a_bad_image_is_named_and_the_one_before_stays(predictor, image, error):
+    with pytest.raises(error, match="image"):
         predictor.set_image(image)
     assert predictor.original_size == (40, 70)
 
 
-def test_lists_of_pictures_and_prompts_must_match(model):
-    with pytest.raises(ValueError, match="one list of prompts per picture"):
-        predict_batch(model, [picture(5, 5)], [])
+def test_lists_of_images_and_prompts_must_match(model):
+    with pytest.raises(ValueError, match="one list of prompts per image"):
+        predict_batch(model, [make_image(5, 5)], [])
     with pytest.raises(ValueError, match="batch_size of at least 1"):
-        predict_batch(model, [picture(5, 5)], [[]], batch_size=0)
+        predict_batch(model, [make_image(5, 5)], [[]], batch_size=0)
     assert predict_batch(model, [], []) == []
 
 
 def test_bfloat16_arithmetic_stays_close(model, predictor):
     low = SamPredictor(dataclasses.replace(model, dtype=jax.numpy.bfloat16))
-    low.set_image(picture(40, 70))
+    low.set_image(make_image(40, 70))
     exact, rough = (p.predict([[30, 20]], [1])[2] for p in (predictor, low))
     assert rough.dtype == np.float32
     assert np.abs(exact - rough).max() < 0.1 * np.abs(exact).max() + 0.05

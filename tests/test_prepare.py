@@ -5,10 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
-from data_cases import check, coco_json, encoded, picture, sa1b_files, write_files, write_pictures, write_tar
+from data_cases import check, coco_json, encoded, make_image, sa1b_files, write_files, write_images, write_tar
 from PIL import Image
 
-from sam_jax import cli
+from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.prepare import Prepare, prepare
 from sam_jax.data.prepared import PreparedSource
@@ -36,7 +36,7 @@ def tars(tmp_path):
 
 def test_sa_1b_goes_through_beam_to_array_record_and_back(tars, tmp_path, capsys):
     assert cli.main(["prepare", str(tars), "--out", str(tmp_path / "out")]) == 0
-    assert "5 pictures with 10 masks" in capsys.readouterr().out
+    assert "5 images with 10 masks" in capsys.readouterr().out
     path = tmp_path / "out" / "sam_sa1b" / "1.0.0"
     assert len(list(path.glob("*array_record*"))) == 2
     source = check_all(path, [0, 1, 2, 3, 4])
@@ -51,13 +51,13 @@ def test_sa_1b_goes_through_beam_to_array_record_and_back(tars, tmp_path, capsys
 
 
 def test_records_hold_areas_and_boxes(tmp_path):
-    write_pictures(tmp_path / "in", range(1))
+    write_images(tmp_path / "in", range(1))
     (tmp_path / "in" / "annotations.json").write_text(json.dumps(coco_json(range(1))))
     path = prepare(Prepare(tmp_path / "in", tmp_path / "out")).path
     import tensorflow_datasets as tfds
 
     (record,) = tfds.builder_from_directory(path).as_data_source("train")
-    mask = picture(0)[1][0]
+    mask = make_image(0)[1][0]
     assert record["masks"]["area"][0] == mask.sum()
     assert record["masks"]["box"][0].tolist() == [10, 4, 30, 10]
     assert record["size"].tolist() == list(mask.shape)
@@ -66,18 +66,18 @@ def test_records_hold_areas_and_boxes(tmp_path):
 
 def test_coco_label_maps_and_masks_are_prepared_alike(tmp_path):
     for part, numbers in (("train2017", range(3)), ("val2017", range(3, 5))):
-        write_pictures(tmp_path / "coco" / part, numbers)
+        write_images(tmp_path / "coco" / part, numbers)
         content = json.dumps(coco_json(numbers)).encode()
         write_files(tmp_path / "coco", {f"annotations/instances_{part}.json": content})
     result = prepare(Prepare(tmp_path / "coco", tmp_path / "out"))
-    assert (result.path.parent.name, result.pictures, result.masks) == ("sam_coco", 5, 10)
+    assert (result.path.parent.name, result.images, result.masks) == ("sam_coco", 5, 10)
     check_all(result.path, [0, 1, 2])
     check_all(result.path, [3, 4], "validation")
 
     for kind in ("labels", "masks"):
-        write_pictures(tmp_path / kind / "images", range(2))
+        write_images(tmp_path / kind / "images", range(2))
         for number in range(2):
-            rectangle, ellipse = picture(number)[1]
+            rectangle, ellipse = make_image(number)[1]
             path = tmp_path / kind / kind / str(number)
             if kind == "labels":
                 path.parent.mkdir(exist_ok=True)
@@ -89,8 +89,8 @@ def test_coco_label_maps_and_masks_are_prepared_alike(tmp_path):
         check_all(prepare(Prepare(tmp_path / kind, tmp_path / "out")).path, [0, 1])
 
 
-def test_pictures_that_are_neither_jpeg_nor_png_become_png(tmp_path):
-    image, _ = picture(0)
+def test_images_that_are_neither_jpeg_nor_png_become_png(tmp_path):
+    image, _ = make_image(0)
     files = sa1b_files(range(1))
     del files["sa_0.jpg"]
     write_files(tmp_path / "in", {**files, "sa_0.bmp": encoded(image, "BMP")})
@@ -110,11 +110,11 @@ def test_bad_records_are_left_out_counted_and_listed(tars, tmp_path, capsys):
     path.write_bytes(data[: data.index(files["sa_8.jpg"]) + 100])
     assert cli.main(["prepare", str(tars), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "5 pictures with 10 masks" in printed
+    assert "5 images with 10 masks" in printed
     assert "1 left out (no masks)" in printed
     lines = [json.loads(line) for line in (tmp_path / "out" / "bad_records.jsonl").read_text().splitlines()]
     reasons = [line["reason"] for line in lines]
-    assert sorted(reasons) == ["JSON cannot be read", "no masks", "picture cannot be decoded", "tar cut off"]
+    assert sorted(reasons) == ["JSON cannot be read", "image cannot be decoded", "no masks", "tar cut off"]
     assert all("sa_000002.tar" in line["where"] for line in lines)
     check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", [0, 1, 2, 3, 4])
 
@@ -129,7 +129,7 @@ def test_too_many_bad_records_are_an_error_and_leave_nothing_that_looks_finished
         write_files(tmp_path / "in", {f"{i}.jpg": files["sa_0.jpg"] if i == 0 else b"broken" for i in range(14)})
         (tmp_path / "in" / "annotations.json").write_text(json.dumps(coco_json(range(14))))
     assert cli.main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
-    assert "records cannot be used (picture cannot be decoded: 11)" in capsys.readouterr().err
+    assert "records cannot be used (image cannot be decoded: 11)" in capsys.readouterr().err
     assert (tmp_path / "out" / "bad_records.jsonl").exists()
     assert not list((tmp_path / "out").glob("sam_*"))
     with pytest.raises(ValueError, match="looked for"):

@@ -12,15 +12,16 @@ from test_detector_training import DETECTOR, make_config
 from test_training import SMALL
 
 from sam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor
-from sam_jax.checkpoint import save_checkpoint
-from sam_jax.detection.convert import save_detector
-from sam_jax.evals import box_segmenters, instances
-from sam_jax.evals.box_segmenters import FilledBox, SamBoxes
+from sam_jax.checkpoints.detector import save_detector
+from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.evals import instances
 from sam_jax.evals.instances import InstancesConfig
 from sam_jax.evals.proposal_baselines import Felzenszwalb
 from sam_jax.evals.proposals import ProposalsConfig, SamProposals
 from sam_jax.evals.result_files import read_results
 from sam_jax.evals.truth import read_truth
+from sam_jax.everything import box_masks
+from sam_jax.everything.box_masks import FilledBox, SamBoxes
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
@@ -34,13 +35,13 @@ def model():
 
 @pytest.fixture
 def data(tmp_path, model):
-    """Annotations, results and pictures of a small set with LVIS's fields, and a model's file."""
-    truth, _ = write_case(tmp_path, pictures=3, seed=1)
+    """Annotations, results and images of a small set with LVIS's fields, and a model's file."""
+    truth, _ = write_case(tmp_path, num_images=3, seed=1)
     (tmp_path / "images" / "val2017").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for picture in json.loads(truth.read_text())["images"]:
+    for image in json.loads(truth.read_text())["images"]:
         pixels = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-        name = picture["coco_url"].split("/")[-1]
+        name = image["coco_url"].split("/")[-1]
         Image.fromarray(pixels).resize(SIZE[::-1]).save(tmp_path / "images" / "val2017" / name)
     save_checkpoint(tmp_path / "model.safetensors", model.params, SMALL)
     return tmp_path
@@ -62,7 +63,7 @@ def instances_config(data, **changes) -> InstancesConfig:
         out=data / "out",
         annotations=data / "annotations.json",
         model=str(data / "model.safetensors"),
-        pictures_per_batch=2,
+        images_per_batch=2,
         workers=1,
     )
     return dataclasses.replace(config, **changes)
@@ -168,7 +169,7 @@ def test_a_box_is_asked_twice_as_by_hand_whatever_the_batch(model):
 
 
 def test_more_boxes_than_the_decoder_takes_at_once_keep_their_order(model, monkeypatch):
-    monkeypatch.setattr(box_segmenters, "PROMPT_BUCKETS", (1, 4))
+    monkeypatch.setattr(box_masks, "PROMPT_BUCKETS", (1, 4))
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     boxes = np.array([[x, 2, x + 12, 30] for x in range(6)], float)
     found = SamBoxes(model, batch_size=1)
@@ -185,14 +186,14 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     merged = next((data / "out").glob("box-*.results.json"))
     truth = read_truth(config.annotations)
     results = read_results(merged, truth, "segmentation")
-    assert [len(rows) for rows in results.values()] == [len(p.annotations) for p in truth.pictures.values()]
+    assert [len(rows) for rows in results.values()] == [len(p.annotations) for p in truth.images.values()]
     # The same masks, taken as made elsewhere, score the same, also in other processes.
     rescored = dataclasses.replace(config, results=merged, workers=2).evaluate().results[merged.stem]
     assert rescored["AP"] == report.results["box"]["AP"]
 
     boxes = [
         {"image_id": p.id, "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5 + a["id"] / 1000}
-        for p in truth.pictures.values()
+        for p in truth.images.values()
         for a in p.annotations
     ]
     (data / "boxes.json").write_text(json.dumps([*boxes, boxes[0] | {"bbox": [5, 5, 0, 4]}]))
@@ -203,7 +204,7 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     for method, result in report.results.items():
         (merged,) = (data / "detected").glob(f"{method.replace(' ', '_')}-*.results.json")
         found = read_results(merged, truth, "segmentation")
-        assert [len(rows) for rows in found.values()] == [min(3, len(p.annotations)) for p in truth.pictures.values()]
+        assert [len(rows) for rows in found.values()] == [min(3, len(p.annotations)) for p in truth.images.values()]
         assert {r["score"] for rows in found.values() for r in rows} <= {b["score"] for b in boxes}
         assert result["mIoU"] is None
     segmented = []
@@ -246,7 +247,7 @@ def test_what_is_found_counts_whatever_its_category_where_categories_are_left_as
     truth = read_truth(data / "annotations.json")
     results = [
         {"image_id": p.id, "category_id": 12345, "segmentation": o["segmentation"], "score": 1.0}
-        for p in truth.pictures.values()
+        for p in truth.images.values()
         for o in p.objects()
     ]
     (data / "perfect.json").write_text(json.dumps(results))
@@ -257,15 +258,15 @@ def test_what_is_found_counts_whatever_its_category_where_categories_are_left_as
     assert report.results["perfect"]["AP"] == 1
 
 
-def test_bad_pictures_are_named_and_the_others_scored(data):
+def test_bad_images_are_named_and_the_others_scored(data):
     names = sorted(path.name for path in (data / "images" / "val2017").iterdir())
     (data / "images" / "val2017" / names[0]).unlink()
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(data / "images" / "val2017" / names[1])
     report = instances_config(data, methods=("box",)).evaluate()
     assert report.results["box"]["pictures"] == 1
     left_out = report.results["box"]["left_out"]
-    assert "cannot be read" in left_out[f"picture 10 ({names[0]})"]
-    assert "masks of another size" in left_out[f"picture 11 ({names[1]})"]
+    assert "cannot be read" in left_out[f"image 10 ({names[0]})"]
+    assert "masks of another size" in left_out[f"image 11 ({names[1]})"]
     assert names[0] in report.table
 
 
@@ -283,8 +284,8 @@ def test_masks_of_another_size_than_the_truth_are_named(data):
     change(stored, lambda results: results[0].update(segmentation=encode_rle(np.ones((7, 9), bool))))
     left_out = config.evaluate().results["Felzenszwalb"]["left_out"]
     assert (
-        "expected masks of the picture's size (120, 150) (h, w), got {(7, 9): 1}"
-        in left_out["picture 11 (000000000011.jpg)"]
+        "expected masks of the image's size (120, 150) (h, w), got {(7, 9): 1}"
+        in left_out["image 11 (000000000011.jpg)"]
     )
 
 
@@ -293,8 +294,8 @@ def test_masks_of_another_size_than_the_truth_are_named(data):
     [
         (lambda c: c["images"].append(c["images"][0]), "different ids of images .* 10"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "different ids of annotations .* 1"),
-        (lambda c: c["annotations"].clear(), "annotated objects in .*, got none on 3 pictures"),
-        (lambda c: c["annotations"][0].update(image_id=99), "annotation 1 of .* belongs to picture 99"),
+        (lambda c: c["annotations"].clear(), "annotated objects in .*, got none on 3 images"),
+        (lambda c: c["annotations"][0].update(image_id=99), "annotation 1 of .* belongs to image 99"),
         (lambda c: c["annotations"][0].update(category_id=99), "annotation 1 of .* category 99"),
         (lambda c: c["categories"][0].update(frequency="x"), "expected a frequency"),
         (lambda c: c.pop("categories"), "list 'categories'"),
@@ -334,5 +335,5 @@ def test_what_is_missing_or_unknown_is_named(data):
         proposals_config(data, methods=("sum",)).evaluate()
     with pytest.raises(ValueError, match="unknown methods"):
         instances_config(data, methods=("sum",)).evaluate()
-    with pytest.raises(ValueError, match="none of 3 pictures can be scored"):
+    with pytest.raises(ValueError, match="none of 3 images can be scored"):
         proposals_config(data, images=data, methods=("Felzenszwalb",)).evaluate()

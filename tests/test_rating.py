@@ -14,7 +14,7 @@ from lvis_cases import SIZE
 from PIL import Image
 from rating_cases import make_study, sources, write_data
 
-from sam_jax import cli
+from sam_jax.commands import main as cli
 from sam_jax.evals.rating import study as study_module
 from sam_jax.evals.rating.report import compare, report_ratings
 from sam_jax.evals.rating.server import create_app
@@ -64,7 +64,7 @@ def test_objects_without_a_large_mask_are_not_drawn(data):
     truth = read_truth(data / "annotations.json")
     pair = {"truth": data / "annotations.json", "same": data / "same.json"}
     rows = [
-        o | {"image_id": p.id, "score": 1.0} for p in truth.pictures.values() for o in p.objects()
+        o | {"image_id": p.id, "score": 1.0} for p in truth.images.values() for o in p.objects()
     ]  # a detector's: bbox stands for the prompt
     (data / "same.json").write_text(json.dumps(rows))
     areas = [rle_area(job["segmentation"]) for job in sample_study(truth, pair, 1000, seed=0)["jobs"]]
@@ -151,7 +151,7 @@ def test_the_page_tells_nothing_of_the_source(client, study):
         assert not any(Path(job.picture).name in text for job in study.jobs)
 
 
-def test_every_view_is_a_picture(client):
+def test_every_view_is_a_image(client):
     for view in VIEWS:
         answer = client.get(f"/api/jobs/0/{view}.png")
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
@@ -170,7 +170,7 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
         return np.asarray(Image.open(path)).astype(int)
 
     alone = shown("mask", box=(50, 60, 40, 20))
-    assert alone.shape == (640, 800, 3)  # small pictures are enlarged
+    assert alone.shape == (640, 800, 3)  # small images are enlarged
     small = np.asarray(Image.fromarray(alone.astype(np.uint8)).resize(SIZE[::-1], Image.Resampling.NEAREST)).astype(int)
     yellow = (small[..., 0] > 200) & (small[..., 2] < 100)
     inside = np.zeros(SIZE, bool)
@@ -192,7 +192,7 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
     assert dot[2] > dot[0] + 100
     empty = Job(str(picture), encode_rle(np.zeros(SIZE, bool)), (0.0, 0.0, 5.0, 5.0), None, 0, "")
     assert render(empty, "zoom").startswith(b"\x89PNG")  # a model may find nothing
-    with pytest.raises(ValueError, match="picture of the mask's size"):
+    with pytest.raises(ValueError, match="image of the mask's size"):
         render(Job(str(picture), encode_rle(np.ones((4, 4), bool)), None, None, 0, ""), "picture")
 
 
@@ -255,8 +255,8 @@ def test_raters_of_other_machines_need_the_token(study):
     assert client.post("/api/next", params=ADA).json()["job"] == 0
 
 
-def test_a_picture_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_from_being_served(client, study):
-    study.check_pictures()
+def test_a_image_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_from_being_served(client, study):
+    study.check_images()
     gone = Path(study.jobs[0].picture)
     gone.unlink()
     answer = client.get("/api/jobs/0/picture.png")
@@ -264,11 +264,11 @@ def test_a_picture_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_
     assert str(gone.parent) not in answer.text
     other = next(i for i, job in enumerate(study.jobs) if job.picture != study.jobs[0].picture)
     assert client.get(f"/api/jobs/{other}/picture.png").status_code == 200
-    with pytest.raises(ValueError, match="expected a picture at"):
-        study.check_pictures()
+    with pytest.raises(ValueError, match="expected an image at"):
+        study.check_images()
     Image.new("RGB", (4, 4)).save(gone)
     with pytest.raises(ValueError, match="mask's size"):
-        study.check_pictures()
+        study.check_images()
 
 
 def test_a_torn_last_line_is_dropped_and_another_bad_line_named(study):
@@ -367,7 +367,7 @@ def test_the_command_samples_serves_and_reports(data, capsys):
 def test_masks_of_the_truth_are_those_of_the_file(study):
     truth = {
         json.dumps(o["segmentation"])
-        for p in read_truth(study.folder.parent / "annotations.json").pictures.values()
+        for p in read_truth(study.folder.parent / "annotations.json").images.values()
         for o in p.objects()
     }
     for job in study.jobs:

@@ -10,13 +10,19 @@ import torch
 from ritm_cases import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
 from ritm_original import random_params
 
-from sam_jax.cli import main
+from sam_jax.checkpoints.ritm import (
+    config_from_published,
+    load_ritm,
+    params_from_state,
+    published_tensors,
+    state_from_params,
+)
+from sam_jax.commands.main import main
 from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
-from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn, load_ritm, save_ritm
-from sam_jax.ritm.checkpoint import expected_shapes
-from sam_jax.ritm.convert import config_from_published, params_from_state, published_tensors, state_from_params
+from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn
+from sam_jax.ritm.checkpoint import expected_shapes, save_ritm
 from sam_jax.ritm.model import look, place, probabilities
 from sam_jax.ritm.network import click_disks, predict_logits
 from sam_jax.ritm.predictor import padded_side
@@ -78,7 +84,7 @@ def played():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_network_gives_the_original_logits_whatever_lies_beyond_the_picture(name):
+def test_the_network_gives_the_original_logits_whatever_lies_beyond_the_image(name):
     config = NETWORKS[name]
     (image, previous), (h, w) = inputs(), SHAPE
     images, maps = np.full((1, 96, 128, 3), 9, np.float32), np.full((1, 96, 128), 3, np.float32)
@@ -113,7 +119,7 @@ def test_clicks_and_boxes_compile_nothing_new(played):
     assert played[1] == [1, 1, 1]
 
 
-def test_pictures_of_other_sizes_compile_nothing_new(played):
+def test_images_of_other_sizes_compile_nothing_new(played):
     predictor = RitmPredictor(Ritm(TINY, random_params(TINY)), ZoomIn(**ZOOM))
     before = [function._cache_size() for function in JITTED]
     predictor.set_image(photo()[:81, :127])
@@ -146,7 +152,7 @@ def test_resizing_aligns_corners_as_pytorch():
         np.testing.assert_allclose(sample(x[0], rows, columns, np.array(old)), ours, atol=1e-6)
 
 
-def test_what_is_picture_is_told_from_what_is_not():
+def test_what_is_image_is_told_from_what_is_not():
     mask = inside(np.array([[2, 3], [1, 5]]), (4, 5))[..., 0]
     assert mask.sum((1, 2)).tolist() == [6, 5]
     assert mask[0, 1, 2]

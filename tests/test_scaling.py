@@ -103,7 +103,7 @@ def test_bytes_of_shapes():
 
 def test_collectives_of_a_program_compiled_here():
     mesh = make_mesh(2, 4)
-    cut, pictures = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "fsdp"), (("data", "fsdp"),)))
+    cut, images = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "fsdp"), (("data", "fsdp"),)))
 
     def loss(kernel, x):
         def turn(x, _):
@@ -111,7 +111,7 @@ def test_collectives_of_a_program_compiled_here():
 
         return jax.lax.scan(turn, x, length=5)[0].sum()
 
-    step = jax.jit(jax.grad(loss), in_shardings=(cut, pictures), out_shardings=cut)
+    step = jax.jit(jax.grad(loss), in_shardings=(cut, images), out_shardings=cut)
     shapes = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((8192, 64), jnp.float32)
     found = collectives(parse(step.lower(*shapes).compile().as_text()))
     gathers = [c for c in found if c.kind == "all-gather"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam_jax.config import TINY, PromptConfig
-from sam_jax.prompting.simulate import first_prompts, next_points, picture_pixels, round_schedule, sample_pixel
+from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule, sample_pixel
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Batch
 
 MODEL = dataclasses.replace(TINY, image_size=64)
@@ -61,7 +61,7 @@ def test_a_first_click_lies_in_its_mask_and_brings_the_padding_point(seed):
     assert masks[0, [0, 1], y, x].all()
 
 
-def test_box_noise_has_the_papers_spread_and_stays_in_the_picture():
+def test_box_noise_has_the_papers_spread_and_stays_in_the_image():
     masks = np.broadcast_to(rectangle(8, 8, 16, 24), (1, 4000, SIDE, SIDE))
     batch = make_batch(masks[:, :1])._replace(masks=masks, valid=np.ones((1, 4000), bool))
     batch = batch._replace(boxes=np.tile(batch.boxes, (1, 4000, 1)))
@@ -95,9 +95,9 @@ def test_corrections_fall_on_errors_with_the_right_label():
     assert labels_seen == {FOREGROUND, BACKGROUND}
 
 
-def test_a_perfect_prediction_is_answered_with_a_background_click_in_the_picture():
+def test_a_perfect_prediction_is_answered_with_a_background_click_in_the_image():
     truth = jnp.asarray(rectangle(0, 0, 20, 20))[None, None]
-    inside = picture_pixels(jnp.array([[64, 42]]), SIDE, MODEL)  # the picture is 21 columns of 32 wide
+    inside = image_pixels(jnp.array([[64, 42]]), SIDE, MODEL)  # the image is 21 columns of 32 wide
     for seed in range(10):
         point, label = next_points(jax.random.key(seed), truth, truth, inside, MODEL)
         x, y = np.asarray((point[0, 0] - 0.5) / 2).astype(int)
@@ -111,7 +111,7 @@ def test_errors_in_the_padding_do_not_attract_clicks():
     predicted = (
         truth | jnp.asarray(rectangle(25, 0, 32, 32))[None, None] | jnp.asarray(rectangle(10, 9, 11, 10))[None, None]
     )
-    inside = picture_pixels(jnp.array([[64, 42]]), SIDE, MODEL)
+    inside = image_pixels(jnp.array([[64, 42]]), SIDE, MODEL)
     point, label = next_points(jax.random.key(0), predicted, truth, inside, MODEL)
     assert np.asarray((point[0, 0] - 0.5) / 2).tolist() == [10, 9]
     assert label[0, 0] == BACKGROUND

@@ -15,7 +15,7 @@ from lvis_cases import SIZE, write_case
 from PIL import Image
 from test_bsds import write_truth
 
-from sam_jax.cli_config import load_config
+from sam_jax.config_file import load_config
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
 from sam_jax.evals.report import Report
@@ -98,19 +98,19 @@ def test_the_shipped_suite_has_a_place_and_a_source_for_every_task(tmp_path):
     assert not report.failed
 
 
-def write_data(root: Path, pictures: int = 7) -> None:
+def write_data(root: Path, images: int = 7) -> None:
     """BBBC038v1's layout with a few bright squares."""
-    for i in range(pictures):
+    for i in range(images):
         folder = root / f"bbbc038v1/stage1_train/{i:02}"
         (folder / "images").mkdir(parents=True)
         (folder / "masks").mkdir()
-        picture = np.full((40, 50, 3), 30, np.uint8)
+        image = np.full((40, 50, 3), 30, np.uint8)
         for j in range(1 + i % 3):
             mask = np.zeros((40, 50), np.uint8)
             mask[5 + j : 15 + 2 * j, 12 * j + i : 12 * j + i + 9] = 255
-            picture[mask > 0] = 90 + 20 * i
+            image[mask > 0] = 90 + 20 * i
             Image.fromarray(mask).save(folder / f"masks/{j}.png")
-        Image.fromarray(picture).save(folder / f"images/{i:02}.png")
+        Image.fromarray(image).save(folder / f"images/{i:02}.png")
 
 
 def points(root: Path, out: str, *methods: str) -> SinglePointConfig:
@@ -153,8 +153,8 @@ def get_config():
 METHODS = {"edges": "Sobel", "proposals": "Felzenszwalb", "instances": "box"}
 
 
-def test_processes_share_the_pictures_of_edges_proposals_and_instances(tmp_path):
-    write_case(tmp_path, pictures=3, seed=1)
+def test_processes_share_the_images_of_edges_proposals_and_instances(tmp_path):
+    write_case(tmp_path, num_images=3, seed=1)
     rng = np.random.default_rng(0)
     entries = json.loads((tmp_path / "annotations.json").read_text())["images"]
     names = [entry["coco_url"].split("/")[-1] for entry in entries]
@@ -207,7 +207,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path):
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["disc.jsonl"]
 
 
-def records(path: Path, segmenter: str, pictures: dict[str, list[tuple[float, float]]], clicks: int = 1) -> Path:
+def records(path: Path, segmenter: str, images: dict[str, list[tuple[float, float]]], clicks: int = 1) -> Path:
     header = {"segmenter": segmenter, "rules": {"clicks": clicks}}
     lines = [
         {
@@ -216,7 +216,7 @@ def records(path: Path, segmenter: str, pictures: dict[str, list[tuple[float, fl
             "problems": [],
             "masks": [{"mask": 0, "area": 9, "iou": [iou] * clicks, "best": best}],
         }
-        for dataset, rows in pictures.items()
+        for dataset, rows in images.items()
         for i, (iou, best) in enumerate(rows)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in [header, *lines]))
@@ -235,8 +235,8 @@ def test_two_methods_are_compared_mask_by_mask_on_what_they_share(tmp_path):
     report = CompareConfig(first, second, tmp_path / "out").evaluate()
     assert "| gtea | 1 | -30.0 | -30.0 to -30.0 | +10.0 | 0 | 1 | -21.4 |" in report.table
     assert "| mean of 2 datasets | 3 | -15.0 | | +15.0 | | | |" in report.table
-    with Image.open(tmp_path / "out/differences.png") as picture:
-        assert picture.size[0] > 400
+    with Image.open(tmp_path / "out/differences.png") as image:
+        assert image.size[0] > 400
 
 
 def test_records_that_can_t_be_compared_say_why(tmp_path):
@@ -250,5 +250,5 @@ def test_records_that_can_t_be_compared_say_why(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected records at .*c.jsonl"):
         compare(first, tmp_path / "c.jsonl")
     (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
-    with pytest.raises(ValueError, match="a protocol, then a line per picture"):
+    with pytest.raises(ValueError, match="a protocol, then a line per image"):
         compare(first, tmp_path / "d.jsonl")

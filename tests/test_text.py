@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from test_clip import SMALL as SMALL_CLIP
-from test_predictor import picture
+from test_predictor import make_image
 from test_training import SMALL
 
 from sam_jax import Clip, Prompt, Sam, SamConfig, SamPredictor, predict_batch
-from sam_jax.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import convert_file, load_any
+from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.clip.network import init_clip_params
 from sam_jax.config import VIT_B
-from sam_jax.convert import convert_file, load_any
 from sam_jax.modeling import decode_masks, encode_prompts, init_params
-from sam_jax.modeling.clip import init_clip_params
-from sam_jax.ops.prompts import pack_prompts
+from sam_jax.prompting.prompts import pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD, Prompts
 
 WITH_TEXT = dataclasses.replace(SMALL, text_dim=SMALL_CLIP.embedding_dim, text_encoder=SMALL_CLIP.name)
@@ -37,7 +37,7 @@ def clip() -> Clip:
 @pytest.fixture(scope="module")
 def predictor(model, clip) -> SamPredictor:
     predictor = SamPredictor(model, clip)
-    predictor.set_image(picture(*SIZE))
+    predictor.set_image(make_image(*SIZE))
     return predictor
 
 
@@ -100,7 +100,7 @@ def test_texts_go_with_points_boxes_and_masks_in_any_mix_and_batch(predictor, mo
     for q, prompt in enumerate(prompts):
         alone = predictor.predict_prompts([prompt])
         np.testing.assert_allclose(together.low_res_logits[q], alone.low_res_logits[0], atol=1e-5)
-    batch = predict_batch(model, [picture(*SIZE), picture(64, 33, 2)], [prompts, prompts[:1]], clip=clip)
+    batch = predict_batch(model, [make_image(*SIZE), make_image(64, 33, 2)], [prompts, prompts[:1]], clip=clip)
     np.testing.assert_allclose(batch[0].low_res_logits, together.low_res_logits, atol=1e-5)
     _, _, logits = predictor.predict(np.array([[30, 20]]), np.array([1]), text="a wheel")
     np.testing.assert_allclose(logits, together.low_res_logits[1], atol=1e-5)
@@ -127,13 +127,13 @@ def test_bad_texts_and_models_are_called_so(predictor, model, clip):
     with pytest.raises(ValueError, match="not trained for text prompts, so it takes no CLIP"):
         SamPredictor(plain, clip)
     without = SamPredictor(plain)
-    without.set_image(picture(*SIZE))
+    without.set_image(make_image(*SIZE))
     with pytest.raises(ValueError, match="'tiny' was not trained for text prompts; give points"):
         without.predict(text="a wheel")
     with pytest.raises(ValueError, match="not trained for text prompts"):
-        predict_batch(plain, [picture(*SIZE)], [[Prompt(text="a wheel")]])
+        predict_batch(plain, [make_image(*SIZE)], [[Prompt(text="a wheel")]])
     no_clip = SamPredictor(model)
-    no_clip.set_image(picture(*SIZE))
+    no_clip.set_image(make_image(*SIZE))
     with pytest.raises(ValueError, match=r"clip=load_clip\('small'\)"):
         no_clip.predict(text="a wheel")
     for change in ({"embedding_dim": 16}, {"name": "other"}):

@@ -10,19 +10,19 @@ from PIL import Image
 from test_clip import SMALL as CLIP
 from test_text import WITH_TEXT
 
-from sam_jax import cli
-from sam_jax.checkpoint import save_checkpoint
+from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints.layout import without_text_prompt
+from sam_jax.clip.network import init_clip_params
+from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
-from sam_jax.convert.layout import without_text_prompt
 from sam_jax.data.phrases import Phrased, read_phrases
-from sam_jax.data.shapes import COLOURS, draw_picture, relations, write_shapes
+from sam_jax.data.shapes import COLOURS, draw_image, relations, write_shapes
 from sam_jax.data.sources import open_source
 from sam_jax.evals.text import ROWS, TextEvalConfig, exchange_texts
+from sam_jax.everything.text_search import search
 from sam_jax.modeling import init_params
-from sam_jax.modeling.clip import init_clip_params
 from sam_jax.ops.rle import counts_from_mask, encode_rle
 from sam_jax.ops.transforms import as_rgb
-from sam_jax.text_search import search
 
 
 class KnownMasks:
@@ -130,9 +130,7 @@ def test_mistakes_with_texts_end_with_a_message(files, capsys, arguments, messag
 
 def test_the_search_command_writes_what_it_found(files, tmp_path, monkeypatch):
     _, masks = stripes()
-    monkeypatch.setattr(
-        "sam_jax.automatic_mask_generator.SamAutomaticMaskGenerator", lambda *arguments: KnownMasks(*masks)
-    )
+    monkeypatch.setattr("sam_jax.everything.generator.SamAutomaticMaskGenerator", lambda *arguments: KnownMasks(*masks))
     texts = ["--text", "a wheel", "--text", "green grass", "--top", 2]
     models = ["--model", files / "plain.safetensors", "--clip", files / "clip.safetensors"]
     assert run("search", files / "photo.png", *texts, *models, "--out", tmp_path) == 0
@@ -146,7 +144,7 @@ def test_the_search_command_writes_what_it_found(files, tmp_path, monkeypatch):
 
 def test_shapes_do_not_overlap_and_each_has_a_description_of_its_own():
     for seed in range(8):
-        image, shapes = draw_picture(np.random.default_rng(seed))
+        image, shapes = draw_image(np.random.default_rng(seed))
         assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
         assert 2 <= len(shapes) <= 5
         assert sum(shape.mask.astype(int) for shape in shapes).max() == 1
@@ -169,7 +167,7 @@ def test_written_shapes_are_training_data_and_phrases(tmp_path):
     assert len(train) + len(validation) == 4
     rows = read_phrases(path)
     assert len(rows) == 4
-    _, shapes = draw_picture(np.random.default_rng((3, 0)))
+    _, shapes = draw_image(np.random.default_rng((3, 0)))
     assert rows[0].texts == tuple(shape.caption for shape in shapes)
     assert [mask["counts"] for mask in rows[0].example.masks] == [encode_rle(s.mask)["counts"] for s in shapes]
 

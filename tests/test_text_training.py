@@ -11,10 +11,10 @@ from test_text import WITH_TEXT
 from test_training import SMALL, make_batch, make_config
 
 from sam_jax import Clip, Prompt, SamPredictor, load_model
-from sam_jax.checkpoint import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.clip.network import init_clip_params
 from sam_jax.config import ClipConfig, FinetuneConfig, ParallelConfig, PromptConfig, TextConfig
 from sam_jax.modeling import init_params
-from sam_jax.modeling.clip import init_clip_params
 from sam_jax.modeling.prompt_encoder import init_text_projection
 from sam_jax.ops.transforms import as_rgb
 from sam_jax.prompting.text import object_views
@@ -46,11 +46,11 @@ def test_objects_are_seen_in_squares_up_to_twice_their_size_with_and_without_wha
     views = jax.jit(functools.partial(object_views, clip=CLIP, config=TextConfig("unused")))
     covered, hidden = [], []
     for seed in range(12):
-        pictures, patches, has_text = views(jax.random.key(seed), batch)
-        assert pictures.shape == (2, 3, 32, 32, 3)
+        images, patches, has_text = views(jax.random.key(seed), batch)
+        assert images.shape == (2, 3, 32, 32, 3)
         assert has_text.all()
         # The rectangles have one colour each; it fills from all to a quarter of the square's longer side squared.
-        seen = np.asarray((pictures != 0).any(-1).mean((-1, -2)))[batch.valid]
+        seen = np.asarray((images != 0).any(-1).mean((-1, -2)))[batch.valid]
         covered.append(np.asarray(patches.mean((-1, -2)))[batch.valid])
         hidden.append(seen < 0.99)
     aspect = (batch.boxes[..., 2:] - batch.boxes[..., :2] + 1)[batch.valid]

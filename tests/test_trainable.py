@@ -115,7 +115,7 @@ def test_an_update_without_finite_gradients_is_left_out(params):
     assert bool((after.params["mask_decoder"]["iou_token"] != state.params["mask_decoder"]["iou_token"]).any())
 
 
-def test_embeddings_of_a_frozen_encoder_take_the_place_of_pictures(params):
+def test_embeddings_of_a_frozen_encoder_take_the_place_of_images(params):
     from sam_jax.modeling import encode_image, normalize_images
 
     config = make_config(finetune=FinetuneConfig("^mask_decoder/"), prompts=ONE_ROUND)

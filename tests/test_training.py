@@ -57,7 +57,7 @@ def start(config: TrainConfig, params):
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """Coloured rectangles on a non-square picture, one empty slot."""
+    """Coloured rectangles on a non-square image, one empty slot."""
     rng = np.random.default_rng(seed)
     images = np.zeros((2, 64, 64, 3), np.uint8)
     images[:, :48] = 40
@@ -74,7 +74,7 @@ def make_batch(seed: int = 0) -> Batch:
     return Batch(images, np.tile(np.int32([48, 64]), (2, 1)), masks, boxes, valid)
 
 
-def test_focal_loss_is_the_formula_averaged_over_the_picture():
+def test_focal_loss_is_the_formula_averaged_over_the_image():
     logits, truth = np.array([[2.0, -1.0], [0.5, 9.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
     pixels = np.array([[1.0, 1.0], [1.0, 0.0]])
     p = 1 / (1 + np.exp(-logits))
@@ -188,7 +188,7 @@ def test_one_batch_overfits_and_the_fourier_matrix_stays():
     )
 
 
-def test_positions_resize_to_a_larger_picture_and_refuse_another_model():
+def test_positions_resize_to_a_larger_image_and_refuse_another_model():
     params = init_params(SMALL, jax.random.key(0))
     large = dataclasses.replace(SMALL, name="large", image_size=128)
     expected = jax.eval_shape(functools.partial(init_params, large), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Every data set of the paper is read from its published layout, here with one or two pictures of a few pixels."""
+"""Every data set of the paper is read from its published layout, here with one or two images of a few pixels."""
 
 import json
 import re
@@ -71,10 +71,10 @@ def coco(name: str, **entry) -> dict:
     }
 
 
-def write_coco(json_path: str, picture: str, name: str | None = None):
+def write_coco(json_path: str, image: str, name: str | None = None):
     def write(root: Path) -> None:
-        save(root / picture)
-        save_json(root / json_path, coco(name or Path(picture).name))
+        save(root / image)
+        save_json(root / json_path, coco(name or Path(image).name))
 
     return write
 
@@ -212,7 +212,7 @@ def write_gtea(root):
     save(root / "GTEA/Masks/S1_Cheese_C1_0000000001.png", mask(1, 2).astype(np.uint8) * 255)
 
 
-LAYOUTS = {  # name -> (writer, pictures, masks)
+LAYOUTS = {  # name -> (writer, images, masks)
     "ppdls": (write_ppdls, 2, 4),
     "bbbc038v1": (write_bbbc, 1, 2),
     "doors": (write_doors, 1, 1),
@@ -258,7 +258,7 @@ LAYOUTS = {  # name -> (writer, pictures, masks)
 def test_the_registry_is_the_papers_table():
     assert set(LAYOUTS) == set(PAPER_DATASETS)
     assert len(PAPER_DATASETS) == 23
-    assert sum(d.pictures for d in PAPER_DATASETS.values()) == 40_188
+    assert sum(d.images for d in PAPER_DATASETS.values()) == 40_188
     assert sum(d.masks for d in PAPER_DATASETS.values()) == 172_653
     assert np.mean([d.difference for d in PAPER_DATASETS.values()]) == pytest.approx(9.24, abs=0.005)
     assert sum(d.difference > 0 for d in PAPER_DATASETS.values()) == 16
@@ -269,12 +269,12 @@ def test_the_registry_is_the_papers_table():
 
 @pytest.mark.parametrize("name", PAPER_DATASETS)
 def test_a_published_layout_is_read(name, tmp_path):
-    write, pictures, masks = LAYOUTS[name]
+    write, images, masks = LAYOUTS[name]
     write(tmp_path / name)
     source = DATASETS[name].open(tmp_path, name)
     sample = sample_examples(source, folder=tmp_path / name)
     assert not sample.problems
-    assert len(sample.examples) == pictures  # names do not collide
+    assert len(sample.examples) == images  # names do not collide
     assert sum(len(e.masks) for e in sample.examples.values()) == masks
     example = next(iter(sample.examples.values()))
     assert example.image().shape == (H, W, 3)
@@ -308,11 +308,11 @@ def test_missing_maps_and_masks_of_another_size_are_named(tmp_path):
         DATASETS["ade20k"].open(tmp_path, "ade20k")[1]
     for path in folder.glob("*_seg.png"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no maps beside the pictures"):
+    with pytest.raises(FileNotFoundError, match="no maps beside the images"):
         DATASETS["ade20k"].open(tmp_path, "ade20k")
 
 
-def test_ids_of_pictures_that_occur_twice_are_named(tmp_path):
+def test_ids_of_images_that_occur_twice_are_named(tmp_path):
     content = coco("a.jpg")
     content["images"] *= 2
     save(tmp_path / "lvis/val2017/a.jpg")

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 import transformers
 
+from sam_jax.checkpoints import params_from_state
+from sam_jax.checkpoints.huggingface import config_to_huggingface
 from sam_jax.config import SamConfig
-from sam_jax.convert import params_from_state
-from sam_jax.convert.huggingface import config_to_huggingface
 from sam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, Params
 
 
@@ -41,13 +41,13 @@ def params_of(model: transformers.SamModel, config: SamConfig) -> Params:
 
 
 def reference_embedding(model: transformers.SamModel, pixels: np.ndarray) -> torch.Tensor:
-    """Normalised pictures (B, S, S, 3) -> (B, D, h, w)."""
+    """Normalised images (B, S, S, 3) -> (B, D, h, w)."""
     with torch.inference_mode():
         return model.get_image_embeddings(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
 
 
 def split_prompt(points: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
-    """One prompt of ours, (N, 2) and (N,) without padding, for one picture in Hugging Face's arguments."""
+    """One prompt of ours, (N, 2) and (N,) without padding, for one image in Hugging Face's arguments."""
     clicks, corners = labels < BOX_TOP_LEFT, (labels == BOX_TOP_LEFT) | (labels == BOX_BOTTOM_RIGHT)
     clicks = clicks & (labels != NOT_A_POINT)  # theirs appends that point by itself, where there is no box
     prompt = {}
@@ -66,7 +66,7 @@ def reference_masks(
     labels: np.ndarray,
     mask_logits: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All four masks of one prompt on one picture: logits (4, S, S) and IoU predictions (4,), the single mask first."""
+    """All four masks of one prompt on one image: logits (4, S, S) and IoU predictions (4,), the single mask first."""
     prompt = split_prompt(points, labels)
     if mask_logits is not None:
         prompt["input_masks"] = torch.from_numpy(mask_logits)[None, None]

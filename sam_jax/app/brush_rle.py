@@ -3,7 +3,7 @@
 A stream of bits, the highest of each byte first: the number of values (32 bits); the bits of a value less one (5);
 four widths, each less one (4 bits each). Then blocks: one bit, set if one value is repeated; which of the widths the
 length has (2 bits); the length less one; the value, or as many values as that. The values are the mask as an RGBA
-picture, row by row, and Label Studio looks at its opacity.
+image, row by row, and Label Studio looks at its opacity.
 """
 
 from __future__ import annotations

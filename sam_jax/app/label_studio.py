@@ -15,9 +15,9 @@ accepted refine it, each after choosing the label again; with Alt they are of th
 Label Studio from 1.23 asks no backend at an address of this machine or a private network, unless it is started
 with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.
 
-Pictures are those of the project, which Label Studio has as local files (/data/local-files/?d=folder/picture.jpg) or
+Images are those of the project, which Label Studio has as local files (/data/local-files/?d=folder/picture.jpg) or
 lie in its folder of uploads (media/upload); with --label-studio the rest is fetched, see `label_studio_files`.
-Predictions that are asked for without a click are the masks that the project has of a picture.
+Predictions that are asked for without a click are the masks that the project has of an image.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from sam_jax.app.brush_rle import encode_brush
-from sam_jax.app.label_studio_files import LabelStudio, file_of, find_picture
+from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
 from sam_jax.app.messages import MAX_POINTS
 from sam_jax.app.session import Answer, ModelSession
 from sam_jax.engine.store import Store
-from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import Rle, decode_rle
+from sam_jax.prompting.prompts import Prompt
 
 MAX_TASKS = 10_000  # Label Studio asks for all that are chosen at once
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -46,7 +46,7 @@ Labels = Annotated[list[str], Field(max_length=16)]
 
 
 class Value(BaseModel):
-    """Of a region, in percent of the picture."""
+    """Of a region, in percent of the image."""
 
     x: Percent
     y: Percent
@@ -95,8 +95,8 @@ class Setup(NamedTuple):
     """Of a labelling setup, the first BrushLabels."""
 
     from_name: str  # its name
-    to_name: str  # of its picture
-    field: str  # of a task, that has the picture's address
+    to_name: str  # of its image
+    field: str  # of a task, that has the image's address
     labels: frozenset[str]  # none if every task brings its own
 
 
@@ -106,8 +106,8 @@ def label_studio_routes(
     """The routes, to be included under a prefix.
 
     Args:
-        max_pixels: larger pictures are not fetched.
-        source: where pictures are fetched from that the project does not have; None: nowhere.
+        max_pixels: larger images are not fetched.
+        source: where images are fetched from that the project does not have; None: nowhere.
     """
     router = APIRouter()
 
@@ -144,11 +144,11 @@ def label_studio_routes(
         return {"results": results, "model_version": model_version}
 
     async def clicked(task: Task, regions: list[Region], names: Setup) -> dict[str, Any]:
-        picture = await run_in_threadpool(get_picture, task, names.field)
-        embedded = await session.embed(picture)
+        stored = await run_in_threadpool(get_image, task, names.field)
+        embedded = await session.embed(stored)
         prompt, label = _read_regions(regions, embedded.size)
         prompt.check(embedded.size)
-        answer = await session.predict(picture, prompt)
+        answer = await session.predict(stored, prompt)
         return await run_in_threadpool(_best, answer, len(regions) == 1, names, label)
 
     def kept(tasks: list[Task], names: Setup) -> list[Any]:
@@ -161,17 +161,17 @@ def label_studio_routes(
         score = sum(scores) / len(scores) if scores else None
         return {"result": regions, "score": score, "model_version": model_version}
 
-    def get_picture(task: Task, field: str) -> int:
+    def get_image(task: Task, field: str) -> int:
         file = file_of(task.data.get(field))
-        found = find_picture(store, file)
+        found = find_image(store, file)
         if found is not None:
             return found
         if source is None:
             raise ValueError(
-                f"expected a picture of the project, got {file[:80]!r}; restart sam-jax annotate if it is new in its "
+                f"expected an image of the project, got {file[:80]!r}; restart sam-jax annotate if it is new in its "
                 "folder, or fetch what lies in Label Studio with --label-studio"
             )
-        return source.add_picture(store, file, max_pixels)
+        return source.add_image(store, file, max_pixels)
 
     return router
 
@@ -199,12 +199,12 @@ def _read_setup(config: str) -> Setup:
 
 
 def _kept(store: Store, task: Task, names: Setup) -> list[dict[str, Any]]:
-    """The masks that the project has of a task's picture, proposed ones too; none if it does not have the picture."""
+    """The masks that the project has of a task's image, proposed ones too; none if it does not have the image."""
     try:
-        picture = find_picture(store, file_of(task.data.get(names.field)))
+        stored = find_image(store, file_of(task.data.get(names.field)))
     except ValueError:
-        picture = None
-    masks = [] if picture is None else [mask for mask in store.masks(picture) if mask.state != "rejected"]
+        stored = None
+    masks = [] if stored is None else [mask for mask in store.masks(stored) if mask.state != "rejected"]
     return [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks]
 
 
@@ -214,7 +214,7 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
     points, labels, box, label = [], [], None, ""
     for region in regions:
         if (region.original_height, region.original_width) != size or region.image_rotation:
-            raise ValueError(f"expected regions of a picture of {W} x {H} pixels that is not rotated")
+            raise ValueError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
         if region.type not in ("keypointlabels", "rectanglelabels"):
             continue
         value = Value.model_validate(region.value)

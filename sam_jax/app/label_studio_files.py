@@ -1,7 +1,7 @@
-"""Pictures that lie in Label Studio, asked for at the one address that the user named.
+"""Images that lie in Label Studio, asked for at the one address that the user named.
 
 A task is written by whoever may import tasks, so its address is never followed. It only tells which file is meant, an
-upload or one of the local files storage, and that is asked for at the named address, without redirects. Only pictures
+upload or one of the local files storage, and that is asked for at the named address, without redirects. Only images
 are kept, in the project's folder.
 """
 
@@ -16,15 +16,14 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from sam_jax.data.images import IMAGE_SUFFIXES, decode_image
 from sam_jax.engine.records import check_name
 from sam_jax.engine.store import Store
-from sam_jax.everything import SUFFIXES
 from sam_jax.files import write_atomically
-from sam_jax.ops.transforms import decode_image
 
 FOLDER = "label_studio"  # below the project's
 UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"
-MAX_FILE = 256 << 20  # bytes of a picture's file
+MAX_FILE = 256 << 20  # bytes of an image's file
 TIMEOUT = 30.0  # seconds
 
 
@@ -40,14 +39,14 @@ def file_of(address: object) -> str:
         return check_name(f"upload/{unquote(name)}")
     if parts.path.endswith(LOCAL_FILES) and (path := (parse_qs(parts.query).get("d") or [""])[-1].lstrip("/")):
         return check_name(f"local-files/{path}")
-    raise ValueError(f"expected a task's picture at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
+    raise ValueError(f"expected a task's image at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
 
 
-def find_picture(store: Store, file: str) -> int | None:
-    """The id of the project's picture that a file (see `file_of`) is; None if it is none, or may be several.
+def find_image(store: Store, file: str) -> int | None:
+    """The id of the project's image that a file (see `file_of`) is; None if it is none, or may be several.
 
-    Of local files, Label Studio's root may lie above or below the folder of pictures, or be called otherwise here: what
-    counts is the longest end of the path. Of uploads, the project has those that were fetched, and if its pictures are
+    Of local files, Label Studio's root may lie above or below the folder of images, or be called otherwise here: what
+    counts is the longest end of the path. Of uploads, the project has those that were fetched, and if its images are
     Label Studio's own folder of them, all.
     """
     kind, _, path = file.partition("/")
@@ -67,11 +66,11 @@ def find_picture(store: Store, file: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class LabelStudio:
-    """A server that pictures are fetched from.
+    """A server that images are fetched from.
 
     Args:
         url: its address, such as http://localhost:8080.
-        key: of a user who may see the pictures: a personal access token or a legacy one.
+        key: of a user who may see the images: a personal access token or a legacy one.
 
     Raises:
         ValueError: no such address, or no key.
@@ -89,28 +88,28 @@ class LabelStudio:
                 "expected a token of Label Studio in LABEL_STUDIO_API_KEY; its page Account & Settings has it"
             )
 
-    def add_picture(self, store: Store, file: str, max_pixels: int) -> int:
+    def add_image(self, store: Store, file: str, max_pixels: int) -> int:
         """Fetches a file (see `file_of`) into the project's folder.
 
         Returns:
-            The id of its picture in the store.
+            The id of its image in the store.
 
         Raises:
-            ValueError: Label Studio does not give it away, or it is no picture or too large a one.
+            ValueError: Label Studio does not give it away, or it is no image or too large a one.
             OSError: no answer, or it can't be written.
         """
-        if PurePosixPath(file).suffix.lower() not in SUFFIXES:
-            raise ValueError(f"expected a picture, got {file[:80]!r}")
+        if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(f"expected an image, got {file[:80]!r}")
         content = self._get(file)
         decode_image(io.BytesIO(content), file, max_pixels=max_pixels)
         root = store.folder.resolve() / FOLDER
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-        store.add_pictures(root, [file])
+        store.add_images(root, [file])
         query = "SELECT pictures.id FROM pictures JOIN roots ON roots.id = root_id WHERE path = ? AND name = ?"
-        ((picture,),) = store.rows(query, (str(root), file))
-        return picture
+        ((image,),) = store.rows(query, (str(root), file))
+        return image
 
     def _get(self, file: str) -> bytes:
         kind, _, name = file.partition("/")

@@ -31,7 +31,7 @@ class Message(BaseModel):
 
 
 class Click(Message):
-    """A click in pixels of the picture, upright."""
+    """A click in pixels of the image, upright."""
 
     x: Coordinate
     y: Coordinate

@@ -2,9 +2,9 @@
 
     GET    /                                    the page; its parts under /assets
     GET    /api/state                           stage, model, progress
-    POST   /api/next                            this annotator's picture: the one left open, or else a new one
+    POST   /api/next                            this annotator's image: the one left open, or else a new one
     POST   /api/back                            the one that they finished or skipped last, open again
-    GET    /api/pictures/P                      a picture with its masks; /image its pixels, /sa1b.json for download
+    GET    /api/pictures/P                      an image with its masks; /image its pixels, /sa1b.json for download
     POST   /api/pictures/P/embed                answers once clicks on it are quick
     POST   /api/pictures/P/predict              masks for clicks and a box
     PUT    /api/pictures/P/masks/M              keeps a mask under an id of the client's choice; again: replaces it
@@ -30,6 +30,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from sam_jax.app.exports import file_stem, to_coco, to_sa1b
+from sam_jax.app.images import read_stored, to_jpeg
 from sam_jax.app.label_studio import label_studio_routes
 from sam_jax.app.label_studio_files import LabelStudio
 from sam_jax.app.messages import (
@@ -41,21 +42,20 @@ from sam_jax.app.messages import (
     SaveRequest,
     Segmentation,
 )
-from sam_jax.app.pictures import read_picture, to_jpeg
 from sam_jax.app.session import ModelSession
-from sam_jax.engine.records import MaskRecord, Picture
+from sam_jax.engine.records import MaskRecord, StoredImage
 from sam_jax.engine.store import Store
 from sam_jax.model import Sam
-from sam_jax.ops.prompts import Prompt
+from sam_jax.prompting.prompts import Prompt
 from sam_jax.web.guard import Access, Guard
 from sam_jax.web.serving import PERSON, answer_errors, serve_page
 
-MAX_PIXELS = 50_000_000  # of a picture: the page holds several planes of this size
-READERS = 4  # pictures decoded at a time: each takes memory
-AHEAD = 2  # pictures of every annotator's queue that are embedded ahead
+MAX_PIXELS = 50_000_000  # of an image: the page holds several planes of this size
+READERS = 4  # images decoded at a time: each takes memory
+AHEAD = 2  # images of every annotator's queue that are embedded ahead
 
 Annotator = Annotated[str, Query(pattern=PERSON, description="who annotates")]
-PictureId = Annotated[int, Path(ge=1, le=2**53)]
+ImageId = Annotated[int, Path(ge=1, le=2**53)]
 MaskId = Annotated[str, Path(pattern=MASK_ID)]
 
 
@@ -80,20 +80,20 @@ def create_app(
     """The ASGI application.
 
     Args:
-        store: has the pictures.
+        store: has the images.
         model: what predicts.
         access: who may ask.
         model_version: kept with every mask.
-        max_pixels: larger pictures are refused.
-        label_studio: whose pictures may be fetched.
+        max_pixels: larger images are refused.
+        label_studio: whose images may be fetched.
     """
 
     readers = threading.BoundedSemaphore(READERS)
 
     def read(picture_id: int) -> np.ndarray:
-        picture = store.picture(picture_id)
+        stored = store.image(picture_id)
         with readers:
-            image = read_picture(picture, max_pixels)
+            image = read_stored(stored, max_pixels)
         store.set_size(picture_id, image.shape[1], image.shape[0])
         return image
 
@@ -117,33 +117,33 @@ def create_app(
     answer_errors(app)
     serve_page(app, "annotate")
 
-    def picture_or_404(picture_id: int) -> Picture:
+    def image_or_404(picture_id: int) -> StoredImage:
         try:
-            return store.picture(picture_id)
+            return store.image(picture_id)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
 
     async def check(picture_id: int) -> None:
         if picture_id not in session:  # clicks on one that is embedded do not go to the store
-            await run_in_threadpool(picture_or_404, picture_id)
+            await run_in_threadpool(image_or_404, picture_id)
 
-    def describe(picture: Picture) -> dict[str, Any]:
-        masks = [dataclasses.asdict(mask) for mask in store.masks(picture.id) if mask.state != "rejected"]
+    def describe(stored: StoredImage) -> dict[str, Any]:
+        masks = [dataclasses.asdict(mask) for mask in store.masks(stored.id) if mask.state != "rejected"]
         fields = ("id", "name", "width", "height")
-        return {"picture": {field: getattr(picture, field) for field in fields}, "masks": masks}
+        return {"picture": {field: getattr(stored, field) for field in fields}, "masks": masks}
 
     @app.get("/api/state")
     def state(annotator: Annotator) -> dict[str, Any]:
         return {"stage": store.stage, "model": model_version, "progress": _progress(store, annotator)}
 
-    async def opened(open_one: Callable[[str], Picture | None], annotator: str) -> dict[str, Any]:
-        picture, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
-        session.ahead([p.id for p in ([picture] if picture else []) + upcoming])
-        content = {"picture": None, "masks": []} if picture is None else await run_in_threadpool(describe, picture)
+    async def opened(open_one: Callable[[str], StoredImage | None], annotator: str) -> dict[str, Any]:
+        stored, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
+        session.ahead([p.id for p in ([stored] if stored else []) + upcoming])
+        content = {"picture": None, "masks": []} if stored is None else await run_in_threadpool(describe, stored)
         return content | {"upcoming": [p.id for p in upcoming]}
 
     @app.post("/api/next")
-    async def next_picture(annotator: Annotator) -> dict[str, Any]:
+    async def next_image(annotator: Annotator) -> dict[str, Any]:
         return await opened(store.claim, annotator)
 
     @app.post("/api/back")
@@ -151,23 +151,23 @@ def create_app(
         return await opened(store.back, annotator)
 
     @app.get("/api/pictures/{picture_id}")
-    def one_picture(picture_id: PictureId) -> dict[str, Any]:
-        return describe(picture_or_404(picture_id))
+    def one_image(picture_id: ImageId) -> dict[str, Any]:
+        return describe(image_or_404(picture_id))
 
     @app.get("/api/pictures/{picture_id}/image", response_class=Response)
-    def image(picture_id: PictureId) -> Response:
-        picture = picture_or_404(picture_id)
-        content = to_jpeg(read(picture.id))
+    def image(picture_id: ImageId) -> Response:
+        stored = image_or_404(picture_id)
+        content = to_jpeg(read(stored.id))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
     @app.post("/api/pictures/{picture_id}/embed")
-    async def embed_picture(picture_id: PictureId) -> dict[str, Any]:
+    async def embed_image(picture_id: ImageId) -> dict[str, Any]:
         await check(picture_id)
         await session.prepare(picture_id)
         return {"embedded": True}
 
     @app.post("/api/pictures/{picture_id}/predict")
-    async def predict(picture_id: PictureId, request: PredictRequest) -> PredictAnswer:
+    async def predict(picture_id: ImageId, request: PredictRequest) -> PredictAnswer:
         prompts = len(request.points) + (request.box is not None)
         if not prompts:
             raise HTTPException(422, "expected a point, a box, or both")
@@ -195,8 +195,8 @@ def create_app(
         return PredictAnswer(id=answer.id, masks=masks, best=1 + int(np.argmax(scores[1:])) if prompts == 1 else 0)
 
     @app.put("/api/pictures/{picture_id}/masks/{mask_id}")
-    def save(picture_id: PictureId, mask_id: MaskId, annotator: Annotator, request: SaveRequest) -> dict[str, Any]:
-        if not picture_or_404(picture_id).width:
+    def save(picture_id: ImageId, mask_id: MaskId, annotator: Annotator, request: SaveRequest) -> dict[str, Any]:
+        if not image_or_404(picture_id).width:
             read(picture_id)
         before = next((mask for mask in store.masks(picture_id) if mask.id == mask_id), None)
         content = request.model_dump(mode="json")
@@ -225,15 +225,15 @@ def create_app(
         return store.history(mask_id)
 
     @app.post("/api/pictures/{picture_id}/finish")
-    def finish(picture_id: PictureId, annotator: Annotator, request: FinishRequest) -> dict[str, Any]:
-        picture_or_404(picture_id)
+    def finish(picture_id: ImageId, annotator: Annotator, request: FinishRequest) -> dict[str, Any]:
+        image_or_404(picture_id)
         store.finish(picture_id, annotator, request.outcome, request.seconds)
         return {"outcome": request.outcome}
 
     @app.get("/api/pictures/{picture_id}/sa1b.json")
-    def export_picture(picture_id: PictureId) -> JSONResponse:
-        picture = picture_or_404(picture_id)
-        return _download(to_sa1b(picture, store.masks(picture_id)), f"{file_stem(picture)}.json")
+    def export_image(picture_id: ImageId) -> JSONResponse:
+        stored = image_or_404(picture_id)
+        return _download(to_sa1b(stored, store.masks(picture_id)), f"{file_stem(stored)}.json")
 
     @app.get("/api/export.json")
     def export_all() -> JSONResponse:
@@ -245,7 +245,7 @@ def create_app(
 
 
 def _progress(store: Store, annotator: str) -> dict[str, int]:
-    """Numbers of pictures."""
+    """Numbers of images."""
     (row,) = store.rows(
         "SELECT count(*) AS pictures, coalesce(sum(state = 'done'), 0) AS done, "
         "coalesce(sum(state = 'done' AND annotator = ?), 0) AS done_by_me FROM pictures",

@@ -1,6 +1,6 @@
-"""The model behind the page: pictures are embedded ahead of the clicks, clicks decoded one by one.
+"""The model behind the page: images are embedded ahead of the clicks, clicks decoded one by one.
 
-Two threads of their own: a click does not wait until another picture is embedded. Everything else happens on the event
+Two threads of their own: a click does not wait until another image is embedded. Everything else happens on the event
 loop, so nothing here needs a lock.
 """
 
@@ -20,20 +20,20 @@ from jaxtyping import Array, Float
 from sam_jax.config import SamConfig
 from sam_jax.model import Sam
 from sam_jax.ops.masks import frame_matrices
-from sam_jax.ops.prompts import TOKEN_BUCKETS, Prompt, bucket, pack_prompts
 from sam_jax.ops.rle import Rle, counts_from_bits, rle_from_counts
 from sam_jax.predictor import embed
+from sam_jax.prompting.prompts import TOKEN_BUCKETS, Prompt, bucket, pack_prompts
 from sam_jax.types import PAD, Prompts
 
 TOKENS = tuple(n for n in TOKEN_BUCKETS if n >= 8)  # what clicks are filled up to: few programs to compile
 STABILITY_OFFSET = 1.0  # as in everything mode
-MOST_AHEAD = 256  # pictures that wait for being embedded ahead; more are forgotten, the oldest first
+MOST_AHEAD = 256  # images that wait for being embedded ahead; more are forgotten, the oldest first
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class Embedded(NamedTuple):
-    """A picture that clicks can be decoded on."""
+    """An image that clicks can be decoded on."""
 
     embedding: Float[Array, "1 h w D"]
     size: tuple[int, int]  # (H, W), pixels
@@ -65,7 +65,7 @@ class ModelSession:
 
     Args:
         model: what predicts.
-        read: the picture of an id, RGB; called in a thread.
+        read: the image of an id, RGB; called in a thread.
         embedding_bytes: kept of embeddings, the latest used; further ones are computed again when they are needed.
         logits_bytes: likewise of predictions that later clicks may go on from.
     """
@@ -106,65 +106,65 @@ class ModelSession:
         self._embedder.shutdown(wait=False, cancel_futures=True)
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
-    def __contains__(self, picture: int) -> bool:
+    def __contains__(self, image_id: int) -> bool:
         """Whether clicks on it need not wait."""
-        return picture in self._embeddings
+        return image_id in self._embeddings
 
-    async def prepare(self, picture: int) -> None:
-        """Waits until clicks on a picture are quick. Raises as `embed`."""
-        await self.embed(picture)
+    async def prepare(self, image_id: int) -> None:
+        """Waits until clicks on an image are quick. Raises as `embed`."""
+        await self.embed(image_id)
         if self._compiled is not None:
             await asyncio.shield(asyncio.wrap_future(self._compiled))
 
-    def ahead(self, pictures: Iterable[int]) -> None:
-        """Embeds pictures as soon as nobody waits for another one."""
-        for picture in pictures:
-            if picture not in self._embeddings and picture not in self._pending:
-                self._ahead[picture] = None
-                self._ahead.move_to_end(picture)
+    def ahead(self, images: Iterable[int]) -> None:
+        """Embeds images as soon as nobody waits for another one."""
+        for image_id in images:
+            if image_id not in self._embeddings and image_id not in self._pending:
+                self._ahead[image_id] = None
+                self._ahead.move_to_end(image_id)
         while len(self._ahead) > MOST_AHEAD:
             self._ahead.popitem(last=False)
         self._wake.set()
 
-    async def embed(self, picture: int) -> Embedded:
-        """A picture's embedding; waits for it if need be, before all that is only embedded ahead.
+    async def embed(self, image_id: int) -> Embedded:
+        """An image's embedding; waits for it if need be, before all that is only embedded ahead.
 
         Raises:
-            ValueError, OSError: the picture can't be read.
+            ValueError, OSError: the image can't be read.
         """
-        found = self._embeddings.get(picture)
+        found = self._embeddings.get(image_id)
         if found is not None:
             return found
-        if picture not in self._pending:
-            self._pending[picture] = asyncio.get_running_loop().create_future()
-            self._urgent[picture] = None
-        elif picture not in self._urgent:
-            self._urgent[picture] = None  # it may be under way already: then this does nothing
-        self._ahead.pop(picture, None)
+        if image_id not in self._pending:
+            self._pending[image_id] = asyncio.get_running_loop().create_future()
+            self._urgent[image_id] = None
+        elif image_id not in self._urgent:
+            self._urgent[image_id] = None  # it may be under way already: then this does nothing
+        self._ahead.pop(image_id, None)
         self._wake.set()
-        # Others may wait for the same picture: that this client goes away must not end it.
-        return await asyncio.shield(self._pending[picture])
+        # Others may wait for the same image: that this client goes away must not end it.
+        return await asyncio.shield(self._pending[image_id])
 
-    async def predict(self, picture: int, prompt: Prompt, previous: tuple[str, int] | None = None) -> Answer:
+    async def predict(self, image_id: int, prompt: Prompt, previous: tuple[str, int] | None = None) -> Answer:
         """Masks for a prompt.
 
         Args:
-            prompt: in pixels of the picture.
+            prompt: in pixels of the image.
             previous: an earlier answer's id and which of its masks to go on from; its logits are fed back. Where that
                 answer is forgotten, the prompt alone counts.
 
         Raises:
-            ValueError: a prompt that is not as `Prompt` says, or the picture can't be read.
+            ValueError: a prompt that is not as `Prompt` says, or the image can't be read.
         """
-        embedded = await self.embed(picture)
+        embedded = await self.embed(image_id)
         if previous is not None:
             kept = self._logits.get(previous[0])
-            if kept is not None and kept[0] == picture:
+            if kept is not None and kept[0] == image_id:
                 prompt = Prompt(prompt.points, prompt.labels, prompt.box, kept[1][previous[1]])
         loop = asyncio.get_running_loop()
         logits, candidates = await loop.run_in_executor(self._decoder, self._decode, embedded, prompt)
         name = secrets.token_hex(8)
-        self._logits.put(name, (picture, logits))
+        self._logits.put(name, (image_id, logits))
         return Answer(name, candidates)
 
     async def _embed_in_turn(self) -> None:
@@ -175,23 +175,23 @@ class ModelSession:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            picture, _ = queue.popitem(last=False)
-            if picture in self._embeddings:
+            image_id, _ = queue.popitem(last=False)
+            if image_id in self._embeddings:
                 continue
-            future = self._pending.setdefault(picture, loop.create_future())
+            future = self._pending.setdefault(image_id, loop.create_future())
             try:
-                embedded = await loop.run_in_executor(self._embedder, self._embed, picture)
+                embedded = await loop.run_in_executor(self._embedder, self._embed, image_id)
             except Exception as error:
                 future.set_exception(error)
-                future.exception()  # ahead, nobody is told: who asks for the picture reads it again
+                future.exception()  # ahead, nobody is told: who asks for the image reads it again
             else:
-                self._embeddings.put(picture, embedded)
+                self._embeddings.put(image_id, embedded)
                 future.set_result(embedded)
-            self._pending.pop(picture)
-            self._urgent.pop(picture, None)
+            self._pending.pop(image_id)
+            self._urgent.pop(image_id, None)
 
-    def _embed(self, picture: int) -> Embedded:
-        image = self._read(picture)
+    def _embed(self, image_id: int) -> Embedded:
+        image = self._read(image_id)
         embedding = embed(self.model, [image])
         embedding.block_until_ready()
         return Embedded(embedding, (image.shape[0], image.shape[1]))
@@ -225,8 +225,8 @@ def _one_shape(prompts: Prompts, config: SamConfig) -> Prompts:
 def _to_rle(logits: Float[np.ndarray, "S S"], size: tuple[int, int], config: SamConfig) -> tuple[Rle, int, float]:
     """(run lengths, area, stability score) of a mask in the original frame.
 
-    As `ops.masks.to_original_frame`, whose program is compiled for every size of picture; this is plain numpy, and
-    computes the part of the picture alone that the mask can reach.
+    As `ops.masks.to_original_frame`, whose program is compiled for every size of image; this is plain numpy, and
+    computes the part of the image alone that the mask can reach.
     """
     rows, columns = frame_matrices(size, config)
     near = logits > -STABILITY_OFFSET

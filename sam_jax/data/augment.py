@@ -18,7 +18,7 @@ from sam_jax.types import Batch
 
 
 class Row(NamedTuple):
-    """One picture of a batch. Its masks are still patches: drawn into the batch's own array, only they are touched."""
+    """One image of a batch. Its masks are still patches: drawn into the batch's own array, only they are touched."""
 
     image: UInt8[np.ndarray, "S S 3"]
     size: tuple[int, int]
@@ -34,19 +34,19 @@ def prepare_example(
     loss_size: int,
     augment: bool,
 ) -> Row:
-    """Scaled, cropped, flipped picture, and up to `masks_per_image` of its masks, drawn uniformly.
+    """Scaled, cropped, flipped image, and up to `masks_per_image` of its masks, drawn uniformly.
 
-    The picture is resized as at inference: Pillow's bilinear filter, rounded to uint8, padded right and bottom. It is
+    The image is resized as at inference: Pillow's bilinear filter, rounded to uint8, padded right and bottom. It is
     decoded at full size: JPEG's own reduction would be faster and give other pixels. Masks are drawn first, and only
     those go from their run lengths to the loss's resolution (`resample_runs`).
 
     Raises:
-        BadRecord: the picture or a mask cannot be read, or they have different sizes.
+        BadRecord: the image or a mask cannot be read, or they have different sizes.
     """
     side, Q = model.image_size, config.masks_per_image
     H, W = example.size
     if H < 1 or W < 1:
-        raise BadRecord("picture without pixels", example.where)
+        raise BadRecord("image without pixels", example.where)
     scale = rng.uniform(*config.scale_range) if augment else 1.0
     scale *= side / max(H, W)
     # The window of the original that fills the frame, and its size in the frame.
@@ -56,7 +56,7 @@ def prepare_example(
     flip = augment and rng.random() < config.flip_probability
 
     box = (x0, y0, x0 + window_w, y0 + window_h)
-    resized: np.ndarray = np.asarray(example.picture().resize((w, h), Image.Resampling.BILINEAR, box=box))
+    resized: np.ndarray = np.asarray(example.pil_image().resize((w, h), Image.Resampling.BILINEAR, box=box))
     if augment and config.colour_jitter:
         contrast, brightness = 1 + rng.uniform(-1, 1, 2) * config.colour_jitter
         mean = resized.mean()
@@ -73,7 +73,7 @@ def prepare_example(
             break
         rle = example.masks[index]
         if tuple(rle["size"]) != example.size:
-            raise BadRecord("masks of another size", example.where, f"{rle['size']} in a picture of {example.size}")
+            raise BadRecord("masks of another size", example.where, f"{rle['size']} in an image of {example.size}")
         try:
             counts = counts_from_rle(rle)
         except ValueError as error:
@@ -97,7 +97,7 @@ def prepare_example(
 
 
 def empty_row(model: SamConfig) -> Row:
-    """In place of an example that can't be used: a black picture without masks."""
+    """In place of an example that can't be used: a black image without masks."""
     side = model.image_size
     return Row(np.zeros((side, side, 3), np.uint8), (side, side), (), np.zeros((0, 4), np.float32))
 

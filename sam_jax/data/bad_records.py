@@ -12,7 +12,7 @@ BAD_IN_A_ROW = 100
 
 
 class BadRecord(ValueError):
-    """A picture that cannot be used with its masks.
+    """An image that cannot be used with its masks.
 
     Args:
         reason: in a few words, the same for all of a kind; they are counted by it.
@@ -32,7 +32,7 @@ class BadRecord(ValueError):
 class Report:
     """What was prepared."""
 
-    pictures: int = 0
+    images: int = 0
     masks: int = 0
     problems: list[BadRecord] = dataclasses.field(default_factory=list)
 

@@ -20,7 +20,7 @@ from sam_jax.ops.rle import counts_from_rle, rle_box
 
 
 def features() -> tfds.features.FeaturesDict:
-    """What a record holds. Pictures are JPEG or PNG as they were, masks COCO run lengths."""
+    """What a record holds. Images are JPEG or PNG as they were, masks COCO run lengths."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(),
@@ -42,11 +42,11 @@ def to_record(example: Example) -> dict[str, Any]:
     """An example as `features` wants it, once it is known to be sound.
 
     Raises:
-        BadRecord: the picture cannot be decoded or has another size than its masks.
+        BadRecord: the image cannot be decoded or has another size than its masks.
     """
     areas = [int(counts_from_rle(rle)[1::2].sum()) for rle in example.masks]
     return {
-        "image": io.BytesIO(encoded_picture(example)),
+        "image": io.BytesIO(encoded_image(example)),
         "id": example.name,
         "dataset": example.dataset,
         "size": np.array(example.size, np.int32),
@@ -57,17 +57,17 @@ def to_record(example: Example) -> dict[str, Any]:
     }
 
 
-def encoded_picture(example: Example) -> bytes:
-    """The picture's own bytes if they are JPEG or PNG, and else a PNG of it; decoded once, to know that they are whole.
+def encoded_image(example: Example) -> bytes:
+    """The image's own bytes if they are JPEG or PNG, and else a PNG of it; decoded once, to know that they are whole.
 
     Raises:
-        BadRecord: see `Example.picture`.
+        BadRecord: see `Example.pil_image`.
     """
-    data, picture = example.read(), example.picture()
+    data, image = example.read(), example.pil_image()
     if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return data
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -95,7 +95,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return {name: self._generate_examples(name, source) for name, source in self._splits.items()}
 
     def _generate_examples(self, split: str, source: Source) -> Iterator[tuple[str, dict]]:
-        for index in tqdm(range(len(source)), split, unit="picture", smoothing=0.1):
+        for index in tqdm(range(len(source)), split, unit="image", smoothing=0.1):
             try:
                 record = to_record(source[index])
             except BadRecord as error:
@@ -103,21 +103,21 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
                 self._bad_records.count(error)
                 continue
             self._bad_records.count(None)
-            self.report.pictures += 1
+            self.report.images += 1
             self.report.masks += len(record["masks"])
             yield f"{index:012d}", record
 
 
 class SamCoco(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Pictures and the instances of COCO-format files."""
+    """Images and the instances of COCO-format files."""
 
 
 class SamLabels(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Pictures and the regions of their label maps."""
+    """Images and the regions of their label maps."""
 
 
 class SamMasks(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Pictures and their binary masks."""
+    """Images and their binary masks."""
 
 
 class SamNamed(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -125,14 +125,14 @@ class SamNamed(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
 
 
 class SamSa1b(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """SA-1B, or pictures with JSON files like it."""
+    """SA-1B, or images with JSON files like it."""
 
     def __init__(self, *, shards: Sequence[Path], data_dir: Path) -> None:
         self._shards = shards
         super().__init__(splits={}, max_bad_fraction=1.0, data_dir=data_dir)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """Takes over shards that `sam_jax.data.shards` has written: TFDS's own Beam writer would send every picture
+        """Takes over shards that `sam_jax.data.shards` has written: TFDS's own Beam writer would send every image
         through a global sort, which Grain's shuffle makes needless and which does not fit one machine.
         """
         import array_record.python.array_record_module as array_record

@@ -21,18 +21,18 @@ OTHER_KINDS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff"
 
 
 class CocoSource:
-    """The annotated pictures of one file, in its order. `iscrowd` annotations are left out.
+    """The annotated images of one file, in its order. `iscrowd` annotations are left out.
 
-    Kept as JSON text per picture: half a million polygons as Python numbers would take gigabytes.
+    Kept as JSON text per image: half a million polygons as Python numbers would take gigabytes.
 
     Args:
-        image_folder: to which the file's `file_name`s are relative; None: see `picture_folder`.
+        image_folder: to which the file's `file_name`s are relative; None: see `find_image_folder`.
         keep_image: says which entries of `images` to take.
         min_area: pixels; smaller masks are left out.
-        file_name: an entry of `images` -> the picture's path in the folder.
+        file_name: an entry of `images` -> the image's path in the folder.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not COCO-format JSON, or ids that occur twice; no pictures.
+        FileNotFoundError, ValueError: no such file; not COCO-format JSON, or ids that occur twice; no images.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CocoSource:
                 f"image_id; got {type(error).__name__} {error}"
             ) from error
         names = [json.loads(record)[0] for record in self._records[:8]]
-        self.folder = picture_folder(annotation_file, names, image_folder)
+        self.folder = find_image_folder(annotation_file, names, image_folder)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -76,7 +76,7 @@ class CocoSource:
         file_name, height, width, segmentations = json.loads(self._records[index])
         path = self.folder / file_name
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-            raise BadRecord("picture without a size", self.file, f"{file_name}: height {height}, width {width}")
+            raise BadRecord("image without a size", self.file, f"{file_name}: height {height}, width {width}")
         masks = []
         for segmentation in segmentations:
             rle = to_rle(segmentation, (height, width), f"{self.file}: {file_name}")
@@ -108,7 +108,7 @@ def read_coco(
     keep_image: Callable[[dict], bool] = lambda image: True,
     min_area: int = 1,
 ) -> list[Example]:
-    """All of a `CocoSource`, but for pictures that are left without a mask.
+    """All of a `CocoSource`, but for images that are left without a mask.
 
     Raises:
         FileNotFoundError, ValueError: no such file; not COCO-format JSON; masks that cannot be read.
@@ -130,7 +130,7 @@ def to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
     Those that are compressed already are not looked at; `check_rle` does.
 
     Args:
-        size: (h, w) of the picture.
+        size: (h, w) of the image.
 
     Raises:
         BadRecord: none of these.
@@ -149,7 +149,7 @@ def to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
             raise BadRecord("segmentation cannot be read", where, f"polygons {str(segmentation)[:60]}")
         if not polygons:
             return rle_from_counts(np.array([size[0] * size[1]]), size)
-        # Far outside the picture lie mistakes; pycocotools would draw their outline pixel by pixel.
+        # Far outside the image lie mistakes; pycocotools would draw their outline pixel by pixel.
         limit = np.array([size[1], size[0]], np.float64)
         inside = [np.clip(p.reshape(-1, 2), -limit, 2 * limit).reshape(-1).tolist() for p in polygons]
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(inside, *size))
@@ -183,8 +183,8 @@ def find_coco_files(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def picture_folder(annotation_file: Path, names: Sequence[str], given: Path | None) -> Path:
-    """The folder that holds most of the named pictures: `given`, or one of the usual ones near the annotation file."""
+def find_image_folder(annotation_file: Path, names: Sequence[str], given: Path | None) -> Path:
+    """The folder that holds most of the named images: `given`, or one of the usual ones near the annotation file."""
     here = annotation_file.parent
     part = annotation_file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     near = [root / name for root in (here, here.parent) for name in ("", "images", part, f"images/{part}")]
@@ -193,7 +193,7 @@ def picture_folder(annotation_file: Path, names: Sequence[str], given: Path | No
     if names and not any((best / name).is_file() for name in names):
         looked = ", ".join(str(folder) for folder in folders)
         raise FileNotFoundError(
-            f"the pictures of {annotation_file} ({names[0]}, ...) are not in {looked}; "
+            f"the images of {annotation_file} ({names[0]}, ...) are not in {looked}; "
             "say where they are with --data.images (sam-jax prepare: --images)"
         )
     return best

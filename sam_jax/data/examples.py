@@ -1,4 +1,4 @@
-"""Pictures with their masks, as every reader gives them: paths and run lengths, decoded only when asked."""
+"""Images with their masks, as every reader gives them: paths and run lengths, decoded only when asked."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from sam_jax.data.bad_records import BadRecord
+from sam_jax.data.images import pillow_to_rgb
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
-from sam_jax.ops.transforms import pillow_to_rgb
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture and its masks, in the original frame. The picture is a file, or a part of one, or bytes at hand."""
+    """One image and its masks, in the original frame. The image is a file, or a part of one, or bytes at hand."""
 
     path: Path
     size: tuple[int, int]  # (h, w)
     masks: tuple[Rle, ...]
     dataset: str
     ignore: Rle | None = None  # pixels that no metric counts
-    span: tuple[int, int] | None = None  # (offset, length) of the picture's bytes in the file; None: all of it
-    encoded: bytes | None = None  # the picture's bytes, if they are at hand
-    member: str | None = None  # the picture's name in a file that holds many
+    span: tuple[int, int] | None = None  # (offset, length) of the image's bytes in the file; None: all of it
+    encoded: bytes | None = None  # the image's bytes, if they are at hand
+    member: str | None = None  # the image's name in a file that holds many
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Example:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
     def read(self) -> bytes:
-        """The picture's file as it is.
+        """The image's file as it is.
 
         Raises:
             BadRecord: it cannot be read to its end.
@@ -53,13 +53,13 @@ class Example:
                 file.seek(offset)
                 data = file.read(length)
         except OSError as error:
-            raise BadRecord("picture cannot be read", self.where, error) from error
+            raise BadRecord("image cannot be read", self.where, error) from error
         if length > len(data):
             raise BadRecord("cut off", self.where, f"{len(data)} of {length} bytes are there")
         return data
 
-    def picture(self) -> Image.Image:
-        """The picture as RGB: upright as its EXIF orientation says, or as it lies if only that has the masks' size.
+    def pil_image(self) -> Image.Image:
+        """The image as RGB: upright as its EXIF orientation says, or as it lies if only that has the masks' size.
 
         Raises:
             BadRecord: it cannot be decoded, or its size is not the one that the masks have.
@@ -74,16 +74,14 @@ class Example:
         except BadRecord:
             raise
         except (OSError, SyntaxError, TypeError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise BadRecord("picture cannot be decoded", self.where, error) from error
+            raise BadRecord("image cannot be decoded", self.where, error) from error
         if image.size[::-1] != self.size:
-            raise BadRecord(
-                "masks of another size", self.where, f"picture {image.size[::-1]}, masks {self.size} (h, w)"
-            )
+            raise BadRecord("masks of another size", self.where, f"image {image.size[::-1]}, masks {self.size} (h, w)")
         return image
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """`picture` as an array."""
-        return np.asarray(self.picture())
+        """`pil_image` as an array."""
+        return np.asarray(self.pil_image())
 
 
 class Source(Protocol):
@@ -100,14 +98,14 @@ def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
     """Pixels of a mask.
 
     Raises:
-        BadRecord: not run lengths, or of another size than the picture.
+        BadRecord: not run lengths, or of another size than the image.
     """
     try:
         counts = counts_from_rle(rle)
     except ValueError as error:
         raise BadRecord("run lengths cannot be read", where, error) from error
     if tuple(rle["size"]) != tuple(size):
-        raise BadRecord("masks of another size", where, f"picture {tuple(size)}, mask {tuple(rle['size'])} (h, w)")
+        raise BadRecord("masks of another size", where, f"image {tuple(size)}, mask {tuple(rle['size'])} (h, w)")
     return int(counts[1::2].sum())
 
 
@@ -135,7 +133,7 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
     paths = sorted((root / "images" / split).glob("*.jpg"))
     if not paths:
-        raise FileNotFoundError(f"expected BSDS500 pictures in {root / 'images' / split}, found none")
+        raise FileNotFoundError(f"expected BSDS500 images in {root / 'images' / split}, found none")
     examples = []
     for path in paths:
         truth = scipy.io.loadmat(root / "groundTruth" / split / f"{path.stem}.mat")["groundTruth"][0]

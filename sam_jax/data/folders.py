@@ -1,4 +1,4 @@
-"""Folders of pictures with label maps, or with a folder of binary masks for each picture."""
+"""Folders of images with label maps, or with a folder of binary masks for each image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from sam_jax.config import LabelValues
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
-from sam_jax.data.sa1b import PICTURES, find_picture
+from sam_jax.data.images import IMAGE_SUFFIXES, find_image
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
 CHECKED_MAPS = 16  # looked at when a folder is opened
@@ -23,7 +23,7 @@ LABEL_FOLDERS = ("labels", "masks", "SegmentationObject")
 
 
 class LabelSource:
-    """Pictures, each with a map of the same name (PNG or TIFF, 8 or 16 bit) whose values are objects; 0 is background.
+    """Images, each with a map of the same name (PNG or TIFF, 8 or 16 bit) whose values are objects; 0 is background.
 
     Args:
         values: instances: every value is a mask. classes: every connected part of a value is one, and 255 is left out
@@ -36,8 +36,8 @@ class LabelSource:
     def __init__(self, images: Path, labels: Path, values: LabelValues = "auto") -> None:
         self.values = values
         maps = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*")) if _is_map(path)}
-        found = ((find_picture(images / stem), path) for stem, path in maps.items())
-        self._files = [(picture, path) for picture, path in found if picture is not None]
+        found = ((find_image(images / stem), path) for stem, path in maps.items())
+        self._files = [(image_path, path) for image_path, path in found if image_path is not None]
         if values == "auto":
             _refuse_classes([path for _, path in self._files[:: max(1, len(self._files) // CHECKED_MAPS)]])
 
@@ -45,30 +45,30 @@ class LabelSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        picture, path = self._files[index]
+        image_path, path = self._files[index]
         labels = read_labels(path)
         regions = _connected(labels) if self.values == "classes" else _values(labels)
         masks = tuple(regions)
         if not masks:
             raise BadRecord("no masks", path)
-        return Example(picture, labels.shape, masks, "labels")
+        return Example(image_path, labels.shape, masks, "labels")
 
 
 class MaskSource:
-    """Pictures, each with a folder of masks (0 outside) under its name, or its name and `.masks`, which is what
+    """Images, each with a folder of masks (0 outside) under its name, or its name and `.masks`, which is what
     `sam-jax everything --format png` writes.
     """
 
     def __init__(self, images: Path, masks: Path) -> None:
         folders = sorted({path.parent for path in masks.rglob("*.png") if path.parent != masks})
-        found = ((find_picture(images / _without_ending(path.relative_to(masks))), path) for path in folders)
-        self._files = [(picture, path) for picture, path in found if picture is not None]
+        found = ((find_image(images / _without_ending(path.relative_to(masks))), path) for path in folders)
+        self._files = [(image_path, path) for image_path, path in found if image_path is not None]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        picture, folder = self._files[index]
+        image_path, folder = self._files[index]
         masks: list[dict] = []
         for path in sorted(folder.glob("*.png")):
             mask = read_labels(path) > 0
@@ -78,7 +78,7 @@ class MaskSource:
                 masks.append(encode_rle(mask))
         if not masks:
             raise BadRecord("no masks", folder)
-        return Example(picture, tuple(masks[0]["size"]), tuple(masks), "masks")
+        return Example(image_path, tuple(masks[0]["size"]), tuple(masks), "masks")
 
 
 def read_labels(path: Path) -> Int[np.ndarray, "H W"]:
@@ -157,27 +157,29 @@ def _without_ending(folder: Path) -> Path:
 
 
 def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "masks"], Path, Path] | None:
-    """("labels" or "masks", folder of pictures, folder of maps or of folders of masks), or None.
+    """("labels" or "masks", folder of images, folder of maps or of folders of masks), or None.
 
     Looked for: images/ (or imgs/, JPEGImages/, or the given folder) beside labels/ or masks/ (or SegmentationObject/)
-    with a map of each picture's name or a folder of masks of that name; or folders of masks named picture.masks, beside
-    the pictures or in the folder itself.
+    with a map of each image's name or a folder of masks of that name; or folders of masks named image.masks, beside
+    the images or in the folder itself.
     """
     for name in LABEL_FOLDERS:
         below = root / name
-        pictures = images or next((root / n for n in IMAGE_FOLDERS if (root / n).is_dir()), root)
+        image_folder = images or next((root / n for n in IMAGE_FOLDERS if (root / n).is_dir()), root)
         if below.is_dir():
             for stem in (
-                p.relative_to(pictures).with_suffix("") for p in _pictures(pictures) if below not in p.parents
+                p.relative_to(image_folder).with_suffix("")
+                for p in _image_paths(image_folder)
+                if below not in p.parents
             ):
                 if (below / stem).is_dir() or (below / f"{stem}.masks").is_dir():
-                    return "masks", pictures, below
+                    return "masks", image_folder, below
                 if any((below / f"{stem}{ending}").is_file() for ending in (".png", ".PNG", ".tif", ".tiff")):
-                    return "labels", pictures, below
+                    return "labels", image_folder, below
     if any(path.is_dir() for path in root.rglob("*.masks")):
         return "masks", images or root, root
     return None
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES)
+def _image_paths(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)

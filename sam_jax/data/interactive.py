@@ -1,4 +1,4 @@
-"""Folders of interactive segmentation: one picture, one object, as GrabCut, Berkeley and DAVIS are laid out there.
+"""Folders of interactive segmentation: one image, one object, as GrabCut, Berkeley and DAVIS are laid out there.
 
 Reference: Sofiiuk et al. 2021 (RITM), whose data these folders are.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
-from sam_jax.data.sa1b import PICTURES
+from sam_jax.data.images import IMAGE_SUFFIXES
 from sam_jax.ops.rle import encode_rle
 
 FOLDERS = (("data_GT", "boundary_GT"), ("images", "masks"), ("img", "gt"))  # GrabCut, Berkeley, DAVIS
@@ -20,13 +20,13 @@ VOID = 128
 
 
 class InteractiveSource:
-    """Pictures, each with a mask of its name.
+    """Images, each with a mask of its name.
 
     Args:
         graded: the value 128 of masks is void, which no metric counts, and what is above it object; else all above 0.
 
     Raises:
-        FileNotFoundError: neither of the known pairs of folders, or no picture with a mask.
+        FileNotFoundError: neither of the known pairs of folders, or no image with a mask.
     """
 
     def __init__(self, root: Path, dataset: str, *, graded: bool = True) -> None:
@@ -34,12 +34,12 @@ class InteractiveSource:
         pair = next((pair for pair in FOLDERS if all((root / name).is_dir() for name in pair)), None)
         if pair is None:
             known = ", ".join(f"{images}/ with {masks}/" for images, masks in FOLDERS)
-            raise FileNotFoundError(f"expected pictures and masks in {root}, as {known}; found neither")
+            raise FileNotFoundError(f"expected images and masks in {root}, as {known}; found neither")
         masks = {path.stem: path for path in sorted((root / pair[1]).iterdir()) if path.is_file()}
-        pictures = sorted(path for path in (root / pair[0]).iterdir() if path.suffix.lower() in PICTURES)
-        self._files = [(path, masks.get(path.stem)) for path in pictures]
+        image_paths = sorted(path for path in (root / pair[0]).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        self._files = [(path, masks.get(path.stem)) for path in image_paths]
         if not any(mask for _, mask in self._files):
-            raise FileNotFoundError(f"no picture of {root / pair[0]} has a mask of its name in {root / pair[1]}")
+            raise FileNotFoundError(f"no image of {root / pair[0]} has a mask of its name in {root / pair[1]}")
 
     def __len__(self) -> int:
         return len(self._files)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Element = tuple[Row, BadRecord | None, np.ndarray | None]
-"""One picture's row, what is wrong with it, its embedding."""
+"""One image's row, what is wrong with it, its embedding."""
 
 
 def make_loader(
@@ -40,9 +40,9 @@ def make_loader(
     embeddings: Path | None = None,
     bad_records: BadRecords | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Endless batches of this process: its contiguous block of every global batch of `config.batch_size` pictures.
+    """Endless batches of this process: its contiguous block of every global batch of `config.batch_size` images.
 
-    Every epoch goes through all pictures in a new order. A picture that can't be used leaves its slot black and
+    Every epoch goes through all images in a new order. An image that can't be used leaves its slot black and
     without valid masks, so that nothing else moves. A batch is a function of the seed and its number alone: a loader
     with `first_batch` k goes on where k batches were drawn, on any number of processes, threads and workers. Call
     `close` at the end.
@@ -51,21 +51,21 @@ def make_loader(
         source: examples by position; with worker processes it is pickled.
         loss_size: side of the masks, pixels; the input frame scaled.
         first_batch: number of the first batch, from 0.
-        augment: False gives the same fitted, unflipped pictures every time.
-        embeddings: folder of `embedding_file`s, which batches then hold in place of pictures.
+        augment: False gives the same fitted, unflipped images every time.
+        embeddings: folder of `embedding_file`s, which batches then hold in place of images.
         bad_records: counts what could not be used; None: a new one with `config.max_bad_fraction`.
 
     Raises:
-        ValueError: no pictures; the batch cannot be divided among the processes. While iterating: too many bad records.
+        ValueError: no images; the batch cannot be divided among the processes. While iterating: too many bad records.
         ImportError: Grain is not installed.
     """
     try:
         import grain
     except ImportError as error:
-        raise ImportError("training reads its pictures with grain; pip install 'sam_jax[train]'") from error
+        raise ImportError("training reads its images with grain; pip install 'sam_jax[train]'") from error
 
     if not len(source):
-        raise ValueError("expected at least one picture with masks to train on, got none")
+        raise ValueError("expected at least one image with masks to train on, got none")
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
     threads = max(1, config.workers)
@@ -100,10 +100,10 @@ def fixed_batches(
 ) -> list[Batch]:
     """Up to `count` global batches without augmentation, always the same, for validation.
 
-    Pictures are drawn without repetition; the last batch is filled up with empty slots. Bad records are left out.
+    Images are drawn without repetition; the last batch is filled up with empty slots. Bad records are left out.
 
     Raises:
-        ValueError: no picture can be used.
+        ValueError: no image can be used.
     """
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
@@ -117,7 +117,7 @@ def fixed_batches(
             logger.warning("not used for validation: %s", error)
             problem = error
     if not rows:
-        raise ValueError(f"no picture to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
+        raise ValueError(f"no image to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
     while len(rows) % config.batch_size:
         rows.append(empty_row(model))
     starts = range(0, len(rows), config.batch_size)
@@ -130,7 +130,7 @@ def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
 
 
 def embedding_file(folder: Path, index: int) -> Path:
-    """Where the embedding (h, w, D) of a source's picture lies, once it is computed."""
+    """Where the embedding (h, w, D) of a source's image lies, once it is computed."""
     return folder / f"{index:07d}.npy"
 
 
@@ -179,7 +179,7 @@ class _Prepare:
 
 
 class _Slots:
-    """What was wrong with each picture of a batch; opaque to Grain."""
+    """What was wrong with each image of a batch; opaque to Grain."""
 
     def __init__(self, problems: Sequence[BadRecord | None]) -> None:
         self.problems = tuple(problems)

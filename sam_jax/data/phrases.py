@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sam_jax.data.coco import find_coco_files, picture_folder, to_rle
+from sam_jax.data.coco import find_coco_files, find_image_folder, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
@@ -17,7 +17,7 @@ TEXT_KEYS = ("sent", "raw", "text", "caption")
 
 @dataclasses.dataclass(frozen=True)
 class Phrased:
-    """A picture, and a text for each of its masks."""
+    """An image, and a text for each of its masks."""
 
     example: Example
     texts: tuple[str, ...]
@@ -27,11 +27,11 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
     """The texts of a COCO-format file.
 
     Masks with referring expressions or captions come once for each. In a file without any, masks come with the name of
-    their category where they are its only mask in the picture: of three cats none is "cat".
+    their category where they are its only mask in the image: of three cats none is "cat".
 
     Args:
         path: the file, or a folder with one that `find_coco_files` finds; of its parts the validation one is taken.
-        images: folder of the pictures, where they are not near the file.
+        images: folder of the images, where they are not near the file.
         min_area: pixels; smaller masks are left out, but count as masks of their category.
 
     Raises:
@@ -51,7 +51,7 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
             annotations[annotation["image_id"]].append(annotation)
         names = {category["id"]: str(category["name"]) for category in content.get("categories", ())}
         referring = any(_phrases(annotation) for annotation in content["annotations"])
-        folder = picture_folder(path, [image["file_name"] for image in content["images"][:8]], images)
+        folder = find_image_folder(path, [image["file_name"] for image in content["images"][:8]], images)
         rows = []
         for image in content["images"]:
             size = int(image["height"]), int(image["width"])

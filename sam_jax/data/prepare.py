@@ -29,9 +29,9 @@ BAD_RECORDS = "bad_records.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Turns pictures with masks into files that training reads fast: TFDS, ArrayRecord.
+    """Turns images with masks into files that training reads fast: TFDS, ArrayRecord.
 
-    Every picture is decoded once and every mask checked; what cannot be used is left out and listed in
+    Every image is decoded once and every mask checked; what cannot be used is left out and listed in
     bad_records.jsonl. SA-1B is prepared by Apache Beam, a worker per tar; if it is stopped, the same command goes on.
     Example: sam-jax prepare sa1b_tars --out prepared --workers 16
     """
@@ -43,7 +43,7 @@ class Prepare:
     format: DataFormat = "auto"
     """What the source is; auto looks."""
     images: Path | None = None
-    """Folder of the pictures, where they are not near their annotations."""
+    """Folder of the images, where they are not near their annotations."""
     label_values: LabelValues = "auto"
     """What the values of label maps are."""
     max_bad_fraction: float = 0.01
@@ -60,7 +60,7 @@ class Prepared:
     """What was written."""
 
     path: Path
-    pictures: int
+    images: int
     masks: int
     bad: Mapping[str, int]  # reason -> records
 
@@ -96,7 +96,7 @@ def prepare(options: Prepare) -> Prepared:
     (partial / "tfds" / name / version).rename(target)
     shutil.rmtree(partial)
     bad = dict(Counter(problem.reason for problem in report.problems))
-    return Prepared(target, report.pictures, report.masks, bad)
+    return Prepared(target, report.images, report.masks, bad)
 
 
 def _prepare_splits(options: Prepare, format: DataFormat, partial: Path) -> Report:
@@ -127,7 +127,7 @@ def _prepare_shards(options: Prepare, partial: Path) -> Report:
 
     tars, pairs = find_sa1b(options.source, options.images)
     if not tars and not pairs:
-        raise ValueError(f"expected tar files, or pictures with JSON files of the same names, in {options.source}")
+        raise ValueError(f"expected tar files, or images with JSON files of the same names, in {options.source}")
     folder = partial / "shards"
     folder.mkdir(exist_ok=True)
     shards = make_shards(tars, pairs, folder)
@@ -135,13 +135,13 @@ def _prepare_shards(options: Prepare, partial: Path) -> Report:
     report, written = Report(), []
     for shard in shards:
         part = shard.read_report()
-        report.pictures += part.pictures
+        report.images += part.images
         report.masks += part.masks
         report.problems += part.problems
-        if part.pictures:
+        if part.images:
             written.append(shard.target)
     _list_problems(options.out, report.problems)
-    total = report.pictures + len(report.problems)
+    total = report.images + len(report.problems)
     check = BadRecords(options.max_bad_fraction, total, in_a_row=total + 1)
     for problem in report.problems:
         check.count(problem)

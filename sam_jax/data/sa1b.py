@@ -1,4 +1,4 @@
-"""SA-1B as it is released, and what `sam-jax everything` writes like it: a JSON of masks beside each picture."""
+"""SA-1B as it is released, and what `sam-jax everything` writes like it: a JSON of masks beside each image."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.data.images import IMAGE_SUFFIXES, find_image
 
 logger = logging.getLogger(__name__)
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
 
 
 DATASET = "sa1b"
 
 
 class Sa1bSource:
-    """Pictures with a JSON of the same name: in tar files, read in place, or in folders.
+    """Images with a JSON of the same name: in tar files, read in place, or in folders.
 
     Only names and positions are kept; a record's JSON is read when it is asked for.
 
     Args:
-        tars: tar files, not compressed. Pictures and JSON may lie in folders in them.
-        pairs: a picture's path and its JSON's, of `pairs_of_folder`.
+        tars: tar files, not compressed. Images and JSON may lie in folders in them.
+        pairs: an image's path and its JSON's, of `pairs_of_folder`.
         progress: show a bar while tar files are listed.
 
     Attributes:
@@ -45,12 +44,12 @@ class Sa1bSource:
     ) -> None:
         self.tars, self.pairs = tuple(tars), tuple(pairs)
         self.problems: list[BadRecord] = []
-        self._names: list[str] = []  # of the pictures, in their tar or folder
-        spans: list[tuple[int, int, int, int, int]] = []  # tar, then offset and length of picture and JSON
+        self._names: list[str] = []  # of the images, in their tar or folder
+        spans: list[tuple[int, int, int, int, int]] = []  # tar, then offset and length of image and JSON
         for number, tar in enumerate(tqdm(self.tars, "listing", unit="tar", disable=not progress)):
-            for name, picture, annotation in pairs_of_tar(tar, self.problems):
+            for name, image, annotation in pairs_of_tar(tar, self.problems):
                 self._names.append(name)
-                spans.append((number, *picture, *annotation))
+                spans.append((number, *image, *annotation))
         self._spans = np.array(spans, np.int64).reshape(-1, 5)
 
     def __len__(self) -> int:
@@ -58,58 +57,56 @@ class Sa1bSource:
 
     def __getitem__(self, index: int) -> Example:
         if index >= len(self._names):
-            picture, annotation = self.pairs[index - len(self._names)]
+            image, annotation = self.pairs[index - len(self._names)]
             try:
                 text = annotation.read_bytes()
             except OSError as error:
                 raise BadRecord("JSON cannot be read", annotation, error) from error
-            return parse_record(text, Example(picture, (0, 0), (), DATASET))
+            return parse_record(text, Example(image, (0, 0), (), DATASET))
         number, offset, length, json_offset, json_length = self._spans[index].tolist()
         found = Example(self.tars[number], (0, 0), (), DATASET, span=(offset, length), member=self._names[index])
         text = Example(found.path, (0, 0), (), "", span=(json_offset, json_length), member=found.member).read()
         return parse_record(text, found)
 
 
-def parse_record(text: bytes, picture: Example) -> Example:
-    """The example of a picture and its JSON: {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
+def parse_record(text: bytes, image: Example) -> Example:
+    """The example of an image and its JSON: {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
 
     Args:
-        picture: whose size and masks are still open.
+        image: whose size and masks are still open.
 
     Raises:
         BadRecord: not such JSON, no mask that is not empty, or masks of another size.
     """
-    content = read_json(text, picture.where)
+    content = read_json(text, image.where)
     try:
         size = (content["image"]["height"], content["image"]["width"])
         masks = [annotation["segmentation"] for annotation in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise BadRecord(
-            "JSON of another kind", picture.where, f"expected image and annotations; {type(error).__name__} {error}"
+            "JSON of another kind", image.where, f"expected image and annotations; {type(error).__name__} {error}"
         ) from error
-    kept = tuple(rle for rle in masks if check_rle(rle, size, picture.where))
+    kept = tuple(rle for rle in masks if check_rle(rle, size, image.where))
     if not kept:
-        raise BadRecord("no masks", picture.where)
-    return Example(
-        picture.path, size, kept, picture.dataset, span=picture.span, member=picture.member, encoded=picture.encoded
-    )
+        raise BadRecord("no masks", image.where)
+    return Example(image.path, size, kept, image.dataset, span=image.span, member=image.member, encoded=image.encoded)
 
 
 class Pair(NamedTuple):
-    """A picture and its JSON in a tar file: (offset, length) each."""
+    """An image and its JSON in a tar file: (offset, length) each."""
 
     name: str
-    picture: tuple[int, int]
+    image: tuple[int, int]
     annotation: tuple[int, int]
 
 
 def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
-    """The pictures of a tar file that are there with their JSON, in the order of their positions.
+    """The images of a tar file that are there with their JSON, in the order of their positions.
 
     Args:
         problems: what is missing or cut off is appended.
     """
-    pictures: dict[str, tuple[str, tuple[int, int]]] = {}
+    found_images: dict[str, tuple[str, tuple[int, int]]] = {}
     annotations: dict[str, tuple[int, int]] = {}
     whole = True
     try:
@@ -124,47 +121,37 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
                 if sum(span) > end:
                     whole = False
                     problems.append(BadRecord("tar cut off", path, f"in {member.name}"))
-                elif name.suffix.lower() in PICTURES:
-                    pictures[str(name.with_suffix(""))] = (member.name, span)
+                elif name.suffix.lower() in IMAGE_SUFFIXES:
+                    found_images[str(name.with_suffix(""))] = (member.name, span)
                 elif name.suffix.lower() == ".json":
                     annotations[str(name.with_suffix(""))] = span
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
     except (tarfile.TarError, OSError, EOFError) as error:
         if whole:
             problems.append(BadRecord("tar cannot be read to its end", path, error))
-    for stem, (picture, span) in sorted(pictures.items(), key=lambda item: item[1][1]):
+    for stem, (image, span) in sorted(found_images.items(), key=lambda item: item[1][1]):
         if stem in annotations:
-            yield Pair(picture, span, annotations.pop(stem))
+            yield Pair(image, span, annotations.pop(stem))
         else:
-            problems.append(BadRecord("picture without JSON", f"{path}:{picture}"))
-    problems.extend(BadRecord("JSON without a picture", f"{path}:{stem}.json") for stem in annotations)
+            problems.append(BadRecord("image without JSON", f"{path}:{image}"))
+    problems.extend(BadRecord("JSON without an image", f"{path}:{stem}.json") for stem in annotations)
 
 
 def pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(picture, JSON) of the JSON files below a folder that have a picture; pictures without JSON aren't annotated yet.
+    """(image, JSON) of the JSON files below a folder that have an image; images without JSON aren't annotated yet.
 
     Args:
-        images: where the pictures are, if not beside their JSON files: under the same relative names.
+        images: where the images are, if not beside their JSON files: under the same relative names.
     """
     for annotation in sorted(folder.rglob("*.json")):
         stem = (images or folder) / annotation.relative_to(folder).with_suffix("")
-        picture = find_picture(stem)
-        if picture is not None:
-            yield picture, annotation
-
-
-def find_picture(stem: Path) -> Path | None:
-    """The picture of that name with any of the known endings."""
-    for suffix in PICTURES:
-        for ending in (suffix, suffix.upper()):
-            path = stem.with_name(stem.name + ending)
-            if path.is_file():
-                return path
-    return None
+        image = find_image(stem)
+        if image is not None:
+            yield image, annotation
 
 
 def find_sa1b(path: Path, images: Path | None = None) -> tuple[list[Path], list[tuple[Path, Path]]]:
-    """(tar files, pairs of a picture and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
+    """(tar files, pairs of an image and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
     if path.is_file():
         return [path], []
     if (path / "engine.settings.json").exists() and not (path / "manifest.json").exists():

@@ -1,4 +1,4 @@
-"""Generated pictures of coloured shapes with a description of each: data to learn a text prompt on, anywhere.
+"""Generated images of coloured shapes with a description of each: data to learn a text prompt on, anywhere.
 
 Written as a COCO-format file whose annotations have captions, as sets of referring expressions come.
 """
@@ -27,7 +27,7 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "ring")
-SIDE = 64  # of a picture, pixels
+SIDE = 64  # of an image, pixels
 RADII = (6.5, 12.5)  # pixels
 OVERSAMPLING = 4
 TRIES = 60  # to find a place for a shape
@@ -46,8 +46,8 @@ class Shape:
         return f"a {self.colour} {self.form}"
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "S S 3"], list[Shape]]:
-    """A picture of three to five shapes that do not touch, no two of one description, on a plain or mottled ground."""
+def draw_image(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "S S 3"], list[Shape]]:
+    """An image of three to five shapes that do not touch, no two of one description, on a plain or mottled ground."""
     cells = 1 if rng.random() < 0.5 else rng.integers(3, 9)
     ground = rng.integers(70, 150, (1, 1, 3)) + rng.integers(-35, 36, (cells, cells, 3))
     canvas = np.asarray(Image.fromarray(ground.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC), float)
@@ -99,8 +99,8 @@ def relations(shapes: list[Shape]) -> Iterator[tuple[Shape, Shape, str]]:
                 yield one, other, f"{one.caption} {side} {other.caption}"
 
 
-def write_shapes(folder: Path, pictures: int, seed: int) -> Path:
-    """Writes pictures and `annotations.json`; each annotation has a `caption` that no other in its picture has.
+def write_shapes(folder: Path, num_images: int, seed: int) -> Path:
+    """Writes images and `annotations.json`; each annotation has a `caption` that no other in its image has.
 
     Returns:
         path of the annotations.
@@ -108,8 +108,8 @@ def write_shapes(folder: Path, pictures: int, seed: int) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict] = []
     annotations: list[dict] = []
-    for i in tqdm(range(pictures), desc="drawing shapes", unit="picture"):
-        image, shapes = draw_picture(np.random.default_rng((seed, i)))
+    for i in tqdm(range(num_images), desc="drawing shapes", unit="image"):
+        image, shapes = draw_image(np.random.default_rng((seed, i)))
         name = f"{i:06d}.png"
         Image.fromarray(image).save(folder / "images" / name)
         images.append({"id": i, "file_name": name, "height": SIDE, "width": SIDE})

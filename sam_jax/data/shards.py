@@ -1,6 +1,6 @@
 """SA-1B -> ArrayRecord shards, by Apache Beam: a shard per tar file, each read and written by one worker.
 
-A worker gets the name of a tar and writes one file; no picture goes through Beam itself. So any runner will do, memory
+A worker gets the name of a tar and writes one file; no image goes through Beam itself. So any runner will do, memory
 does not grow with the data, and shards that are there need not be written again.
 """
 
@@ -56,7 +56,7 @@ def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder
 
 
 def write_shard(shard: Shard) -> None:
-    """Writes the sound records of a shard, and then its report: pictures, masks and what was wrong."""
+    """Writes the sound records of a shard, and then its report: images, masks and what was wrong."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from sam_jax.data.builders import features, to_record
@@ -64,9 +64,9 @@ def write_shard(shard: Shard) -> None:
     spec = features()
     source = Sa1bSource(shard.tars, shard.pairs)
     problems = list(source.problems)
-    pictures = masks = 0
+    images = masks = 0
     with replacing(shard.target) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one picture is read at a time
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one image is read at a time
         for index in range(len(source)):
             try:
                 record = to_record(source[index])
@@ -74,12 +74,12 @@ def write_shard(shard: Shard) -> None:
                 problems.append(error)
                 continue
             writer.write(spec.serialize_example(record))
-            pictures += 1
+            images += 1
             masks += len(record["masks"])
         writer.close()
     content = {
         "fingerprint": shard.fingerprint(),
-        "pictures": pictures,
+        "pictures": images,
         "masks": masks,
         "problems": [[problem.reason, problem.where, problem.detail] for problem in problems],
     }

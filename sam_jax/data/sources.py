@@ -1,4 +1,4 @@
-"""Where the pictures are: from a path and a format to sources of examples."""
+"""Where the images are: from a path and a format to sources of examples."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_EVERY = 20  # pictures, of a source that has no validation part
+VALIDATION_EVERY = 20  # images, of a source that has no validation part
 VALIDATION_MOST = 1000
 LOOKED_FOR = """
   named      folders of this project's own sets: {named}
   prepared   dataset_info.json here or below, as `sam-jax prepare` writes it
-  sa1b       tar files, or pictures with a JSON of masks of the same name beside each
+  sa1b       tar files, or images with a JSON of masks of the same name beside each
   coco       a JSON file, or a folder with annotations.json, instances*.json, annotations/*.json or
-             _annotations.coco.json (here or in train/, valid/), and the pictures beside it, in images/ or train2017/
-  labels     images/ and labels/ (or masks/), with a map of object numbers for each picture
-  masks      images/ and masks/, with a folder of black and white masks for each picture; or PICTURE.masks folders"""
+             _annotations.coco.json (here or in train/, valid/), and the images beside it, in images/ or train2017/
+  labels     images/ and labels/ (or masks/), with a map of object numbers for each image
+  masks      images/ and masks/, with a folder of black and white masks for each image; or PICTURE.masks folders"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Chain:
 
 
 def open_source(config: DataConfig) -> tuple[Source, Source]:
-    """(training, validation) of a config. Where the source has no validation part, some pictures are held out.
+    """(training, validation) of a config. Where the source has no validation part, some images are held out.
 
     Raises:
         FileNotFoundError, ValueError: nothing at the path that a format fits; says what was looked for.
@@ -76,9 +76,7 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
         return train, splits["validation"]
     every = max(VALIDATION_EVERY, len(train) // VALIDATION_MOST)
     if len(train) < 2:
-        raise ValueError(
-            f"expected at least 2 pictures in {config.path}, to train on and to validate; got {len(train)}"
-        )
+        raise ValueError(f"expected at least 2 images in {config.path}, to train on and to validate; got {len(train)}")
     held_out = range(0, len(train), every)
     return Subset(train, _AllBut(len(train), every)), Subset(train, held_out)
 
@@ -118,7 +116,7 @@ def detect_format(path: Path, format: DataFormat, images: Path | None, datasets:
         raise ValueError(f"expected a folder, a tar or a COCO-format JSON, got {path}")
     for known in _fitting(path, images, datasets):
         return known
-    raise ValueError(f"found no pictures with masks in {path.resolve()}; looked for{_looked_for()}")
+    raise ValueError(f"found no images with masks in {path.resolve()}; looked for{_looked_for()}")
 
 
 def _looked_for() -> str:
@@ -178,9 +176,11 @@ def open_splits(path: Path, format: DataFormat, images: Path | None, label_value
         found = find_folders(path, images)
         if found is None or found[0] != format:
             raise ValueError(f"found no {format} in {path}; looked for{_looked_for()}")
-        _, pictures, below = found
-        source = LabelSource(pictures, below, label_values) if format == "labels" else MaskSource(pictures, below)
+        _, image_folder, below = found
+        source = (
+            LabelSource(image_folder, below, label_values) if format == "labels" else MaskSource(image_folder, below)
+        )
         splits = {"train": source}
     if "train" not in splits or not len(splits["train"]):
-        raise ValueError(f"found no picture with masks in {path} ({format}); looked for{_looked_for()}")
+        raise ValueError(f"found no image with masks in {path} ({format}); looked for{_looked_for()}")
     return splits

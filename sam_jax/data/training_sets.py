@@ -11,14 +11,14 @@ from sam_jax.data.examples import Example, read_bsds500
 
 
 def _bsds500_train(root: Path) -> list[Example]:
-    """train and val, without the pictures that are GrabCut's test set."""
+    """train and val, without the images that are GrabCut's test set."""
     held_out = json.loads((root / "grabcut20" / "bsds_split_of_each_image.json").read_text())
     examples = read_bsds500(root / "bsds500", "train") + read_bsds500(root / "bsds500", "val")
     return [example for example in examples if example.path.stem not in held_out]
 
 
 def _coco_train(root: Path) -> list[Example]:
-    """Instances, and where a picture has them panoptic segments (stuff), of train2017 alone."""
+    """Instances, and where an image has them panoptic segments (stuff), of train2017 alone."""
     folder = root / "coco_small"
 
     def is_train(image: dict) -> bool:
@@ -44,7 +44,7 @@ TRAINING_SETS: dict[str, Callable[[Path], list[Example]]] = {
 
 
 def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
-    """The pictures to train on.
+    """The images to train on.
 
     Raises:
         ValueError: an unknown name.
@@ -59,7 +59,7 @@ def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
 
 
 def split_validation(examples: list[Example], every: int = 20) -> tuple[list[Example], list[Example]]:
-    """(training, validation): every n-th picture by name, so that all masks of a picture fall on one side."""
+    """(training, validation): every n-th image by name, so that all masks of an image fall on one side."""
     names = sorted({example.name for example in examples})
     held_out = set(names[::every])
     return [e for e in examples if e.name not in held_out], [e for e in examples if e.name in held_out]

@@ -4,7 +4,6 @@ Reference: Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Obj
 """
 
 from sam_jax.detection.config import DetectorConfig
-from sam_jax.detection.convert import load_detector
 from sam_jax.detection.detector import Detections, Proposals, detect_objects, init_detector
 
-__all__ = ["Detections", "DetectorConfig", "Proposals", "detect_objects", "init_detector", "load_detector"]
+__all__ = ["Detections", "DetectorConfig", "Proposals", "detect_objects", "init_detector"]

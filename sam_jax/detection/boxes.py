@@ -27,7 +27,7 @@ def pairwise_iou(a: Float[Array, "... N 4"], b: Float[Array, "... M 4"]) -> Floa
 
 
 def clip_boxes(boxes: Float[Array, "B ... 4"], sizes: Int[Array, "B 2"]) -> Float[Array, "B ... 4"]:
-    """Boxes cut to pictures of sizes (h, w)."""
+    """Boxes cut to images of sizes (h, w)."""
     h, w = (sizes[:, i].reshape(-1, *[1] * (boxes.ndim - 2)) for i in (0, 1))
     limit = jnp.stack([w, h, w, h], -1).astype(boxes.dtype)
     return jnp.clip(boxes, 0, limit)

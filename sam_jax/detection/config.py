@@ -35,7 +35,7 @@ class DetectorConfig:
     proposal_nms: float = 0.7  # IoU
     score_threshold: float = 0.05
     box_nms: float = 0.5  # IoU, within a class
-    detections: int = 100  # per picture
+    detections: int = 100  # per image
     sigmoid_scores: bool = False  # a sigmoid for each class (LVIS) in place of a softmax over all and the background
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class Proposals(NamedTuple):
 class Detections(NamedTuple):
     """Objects, best first."""
 
-    boxes: Float[Array, "B N 4"]  # input frame, within the picture
+    boxes: Float[Array, "B N 4"]  # input frame, within the image
     scores: Float[Array, "B N"]  # 0 where there is nothing
     classes: Int[Array, "B N"]  # place in the config's category_ids
     valid: Bool[Array, "B N"]
@@ -76,7 +76,7 @@ def extract_features(
     remat: bool = False,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B h w C"], ...]:
-    """Normalised pictures -> maps p2 to p6.
+    """Normalised images -> maps p2 to p6.
 
     Args:
         images: from `sam_jax.modeling.normalize_images` with `config.encoder`.
@@ -84,7 +84,7 @@ def extract_features(
         remat: recompute blocks in the backward pass.
 
     Raises:
-        ValueError: pictures of another size.
+        ValueError: images of another size.
     """
     side = config.encoder.image_size
     if images.ndim != 4 or images.shape[1:] != (side, side, 3):
@@ -116,7 +116,7 @@ def select_proposals(
     """The best boxes: of each map the best `pre_nms` anchors, suppressed within the map; then the best of all maps.
 
     Args:
-        sizes: (h, w) of the part of the input frame that is picture.
+        sizes: (h, w) of the part of the input frame that is image.
     """
     rows = []
     for anchors, logit, delta in zip(make_anchors(config), logits, deltas, strict=True):
@@ -188,7 +188,7 @@ def refine_proposals(
 ) -> tuple[Float[Array, "B R G 4"], Float[Array, "B R K"]]:
     """All stages of box heads: boxes for each class (or one for all), and scores, the mean over the stages.
 
-    A stage sees the boxes that the one before has made, cut to the picture.
+    A stage sees the boxes that the one before has made, cut to the image.
     """
     boxes, scores = proposals.boxes, jnp.zeros(())
     refined = boxes[:, :, None]
@@ -232,11 +232,11 @@ def detect_objects(
     *,
     dtype: jnp.dtype = jnp.float32,
 ) -> Detections:
-    """Normalised pictures -> at most `config.detections` objects on each.
+    """Normalised images -> at most `config.detections` objects on each.
 
     Args:
         images: from `sam_jax.modeling.normalize_images` with `config.encoder`.
-        sizes: (h, w) of the part that is picture, pixels of the input frame.
+        sizes: (h, w) of the part that is image, pixels of the input frame.
         dtype: of the arithmetic; boxes and scores are float32.
     """
     features = extract_features(params, images, config, dtype=dtype)

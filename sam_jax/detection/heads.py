@@ -107,7 +107,7 @@ class BoxHead(nn.Module):
 class ClassProduct(nn.Module):
     """A 1 x 1 convolution of which each map gets one output only, that of its class: (N, ..., C) -> (N, ...), float32.
 
-    For all 1203 classes of LVIS the masks of a picture would take a gigabyte.
+    For all 1203 classes of LVIS the masks of an image would take a gigabyte.
     """
 
     classes: int

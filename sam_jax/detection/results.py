@@ -1,4 +1,4 @@
-"""What the detector found on a picture -> entries of a COCO result file. Host code."""
+"""What the detector found on an image -> entries of a COCO result file. Host code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def to_results(
     """Entries with category_id, bbox (x, y, width, height), score and segmentation, best first.
 
     Args:
-        detections: of one picture, as numpy arrays without the leading axis.
+        detections: of one image, as numpy arrays without the leading axis.
         size: (H, W) of the original.
         masks: False leaves segmentation out.
     """
@@ -47,7 +47,7 @@ def to_results(
 def paste_mask(
     probabilities: Float[np.ndarray, "m m"], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
-    """A box's mask on the picture: bilinear between the centres of its cells, and toward zero beyond the outer ones."""
+    """A box's mask on the image: bilinear between the centres of its cells, and toward zero beyond the outer ones."""
     x0, y0, x1, y1 = box
     H, W = size
     rows, columns = (_pixels(*ends) for ends in ((y0, y1, H), (x0, x1, W)))

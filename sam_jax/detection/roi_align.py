@@ -59,7 +59,7 @@ def axis_weights(
 
 
 def most_cells(config: DetectorConfig) -> int:
-    """How many cells a box within the picture can touch on the map that it is pooled from."""
+    """How many cells a box within the image can touch on the map that it is pooled from."""
     *finer, coarsest = config.sides[:4]
     area = (2 * config.box_size / config.encoder.patch_size) ** 2  # in cells; a box above it belongs to the next map
     # Under h w < area and h, w <= side, (h + 3)(w + 3) is largest for the longest box.
@@ -74,7 +74,7 @@ def pool_boxes(
 
     Args:
         maps: p2 to p5.
-        boxes: in the input frame, within the picture. No gradient flows to them. One without area gives zeros.
+        boxes: in the input frame, within the image. No gradient flows to them. One without area gives zeros.
     """
     B, R = boxes.shape[:2]
     C, cells = maps[0].shape[-1], most_cells(config)
@@ -102,11 +102,11 @@ def pool_boxes(
     def pool_some(flat: Array, some: tuple[Array, Array]) -> Array:
         return jax.vmap(functools.partial(pool, flat))(*some)
 
-    def of_picture(flat: Array, corners: Array, levels: Array) -> Array:
+    def of_image(flat: Array, corners: Array, levels: Array) -> Array:
         some = corners.reshape(-1, at_once, 4), levels.reshape(-1, at_once)
         return jax.lax.map(functools.partial(pool_some, flat), some)
 
-    return jax.vmap(of_picture)(flat, corners, levels).reshape(B, R, bins, bins, C)
+    return jax.vmap(of_image)(flat, corners, levels).reshape(B, R, bins, bins, C)
 
 
 def crop_masks(

@@ -1,4 +1,4 @@
-"""A detector over many pictures: pictures or a COCO-format set in, one COCO result file out."""
+"""A detector over many images: images or a COCO-format set in, one COCO result file out."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from sam_jax.data.coco import picture_folder
+from sam_jax.data.coco import find_image_folder
 from sam_jax.data.examples import read_json
+from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_image
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import Detections, detect_objects
 from sam_jax.detection.results import to_results
-from sam_jax.everything import THREADS, find_pictures, read_batches
 from sam_jax.files import replacing
 from sam_jax.modeling import normalize_images
-from sam_jax.ops.transforms import fit_image, read_image
+from sam_jax.ops.transforms import fit_image
 from sam_jax.types import Params
 
 
 class Target(NamedTuple):
-    """A picture to look at, and how the result file calls it."""
+    """An image to look at, and how the result file calls it."""
 
     path: Path
     labels: dict[str, Any]  # image_id, and the file's name where no annotation file has it
 
 
 class Frame(NamedTuple):
-    """A picture in the input frame."""
+    """An image in the input frame."""
 
     size: tuple[int, int]  # (H, W) of the original
     pixels: np.ndarray
@@ -47,26 +47,26 @@ class Frame(NamedTuple):
 class Report:
     """What a run did."""
 
-    pictures: int = 0
+    images: int = 0
     objects: int = 0
-    failures: dict[Path, str] = dataclasses.field(default_factory=dict)  # pictures that can't be read, and why
+    failures: dict[Path, str] = dataclasses.field(default_factory=dict)  # images that can't be read, and why
 
 
 def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list[Target]:
-    """The pictures of one COCO-format JSON file; or pictures, and those in folders, with ids made from their names.
+    """The images of one COCO-format JSON file; or images, and those in folders, with ids made from their names.
 
     Args:
-        images: folder of a JSON file's pictures; None: looked for near it.
+        images: folder of a JSON file's images; None: looked for near it.
         out: the result file.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there; not COCO-format JSON; no pictures.
+        FileNotFoundError, ValueError: nothing there; not COCO-format JSON; no images.
     """
     if not any(path.suffix.lower() == ".json" for path in inputs):
-        pictures = find_pictures(inputs, out)
-        return [Target(p.path, {"image_id": p.image_id, "file_name": str(p.name)}) for p in pictures]
+        image_files = find_images(inputs, out)
+        return [Target(p.path, {"image_id": p.image_id, "file_name": str(p.name)}) for p in image_files]
     if len(inputs) != 1:
-        raise ValueError(f"expected one COCO-format JSON file, or pictures and folders, got {list(map(str, inputs))}")
+        raise ValueError(f"expected one COCO-format JSON file, or images and folders, got {list(map(str, inputs))}")
     (file,) = inputs
     if not file.is_file():
         raise FileNotFoundError(f"expected a COCO-format JSON file at {file}, found none")
@@ -76,12 +76,12 @@ def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list
     except (KeyError, TypeError) as error:
         raise ValueError(f"expected COCO-format JSON with images that have id and file_name in {file}") from error
     if not entries:
-        raise ValueError(f"expected pictures in {file}, it lists none")
-    folder = picture_folder(file, [name for _, name in entries[:8]], images)
+        raise ValueError(f"expected images in {file}, it lists none")
+    folder = find_image_folder(file, [name for _, name in entries[:8]], images)
     return [Target(folder / name, {"image_id": image_id}) for image_id, name in entries]
 
 
-def detect_pictures(
+def detect_images(
     params: Params,
     config: DetectorConfig,
     targets: Sequence[Target],
@@ -91,12 +91,12 @@ def detect_pictures(
     masks: bool = True,
     dtype: Any = jnp.float32,
 ) -> Report:
-    """Writes the objects of all pictures as one JSON list, in the order of the pictures, with a progress bar.
+    """Writes the objects of all images as one JSON list, in the order of the images, with a progress bar.
 
-    The file appears when all is done, whole. Pictures that can't be read are left out and reported.
+    The file appears when all is done, whole. Images that can't be read are left out and reported.
 
     Args:
-        batch_size: pictures that are computed together.
+        batch_size: images that are computed together.
         masks: write each object's segmentation.
         dtype: of the arithmetic.
 
@@ -117,8 +117,8 @@ def detect_pictures(
     with (
         replacing(out) as temporary,
         temporary.open("w") as file,
-        tqdm(total=len(targets), unit="picture", smoothing=0.1) as bar,
-        ThreadPoolExecutor(THREADS) as readers,
+        tqdm(total=len(targets), unit="image", smoothing=0.1) as bar,
+        ThreadPoolExecutor(READER_THREADS) as readers,
     ):
         file.write("[")
         try:
@@ -128,13 +128,13 @@ def detect_pictures(
                 pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
                 found = jax.device_get(detect_batch(params, pixels, sizes, config=config, dtype=dtype))
                 for i, (target, frame) in enumerate(batch):
-                    of_picture = jax.tree.map(lambda x: x[i], found)  # noqa: B023
-                    for entry in to_results(of_picture, frame.size, config, masks=masks):
+                    of_image = jax.tree.map(lambda x: x[i], found)  # noqa: B023
+                    for entry in to_results(of_image, frame.size, config, masks=masks):
                         file.write(",\n" if report.objects else "\n")
                         file.write(json.dumps(target.labels | entry))
                         report.objects += 1
-                report.pictures += len(batch)
-                bar.update(report.pictures + len(report.failures) - bar.n)
+                report.images += len(batch)
+                bar.update(report.images + len(report.failures) - bar.n)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
         bar.update(len(targets) - bar.n)
@@ -144,5 +144,5 @@ def detect_pictures(
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def detect_batch(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
-    """Objects on pictures in the input frame, of sizes (h, w); compiled once per number of pictures."""
+    """Objects on images in the input frame, of sizes (h, w); compiled once per number of images."""
     return detect_objects(params, normalize_images(pixels, sizes, config.encoder), sizes, config, dtype=dtype)

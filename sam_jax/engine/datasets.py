@@ -2,10 +2,10 @@
 
     datasets/0001/version.json        what is in it, and what it was made from
     datasets/0001/SHA256SUMS          of every file; `sha256sum -c` checks them
-    datasets/0001/0000/sa_12.jpg      the picture as it was, beside sa_12.json with its masks
-    held_out/0001/...                 the same of the pictures that models are judged on
+    datasets/0001/0000/sa_12.jpg      the image as it was, beside sa_12.json with its masks
+    held_out/0001/...                 the same of the images that models are judged on
 
-A version never changes. Pictures are copied into the project once, later versions link to the copies.
+A version never changes. Images are copied into the project once, later versions link to the copies.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tqdm import tqdm
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, read_json
 from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
-from sam_jax.engine.records import MaskRecord, Picture, Split, Stage
+from sam_jax.engine.records import MaskRecord, Split, Stage, StoredImage
 from sam_jax.engine.statements import now
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import rle_area, rle_box
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
 USED = ("accepted", "edited")  # states of masks that go into a version
-PER_FOLDER = 1000  # pictures
-AUTOMATIC = "automatic"  # folder of the pictures that no person saw
+PER_FOLDER = 1000  # images
+AUTOMATIC = "automatic"  # folder of the images that no person saw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +72,17 @@ def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
 
 
 def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ()) -> DatasetVersion:
-    """Freezes the accepted and edited masks of all finished pictures of a split, with a progress bar.
+    """Freezes the accepted and edited masks of all finished images of a split, with a progress bar.
 
     It appears whole or not at all. Where nothing has changed since the last version, that is it.
 
     Args:
         automatic: folders or tars in SA-1B's layout, as `sam-jax engine run` writes them, whose masks go in too; but
-            not those of pictures that people finished. For the training part.
+            not those of images that people finished. For the training part.
 
     Raises:
-        ValueError: no finished picture with a mask, or a picture that is no longer the one that was annotated.
-        FileNotFoundError: a picture is gone.
+        ValueError: no finished image with a mask, or an image that is no longer the one that was annotated.
+        FileNotFoundError: an image is gone.
     """
     if split == "held_out" and automatic:
         raise ValueError("expected people's masks alone to judge models on, got automatic ones")
@@ -93,12 +93,12 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
         last = versions[-1] if versions else None
         with _building(parent / ".new") as folder:
             version = _Writer(folder, None if last is None else version_folder(store, split, last.number))
-            _write_pictures(store, split, version)
+            _write_images(store, split, version)
             for path in automatic:
                 _write_automatic(store, path, version)
             if not version.pictures:
                 raise ValueError(
-                    f"expected finished pictures with masks in the {split} part of {store.folder}, found none; "
+                    f"expected finished images with masks in the {split} part of {store.folder}, found none; "
                     "annotate some first (sam-jax annotate)"
                 )
             digest = version.finish()
@@ -136,10 +136,10 @@ class _Writer:
     """Writes a version's files and counts what goes in.
 
     Args:
-        last: folder of the version before, whose pictures are linked to where they are the same.
+        last: folder of the version before, whose images are linked to where they are the same.
 
     Attributes:
-        seen: SHA-256 of pictures that are in, or must not come in.
+        seen: SHA-256 of images that are in, or must not come in.
     """
 
     def __init__(self, folder: Path, last: Path | None) -> None:
@@ -150,9 +150,9 @@ class _Writer:
         sums = (last / "SHA256SUMS").read_text().splitlines() if last else []
         self._before = {name: digest for digest, name in (line.split("  ", 1) for line in sums)}
 
-    def add(self, name: str, picture: bytes, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
-        """A picture, unless it was seen or has no masks."""
-        digest = hashlib.sha256(picture).hexdigest()
+    def add(self, name: str, stored: bytes, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
+        """An image, unless it was seen or has no masks."""
+        digest = hashlib.sha256(stored).hexdigest()
         if digest in self.seen or not annotations:
             return
         self.seen.add(digest)
@@ -162,7 +162,7 @@ class _Writer:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._last is None or self._before.get(name) != digest or not _link(self._last / name, path):
-            _write(path, picture)
+            _write(path, stored)
         self._sums.append(f"{digest}  {name}")
         content = {"image": image | {"file_name": path.name}, "annotations": annotations}
         text = json.dumps(content).encode()
@@ -189,23 +189,23 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _write_pictures(store: Store, split: Split, version: _Writer) -> None:
-    if split == "train":  # a picture that lies in both parts, under two names, is not to be trained on
-        held_out = [picture for picture in store.pictures() if picture.split == "held_out"]
-        version.seen = {hashlib.sha256(_read(picture)).hexdigest() for picture in held_out}
-    done = [picture for picture in store.pictures("done") if picture.split == split]
-    for picture in tqdm(done, "freezing", unit="picture", delay=1):
-        masks = [mask for mask in store.masks(picture.id) if mask.state in USED]
-        name = f"{picture.id // PER_FOLDER:04d}/sa_{picture.id}{picture.path.suffix.lower()}"
-        image = {"image_id": picture.id, "width": picture.width, "height": picture.height, "source": picture.name}
+def _write_images(store: Store, split: Split, version: _Writer) -> None:
+    if split == "train":  # an image that lies in both parts, under two names, is not to be trained on
+        held_out = [stored for stored in store.images() if stored.split == "held_out"]
+        version.seen = {hashlib.sha256(_read(stored)).hexdigest() for stored in held_out}
+    done = [stored for stored in store.images("done") if stored.split == split]
+    for stored in tqdm(done, "freezing", unit="image", delay=1):
+        masks = [mask for mask in store.masks(stored.id) if mask.state in USED]
+        name = f"{stored.id // PER_FOLDER:04d}/sa_{stored.id}{stored.path.suffix.lower()}"
+        image = {"image_id": stored.id, "width": stored.width, "height": stored.height, "source": stored.name}
         if masks:
-            version.add(name, _read(picture), image, [to_annotation(i, mask) for i, mask in enumerate(masks)])
+            version.add(name, _read(stored), image, [to_annotation(i, mask) for i, mask in enumerate(masks)])
 
 
-def _read(picture: Picture) -> bytes:
-    if not picture.path.is_file():
-        raise FileNotFoundError(f"expected a picture of the project at {picture.path}, found none; put it back")
-    return picture.path.read_bytes()
+def _read(stored: StoredImage) -> bytes:
+    if not stored.path.is_file():
+        raise FileNotFoundError(f"expected an image of the project at {stored.path}, found none; put it back")
+    return stored.path.read_bytes()
 
 
 def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
 
 
 def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(bytes of a picture, its JSON) of a tar, or of a folder of tars or of pairs, in SA-1B's layout.
+    """(bytes of an image, its JSON) of a tar, or of a folder of tars or of pairs, in SA-1B's layout.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or what is there can't be read.
@@ -240,30 +240,28 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         raise FileNotFoundError(f"expected automatic masks at {path}, found nothing")
     tars, pairs = find_sa1b(path)
     if not tars and not pairs:
-        raise ValueError(f"expected pictures with a JSON of masks beside each, or tars of them, in {path}; found none")
-    for picture, annotation in pairs:
-        yield picture.read_bytes(), read_json(annotation.read_bytes(), annotation)
+        raise ValueError(f"expected images with a JSON of masks beside each, or tars of them, in {path}; found none")
+    for stored, annotation in pairs:
+        yield stored.read_bytes(), read_json(annotation.read_bytes(), annotation)
     problems: list[BadRecord] = []
     for tar in tars:
         for pair in pairs_of_tar(tar, problems):
             parts = [
-                Example(tar, (0, 0), (), "", span=span, member=pair.name) for span in (pair.picture, pair.annotation)
+                Example(tar, (0, 0), (), "", span=span, member=pair.name) for span in (pair.image, pair.annotation)
             ]
             yield parts[0].read(), read_json(parts[1].read(), parts[1].where)
     if problems:
-        raise ValueError(f"{len(problems)} pictures in {path} can't be used, the first: {problems[0]}")
+        raise ValueError(f"{len(problems)} images in {path} can't be used, the first: {problems[0]}")
 
 
 def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
-    """Pictures that are held out or finished are known by their bytes; or, as a JPEG may have been written anew, by the
+    """Images that are held out or finished are known by their bytes; or, as a JPEG may have been written anew, by the
     list that `sam-jax engine run` leaves beside its tars.
     """
-    taken = {str(p.path) for p in store.pictures() if p.split == "held_out"} | {
-        str(p.path) for p in store.pictures("done")
-    }
+    taken = {str(p.path) for p in store.images() if p.split == "held_out"} | {str(p.path) for p in store.images("done")}
     lines = (path / "pictures.jsonl").read_text().splitlines() if (path / "pictures.jsonl").is_file() else []
     leave_out = {row["id"] for row in map(json.loads, lines) if str(Path(row["url"]).resolve()) in taken}
-    for picture, content in tqdm(read_automatic(path), "freezing automatic masks", unit="picture", delay=1):
+    for stored, content in tqdm(read_automatic(path), "freezing automatic masks", unit="image", delay=1):
         try:
             image = {key: content["image"][key] for key in ("image_id", "width", "height")}
             source = content["image"]["file_name"]
@@ -274,5 +272,5 @@ def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"expected JSON of SA-1B's layout in {path}: {type(error).__name__} {error}") from error
         if image["image_id"] not in leave_out:
-            name = f"{AUTOMATIC}/{hashlib.sha256(picture).hexdigest()[:20]}{Path(source).suffix.lower()}"
-            version.add(name, picture, image | {"source": source}, annotations)
+            name = f"{AUTOMATIC}/{hashlib.sha256(stored).hexdigest()[:20]}{Path(source).suffix.lower()}"
+            version.add(name, stored, image | {"source": source}, annotations)

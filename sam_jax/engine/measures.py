@@ -1,6 +1,6 @@
 """What the paper's analysis of its data looks at, measured on a project's masks, stage by stage.
 
-Reference: paper, section 5, figures 5 and 6. Size is the square root of the share of the picture, concavity is one
+Reference: paper, section 5, figures 5 and 6. Size is the square root of the share of the image, concavity is one
 minus the mask's share of its convex hull.
 """
 
@@ -26,7 +26,7 @@ MOST_SHAPES = 20_000  # masks of a stage whose shape is measured, drawn at rando
 
 
 class Shape(NamedTuple):
-    size: float  # sqrt(area / area of the picture)
+    size: float  # sqrt(area / area of the image)
     concavity: float  # 1 - area / area of the convex hull
     x: float  # centre, 0..1 from left to right
     y: float  # from top to bottom
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 class StageMeasures:
     """One stage's masks."""
 
-    per_picture: list[int]  # accepted and edited masks of each finished picture
+    per_image: list[int]  # accepted and edited masks of each finished image
     shapes: Float[np.ndarray, "N 4"]  # rows are `Shape`
     seconds: list[float]  # of the masks that people spent time on
     states: dict[str, int]  # "manual, accepted", ... -> masks
@@ -63,7 +63,7 @@ def measure_shape(mask: Rle) -> Shape:
 
 
 def measure_stages(store: Store) -> dict[Stage, StageMeasures]:
-    """The stages that have masks. People's are those of the finished training pictures, in the stage in which each mask
+    """The stages that have masks. People's are those of the finished training images, in the stage in which each mask
     was made; automatic ones are those of the newest dataset version that has some.
     """
     found = {stage: _measure_people(store, stage) for stage in STAGES}
@@ -87,10 +87,10 @@ def _measure_people(store: Store, stage: Stage) -> StageMeasures:
         (stage,),
     )
     masks = [(row["picture_id"], from_json(row["record"])) for row in rows]
-    used = [(picture, mask) for picture, mask in masks if mask.state in USED]
+    used = [(image, mask) for image, mask in masks if mask.state in USED]
     states = [f"{mask.origin}, {mask.state}" for _, mask in masks]
     return StageMeasures(
-        list(_count(picture for picture, _ in used).values()),
+        list(_count(image for image, _ in used).values()),
         _measure_shapes([mask.segmentation for _, mask in used]),
         [mask.seconds for _, mask in used if mask.seconds > 0],
         _count(states),
@@ -116,9 +116,9 @@ def summarize_measures(measures: StageMeasures) -> dict[str, float | int | None]
         return float(np.median(values)) if len(values) else None
 
     return {
-        "pictures": len(measures.per_picture),
-        "masks": sum(measures.per_picture),
-        "masks per picture": float(np.mean(measures.per_picture)) if measures.per_picture else None,
+        "pictures": len(measures.per_image),
+        "masks": sum(measures.per_image),
+        "masks per image": float(np.mean(measures.per_image)) if measures.per_image else None,
         "median size": median(measures.shapes[:, 0]),
         "median concavity": median(measures.shapes[:, 1]),
         "median seconds per mask": median(measures.seconds),

@@ -21,7 +21,7 @@ ModelState = Literal["training", "dropped", "candidate", "refused", "promoted"]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """How good a model is on a version of the held-out pictures."""
+    """How good a model is on a version of the held-out images."""
 
     version: int
     miou: float  # percent, after one click

@@ -1,4 +1,4 @@
-"""The semi-automatic stage: a model's confident masks on pictures that nobody has opened yet, for people to complete.
+"""The semi-automatic stage: a model's confident masks on images that nobody has opened yet, for people to complete.
 
 Reference: paper, section 4 (a box detector trained on the first stage's masks, with one generic category).
 """
@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from sam_jax.data.images import READER_THREADS, read_batches, read_image
 from sam_jax.engine.models import current_model, describe, load_name
-from sam_jax.engine.records import MaskRecord, Picture, Prompt
+from sam_jax.engine.records import MaskRecord, Prompt, StoredImage
 from sam_jax.engine.store import Store
-from sam_jax.everything import THREADS, read_batches
 from sam_jax.model import Sam
 from sam_jax.ops.rle import Rle, rle_area, rle_iou
-from sam_jax.ops.transforms import fit_image, read_image
+from sam_jax.ops.transforms import fit_image
 
 SAME_OBJECT = 0.8  # IoU of two masks, from which on the less certain one is left out
 
@@ -48,7 +48,7 @@ class Proposer(Protocol):
         ...
 
     def propose(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[Proposal]]:
-        """Of each picture what it is confident of, best first. At most `batch_size` pictures."""
+        """Of each image what it is confident of, best first. At most `batch_size` images."""
         ...
 
     @property
@@ -57,48 +57,48 @@ class Proposer(Protocol):
 
 @dataclasses.dataclass
 class PrefillReport:
-    pictures: int = 0
+    images: int = 0
     masks: int = 0
-    taken: int = 0  # pictures that somebody opened meanwhile, and that stay as they are
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # pictures that can't be read, and why
+    taken: int = 0  # images that somebody opened meanwhile, and that stay as they are
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # images that can't be read, and why
 
 
-def prefill(store: Store, proposer: Proposer, pictures: int = 0) -> PrefillReport:
-    """Puts proposed masks into training pictures that nobody has opened, with a progress bar.
+def prefill(store: Store, proposer: Proposer, max_images: int = 0) -> PrefillReport:
+    """Puts proposed masks into training images that nobody has opened, with a progress bar.
 
     What was done by the same proposer is not done again, so a run that was stopped goes on; another proposer's masks
     take the place of what nobody has seen.
 
     Args:
-        pictures: most to do; 0 means all.
+        max_images: most to do; 0 means all.
 
     Raises:
         ValueError: the project is in another stage.
     """
     if store.stage != "semi-automatic":
         raise ValueError(
-            f"expected the semi-automatic stage to pre-fill pictures in, {store.folder} is in the {store.stage} one; "
+            f"expected the semi-automatic stage to pre-fill images in, {store.folder} is in the {store.stage} one; "
             "go on to it first (sam-jax engine stage PROJECT semi-automatic)"
         )
     current = current_model(store)
     model = "" if current is None else describe(current)
-    todo = store.to_prefill(proposer.name)[: pictures or None]
+    todo = store.to_prefill(proposer.name)[: max_images or None]
     report = PrefillReport()
 
-    def read(picture: Picture) -> np.ndarray:
-        return read_image(picture.path)
+    def read(stored: StoredImage) -> np.ndarray:
+        return read_image(stored.path)
 
-    def fail(picture: Picture, reason: str) -> None:
-        report.failures[picture.name] = reason
+    def fail(stored: StoredImage, reason: str) -> None:
+        report.failures[stored.name] = reason
 
-    with ThreadPoolExecutor(THREADS) as readers, tqdm(total=len(todo), unit="picture", desc="pre-filling") as bar:
+    with ThreadPoolExecutor(READER_THREADS) as readers, tqdm(total=len(todo), unit="image", desc="pre-filling") as bar:
         for batch in read_batches(readers, todo, read, proposer.batch_size, fail):
             proposals = proposer.propose([image for _, image in batch])
-            for (picture, image), found in zip(batch, proposals, strict=True):
-                store.set_size(picture.id, image.shape[1], image.shape[0])
-                records = [_record(picture, proposal, rank, model) for rank, proposal in enumerate(_distinct(found))]
-                if store.prefill(picture.id, records, proposer.name):
-                    report.pictures += 1
+            for (stored, image), found in zip(batch, proposals, strict=True):
+                store.set_size(stored.id, image.shape[1], image.shape[0])
+                records = [_record(stored, proposal, rank, model) for rank, proposal in enumerate(_distinct(found))]
+                if store.prefill(stored.id, records, proposer.name):
+                    report.images += 1
                     report.masks += len(records)
                 else:
                     report.taken += 1
@@ -107,10 +107,10 @@ def prefill(store: Store, proposer: Proposer, pictures: int = 0) -> PrefillRepor
     return report
 
 
-def _record(picture: Picture, proposal: Proposal, rank: int, model: str) -> MaskRecord:
+def _record(stored: StoredImage, proposal: Proposal, rank: int, model: str) -> MaskRecord:
     return MaskRecord(
         id=uuid.uuid4().hex,
-        picture_id=picture.id,
+        picture_id=stored.id,
         annotator=model or "model",
         segmentation=proposal.segmentation,
         origin="prefilled",
@@ -154,8 +154,8 @@ class DetectorProposer:
         min_predicted_iou: float = 0.0,
         batch_size: int = 4,
     ) -> None:
-        from sam_jax.detection.convert import load_detector
-        from sam_jax.evals.box_segmenters import SamBoxes
+        from sam_jax.checkpoints.detector import load_detector
+        from sam_jax.everything.box_masks import SamBoxes
 
         params, self._config = load_detector(detector)
         self._params = jax.tree.map(jax.numpy.asarray, params)
@@ -213,7 +213,7 @@ class EverythingProposer:
         min_stability: float = 0.95,
         points_per_side: int = 32,
     ) -> None:
-        from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
+        from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
         self._generator = SamAutomaticMaskGenerator(
             model,
@@ -264,7 +264,7 @@ def open_proposer(store: Store, detector: Path | None, *, everything: bool, **se
     Raises:
         ValueError: there is no model, or no detector and everything mode is not asked for.
     """
-    from sam_jax.hub import load_model
+    from sam_jax.checkpoints.hub import load_model
 
     current, own = current_model(store), current_model(store, "detector")
     if current is None:

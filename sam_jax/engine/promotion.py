@@ -1,4 +1,4 @@
-"""Which model is used: the newest one that is not worse on held-out pictures than the one before it."""
+"""Which model is used: the newest one that is not worse on held-out images than the one before it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Promotion:
 
 
 def promote(store: Store, number: int | None = None) -> Promotion:
-    """Measures a candidate and the current model on the held-out pictures as they are annotated now.
+    """Measures a candidate and the current model on the held-out images as they are annotated now.
 
     The candidate is used from then on if its mIoU after one click is at least the current model's. Both figures, how
     sure their difference is, and the decision are noted. There is no way around it: the next stage's masks, and the
@@ -39,10 +39,10 @@ def promote(store: Store, number: int | None = None) -> Promotion:
         number: of the candidate; None: the newest.
 
     Raises:
-        ValueError: no candidate, or no held-out picture with masks.
+        ValueError: no candidate, or no held-out image with masks.
     """
     candidates = [model for model in list_models(store, "sam") if model.state == "candidate"]
-    if number is not None:  # one that was refused may be measured again, on more held-out pictures
+    if number is not None:  # one that was refused may be measured again, on more held-out images
         judged = ("candidate", "refused")
         candidates = [m for m in list_models(store, "sam") if m.number == number and m.state in judged]
     current = current_model(store)
@@ -55,7 +55,7 @@ def promote(store: Store, number: int | None = None) -> Promotion:
     low, high = difference_interval(store, candidate, current, held_out)
     figures = (
         f"{after.miou:.2f} against {before.miou:.2f} of model {current.number}, mIoU after one click on {after.masks} "
-        f"masks of held-out pictures (95 % interval of the difference: {low:+.2f} to {high:+.2f})"
+        f"masks of held-out images (95 % interval of the difference: {low:+.2f} to {high:+.2f})"
     )
     good = after.miou >= before.miou
     reason = figures if good else f"{figures}: it fell"
@@ -65,17 +65,17 @@ def promote(store: Store, number: int | None = None) -> Promotion:
 
 
 def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> HeldOut:
-    """Single-point mIoU on a version of the held-out pictures; every mask counts. What is measured is kept.
+    """Single-point mIoU on a version of the held-out images; every mask counts. What is measured is kept.
 
     Raises:
-        ValueError: not a picture can be used.
+        ValueError: not an image can be used.
     """
+    from sam_jax.checkpoints.hub import load_model
     from sam_jax.data.sa1b import Sa1bSource, pairs_of_folder
     from sam_jax.evals.click_runs import run_clicks, sample_examples
     from sam_jax.evals.play import ClickRules
     from sam_jax.evals.segmenters import SamSegmenter
     from sam_jax.evals.single_point import count_record, summarize
-    from sam_jax.hub import load_model
 
     folder = version_folder(store, "held_out", held_out.number)
     sample = sample_examples(Sa1bSource(pairs=list(pairs_of_folder(folder, None))), folder=folder)
@@ -91,7 +91,7 @@ def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Held
 def difference_interval(
     store: Store, candidate: ModelVersion, current: ModelVersion, held_out: DatasetVersion
 ) -> tuple[float, float]:
-    """95 % interval of the difference in mIoU, percent points, of two measured models (bootstrap over pictures)."""
+    """95 % interval of the difference in mIoU, percent points, of two measured models (bootstrap over images)."""
     from sam_jax.evals.compare import compare
 
     (found,) = compare(

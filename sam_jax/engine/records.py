@@ -1,4 +1,4 @@
-"""What the store holds, and what is refused: pictures, and masks with how they came to be."""
+"""What the store holds, and what is refused: images, and masks with how they came to be."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Pixels of the original frame; other keys are kept.
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture of a project."""
+class StoredImage:
+    """An image of a project."""
 
     id: int
     root: str  # folder, absolute
@@ -109,14 +109,14 @@ def check_seconds(seconds: float) -> None:
 
 
 def check_name(name: str) -> str:
-    """A picture's path below its root.
+    """An image's path below its root.
 
     Raises:
         ValueError: absolute, or leads out of the folder.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or "\0" in name:
-        raise ValueError(f"expected a path below the folder of the pictures, joined by /, got {name!r}")
+        raise ValueError(f"expected a path below the folder of the images, joined by /, got {name!r}")
     return str(path)
 
 

@@ -49,7 +49,7 @@ def write_report(store: Store) -> Path:
     judged = [model for model in summary["models"] if model["held_out"]]
     if judged:
         _plot(folder / "models.png", "Models", lambda axes: _draw_models(axes, judged))
-        text += ["## Models on held-out pictures", "", "![mIoU of models](models.png)", ""]
+        text += ["## Models on held-out images", "", "![mIoU of models](models.png)", ""]
     path = folder / "report.md"
     write_atomically(path, "\n".join(text))
     return path
@@ -58,7 +58,7 @@ def write_report(store: Store) -> Path:
 def _table(measured: Measured) -> list[str]:
     rows = {stage: summarize_measures(measures) for stage, measures in measured.items()}
     if not rows:
-        return ["There is no finished picture yet."]
+        return ["There is no finished image yet."]
     names = list(next(iter(rows.values())))
     lines = [f"| stage | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for stage, row in rows.items():
@@ -105,15 +105,15 @@ def _draw_shares(
     axes.legend(frameon=False, fontsize="small")
 
 
-def _draw_per_picture(axes: Axes, measured: Measured) -> None:
-    most = max(max(measures.per_picture, default=1) for measures in measured.values())
+def _draw_per_image(axes: Axes, measured: Measured) -> None:
+    most = max(max(measures.per_image, default=1) for measures in measured.values())
     width = -(-most // BINS)  # whole numbers in a bin: as many in every one
     edges = 0.5 + width * np.arange(-(-most // width) + 1)
-    _draw_shares(axes, measured, lambda m: m.per_picture, "masks on a picture (pictures in brackets)", edges)
+    _draw_shares(axes, measured, lambda m: m.per_image, "masks on an image (images in brackets)", edges)
 
 
 def _draw_size(axes: Axes, measured: Measured) -> None:
-    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the picture", UNIT)
+    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the image", UNIT)
 
 
 def _draw_concavity(axes: Axes, measured: Measured) -> None:
@@ -152,7 +152,7 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
 
 
 def _plot_centres(path: Path, measured: Measured) -> None:
-    """A map per stage of how often a mask's centre lies where, the picture stretched to a square."""
+    """A map per stage of how often a mask's centre lies where, the image stretched to a square."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(measured) + 0.4, 2.9), layout="constrained")
@@ -167,7 +167,7 @@ def _plot_centres(path: Path, measured: Measured) -> None:
 
 
 PLOTS: tuple[tuple[str, str, Callable[..., None]], ...] = (
-    ("masks_per_picture", "Masks per picture", _draw_per_picture),
+    ("masks_per_picture", "Masks per image", _draw_per_image),
     ("size", "Size of masks", _draw_size),
     ("concavity", "Concavity of masks", _draw_concavity),
     ("seconds", "Time per mask", _draw_seconds),

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sam_jax.cli_config import load_config
+from sam_jax.config_file import load_config
 from sam_jax.engine.datasets import freeze, version_folder
 from sam_jax.engine.models import (
     Kind,
@@ -127,7 +127,7 @@ def _read_config(kind: Kind, arguments: Sequence[str]) -> Any:
 
 
 def _run(store: Store, model: ModelVersion) -> ModelVersion:
-    from sam_jax.hub import load_model
+    from sam_jax.checkpoints.hub import load_model
     from sam_jax.training.detector.loop import train_detector
     from sam_jax.training.loop import train
 

@@ -18,23 +18,23 @@ from sam_jax.ops.rle import rle_iou
 SLIGHTLY = 0.9  # IoU of a pre-filled mask with what people made of it, from which on it was right
 
 
-def init(folder: Path, pictures: Path, model: str, held_out: float) -> tuple[Store, int]:
-    """Makes a project, or adds new pictures to one.
+def init(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store, int]:
+    """Makes a project, or adds new images to one.
 
     Args:
-        pictures: folder; pictures are looked for in it and below.
+        images: folder; images are looked for in it and below.
         model: name or path of the model that people work with at first.
-        held_out: share of the pictures that models are judged on.
+        held_out: share of the images that models are judged on.
 
     Returns:
-        The store, and how many pictures are new.
+        The store, and how many images are new.
 
     Raises:
-        FileNotFoundError, ValueError: no pictures there, or the project has begun with another model.
+        FileNotFoundError, ValueError: no images there, or the project has begun with another model.
     """
-    from sam_jax.everything import find_pictures
+    from sam_jax.data.images import find_images
 
-    found = find_pictures([pictures], folder)
+    found = find_images([images], folder)
     source = str(Path(model).resolve()) if Path(model).exists() else model
     store = Store(folder)
     first = next(iter(list_models(store, "sam")), None)
@@ -42,7 +42,7 @@ def init(folder: Path, pictures: Path, model: str, held_out: float) -> tuple[Sto
         raise ValueError(f"{folder} began with the model {first.source}; got {source}")
     if first is None:
         add_model(store, "sam", "promoted", source)
-    return store, store.add_pictures(pictures, [str(picture.name) for picture in found], held_out)
+    return store, store.add_images(images, [str(stored.name) for stored in found], held_out)
 
 
 def move(store: Store, stage: Stage) -> None:
@@ -59,7 +59,7 @@ def move(store: Store, stage: Stage) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What people made of the masks that were pre-filled, on the pictures that they finished."""
+    """What people made of the masks that were pre-filled, on the images that they finished."""
 
     untouched: int = 0
     slightly: int = 0  # edited, but the IoU with what it was is at least SLIGHTLY
@@ -105,7 +105,7 @@ def _judgements(store: Store) -> Iterator[str]:
 
 def summarize(store: Store) -> dict[str, Any]:
     """The state of a project, as JSON takes it."""
-    pictures = store.rows("SELECT split, state, count(*) AS n FROM pictures GROUP BY split, state")
+    states = store.rows("SELECT split, state, count(*) AS n FROM pictures GROUP BY split, state")
     masks = store.rows(
         "SELECT stage, json_extract(record, '$.origin') AS origin, json_extract(record, '$.state') AS state, "
         "count(*) AS n FROM masks WHERE NOT deleted GROUP BY 1, 2, 3"
@@ -117,7 +117,7 @@ def summarize(store: Store) -> dict[str, Any]:
     current, judged = current_model(store), judge_prefilled(store)
     return {
         "stage": store.stage,
-        "pictures": [dict(row) for row in pictures],
+        "pictures": [dict(row) for row in states],
         "masks": [dict(row) for row in masks],
         "annotators": [dict(row) for row in people],
         "prefilled": dataclasses.asdict(judged) | {"precision": judged.precision},
@@ -133,7 +133,7 @@ def describe_status(summary: dict[str, Any]) -> str:
     lines = [f"stage: {summary['stage']}"]
     for split in ("train", "held_out"):
         states = ", ".join(f"{counts[split, state]} {state}" for state in ("done", "open", "free"))
-        lines.append(f"pictures, {split.replace('_', ' ')}: {states}")
+        lines.append(f"images, {split.replace('_', ' ')}: {states}")
     for row in summary["masks"]:
         lines.append(f"masks, {row['stage']}: {row['n']} {row['origin']}, {row['state']}")
     if summary["prefilled"]["precision"] is not None:
@@ -145,7 +145,7 @@ def describe_status(summary: dict[str, Any]) -> str:
     for row in summary["annotators"]:
         lines.append(f"annotator {row['annotator']}: {row['done']} done, {row['open']} open, {row['seconds']:.0f} s")
     for row in summary["datasets"]:
-        lines.append(f"dataset {row['number']}: {row['masks']} masks on {row['pictures']} pictures, {row['at'][:19]}")
+        lines.append(f"dataset {row['number']}: {row['masks']} masks on {row['pictures']} images, {row['at'][:19]}")
     for row in summary["models"]:
         lines.append(describe_model(row, summary["model"]))
     return "\n".join(lines)
@@ -165,5 +165,5 @@ def describe_model(row: dict[str, Any], current: int | None) -> str:
 
 
 def unfinished(store: Store) -> list[str]:
-    """Paths of the training pictures that nobody has finished: the input of the automatic stage."""
-    return [str(p.path) for p in store.pictures("free") if p.split == "train"]
+    """Paths of the training images that nobody has finished: the input of the automatic stage."""
+    return [str(p.path) for p in store.images("free") if p.split == "train"]

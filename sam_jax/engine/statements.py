@@ -8,9 +8,9 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sam_jax.engine.records import MaskRecord, Picture, Stage
+from sam_jax.engine.records import MaskRecord, Stage, StoredImage
 
-PICTURE = (
+IMAGE = (
     "SELECT pictures.id, path AS root, name, width, height, split FROM pictures "
     "JOIN roots ON roots.id = pictures.root_id"
 )
@@ -38,25 +38,25 @@ def stage_of(db: sqlite3.Connection) -> Stage:
     return db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()[0]
 
 
-def picture_of(db: sqlite3.Connection, picture_id: int) -> Picture:
-    row = db.execute(f"{PICTURE} WHERE pictures.id = ?", (picture_id,)).fetchone()
+def image_of(db: sqlite3.Connection, picture_id: int) -> StoredImage:
+    row = db.execute(f"{IMAGE} WHERE pictures.id = ?", (picture_id,)).fetchone()
     if row is None:
-        raise ValueError(f"there is no picture {picture_id}")
-    return Picture(**row)
+        raise ValueError(f"there is no image {picture_id}")
+    return StoredImage(**row)
 
 
 def work_on(db: sqlite3.Connection, picture_id: int) -> tuple[str, str | None]:
-    picture_of(db, picture_id)
+    image_of(db, picture_id)
     return tuple(db.execute("SELECT state, annotator FROM pictures WHERE id = ?", (picture_id,)).fetchone())
 
 
 def not_theirs(picture_id: int, annotator: str, state: str, holder: str | None) -> ValueError:
     found = state if holder is None else f"{state} and {holder}'s"
-    return ValueError(f"expected picture {picture_id} to be {annotator}'s, it is {found}")
+    return ValueError(f"expected image {picture_id} to be {annotator}'s, it is {found}")
 
 
 def check_free_for(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:
-    """Raises ValueError if somebody else has the picture open."""
+    """Raises ValueError if somebody else has the image open."""
     state, holder = work_on(db, picture_id)
     if state == "open" and holder != annotator:
         raise not_theirs(picture_id, annotator, state, holder)
@@ -67,23 +67,23 @@ def was_skipped(db: sqlite3.Connection, picture_id: int, annotator: str) -> bool
     return db.execute(query, (picture_id, annotator)).fetchone() is not None
 
 
-def free_pictures(db: sqlite3.Connection, annotator: str, count: int) -> list[sqlite3.Row]:
+def free_images(db: sqlite3.Connection, annotator: str, count: int) -> list[sqlite3.Row]:
     return db.execute(
-        f"{PICTURE} WHERE state = 'free' AND NOT EXISTS "
+        f"{IMAGE} WHERE state = 'free' AND NOT EXISTS "
         "(SELECT 1 FROM skips WHERE picture_id = pictures.id AND skips.annotator = ?) "
         "ORDER BY prefilled IS NULL, pictures.id LIMIT ?",
         (annotator, count),
     ).fetchall()
 
 
-def open_picture(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:
+def open_image(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:
     db.execute(
         "UPDATE pictures SET state = 'open', annotator = ?, stage = ?, opened = ?, finished = NULL WHERE id = ?",
         (annotator, stage_of(db), now(), picture_id),
     )
 
 
-def free_picture(db: sqlite3.Connection, picture_id: int) -> None:
+def free_image(db: sqlite3.Connection, picture_id: int) -> None:
     db.execute("UPDATE pictures SET state = 'free', annotator = NULL WHERE id = ?", (picture_id,))
 
 
@@ -95,12 +95,12 @@ def masks_of(db: sqlite3.Connection, picture_id: int) -> list[MaskRecord]:
 
 
 def save(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
-    picture = picture_of(db, record.picture_id)
-    if [picture.height, picture.width] != list(record.segmentation["size"]):
+    stored = image_of(db, record.picture_id)
+    if [stored.height, stored.width] != list(record.segmentation["size"]):
         raise ValueError(
-            f"expected a mask of {picture.height} x {picture.width} (h, w), the size of {picture.name}, got "
+            f"expected a mask of {stored.height} x {stored.width} (h, w), the size of {stored.name}, got "
             f"{record.segmentation['size']}"
-            + ("; note the picture's size first, with set_size" if not picture.width else "")
+            + ("; note the image's size first, with set_size" if not stored.width else "")
         )
     check_free_for(db, record.picture_id, record.annotator)
     row = db.execute("SELECT record, deleted FROM masks WHERE id = ?", (record.id,)).fetchone()
@@ -112,8 +112,8 @@ def save(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
             raise ValueError(f"mask {record.id} was deleted; restore it first")
         if (before.picture_id, before.origin) != (record.picture_id, record.origin):
             raise ValueError(
-                f"mask {record.id} is {before.origin}, on picture {before.picture_id}; it can't become "
-                f"{record.origin}, on picture {record.picture_id}"
+                f"mask {record.id} is {before.origin}, on image {before.picture_id}; it can't become "
+                f"{record.origin}, on image {record.picture_id}"
             )
     write(db, record, at)
 

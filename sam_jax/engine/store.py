@@ -1,4 +1,4 @@
-"""A project's state in one SQLite file: pictures, who works on which, masks and all that was done to them.
+"""A project's state in one SQLite file: images, who works on which, masks and all that was done to them.
 
 Every change is one short transaction that is on disk when the call returns, and masks change together with their
 history. Any number of threads and processes may use a folder's store at once.
@@ -21,8 +21,8 @@ from sam_jax.engine import schema, statements
 from sam_jax.engine.records import (
     MaskRecord,
     Outcome,
-    Picture,
     Stage,
+    StoredImage,
     check_annotator,
     check_choice,
     check_name,
@@ -101,15 +101,15 @@ class Store:
         rows = self.rows("SELECT at, kind, record FROM events WHERE kind = ? OR ? IS NULL ORDER BY id", (kind, kind))
         return [{"at": row["at"], "kind": row["kind"], **json.loads(row["record"])} for row in rows]
 
-    # Pictures
+    # Images
 
-    def add_pictures(self, root: Path | str, names: Iterable[str], held_out: float = 0.0) -> int:
-        """Adds pictures at the end of the queue; those that are there already stay as they are.
+    def add_images(self, root: Path | str, names: Iterable[str], held_out: float = 0.0) -> int:
+        """Adds images at the end of the queue; those that are there already stay as they are.
 
         Args:
-            root: folder of the pictures.
+            root: folder of the images.
             names: paths below it.
-            held_out: share of all pictures of the project that models are judged on and never trained on; the new ones
+            held_out: share of all images of the project that models are judged on and never trained on; the new ones
                 make it up, drawn by a hash of their names.
 
         Returns:
@@ -119,7 +119,7 @@ class Store:
             ValueError: a name that leads out of the folder, or a share that is none.
         """
         if not 0 <= held_out < 1:
-            raise ValueError(f"expected a share of held-out pictures of at least 0 and below 1, got {held_out}")
+            raise ValueError(f"expected a share of held-out images of at least 0 and below 1, got {held_out}")
         folder = str(Path(root).resolve())
         wanted = dict.fromkeys(check_name(name) for name in names)
         with self.transaction() as db:
@@ -136,17 +136,17 @@ class Store:
             )
         return len(new)
 
-    def picture(self, picture_id: int) -> Picture:
+    def image(self, picture_id: int) -> StoredImage:
         """Raises ValueError if there is none of that number."""
-        return statements.picture_of(self._db(), picture_id)
+        return statements.image_of(self._db(), picture_id)
 
-    def pictures(self, state: str | None = None) -> list[Picture]:
+    def images(self, state: str | None = None) -> list[StoredImage]:
         """All, or those that are free, open or done."""
-        rows = self.rows(f"{statements.PICTURE} WHERE state = ? OR ? IS NULL ORDER BY pictures.id", (state, state))
-        return [Picture(**row) for row in rows]
+        rows = self.rows(f"{statements.IMAGE} WHERE state = ? OR ? IS NULL ORDER BY pictures.id", (state, state))
+        return [StoredImage(**row) for row in rows]
 
     def set_size(self, picture_id: int, width: int, height: int) -> None:
-        """Notes the size of an upright picture, which masks must have.
+        """Notes the size of an upright image, which masks must have.
 
         Raises:
             ValueError: no size, or another one than it has masks of.
@@ -154,22 +154,22 @@ class Store:
         if width < 1 or height < 1:
             raise ValueError(f"expected a width and a height of at least 1, got {width} x {height}")
         with self.transaction() as db:
-            picture = statements.picture_of(db, picture_id)
-            if (picture.width, picture.height) == (width, height):
+            stored = statements.image_of(db, picture_id)
+            if (stored.width, stored.height) == (width, height):
                 return
             if db.execute("SELECT 1 FROM masks WHERE picture_id = ?", (picture_id,)).fetchone():
                 raise ValueError(
-                    f"{picture.name} is {width} x {height} and has masks of {picture.width} x {picture.height} pixels; "
-                    "was the file replaced by another picture?"
+                    f"{stored.name} is {width} x {height} and has masks of {stored.width} x {stored.height} pixels; "
+                    "was the file replaced by another image?"
                 )
             db.execute("UPDATE pictures SET width = ?, height = ? WHERE id = ?", (width, height, picture_id))
 
     # Who works on what
 
-    def claim(self, annotator: str) -> Picture | None:
-        """The picture that the annotator opened last and hasn't finished; or else the next free one, opened for them.
+    def claim(self, annotator: str) -> StoredImage | None:
+        """The image that the annotator opened last and hasn't finished; or else the next free one, opened for them.
 
-        Free pictures come in their order, those with masks of a model first. No two annotators get the same one.
+        Free images come in their order, those with masks of a model first. No two annotators get the same one.
 
         Returns:
             None: there is nothing left to do.
@@ -177,29 +177,29 @@ class Store:
         check_annotator(annotator)
         with self.transaction() as db:
             row = db.execute(
-                f"{statements.PICTURE} WHERE state = 'open' AND annotator = ? ORDER BY opened DESC LIMIT 1",
+                f"{statements.IMAGE} WHERE state = 'open' AND annotator = ? ORDER BY opened DESC LIMIT 1",
                 (annotator,),
             ).fetchone()
             if row is not None:
-                return Picture(**row)
-            for row in statements.free_pictures(db, annotator, 1):
-                statements.open_picture(db, row["id"], annotator)
-                return Picture(**row)
+                return StoredImage(**row)
+            for row in statements.free_images(db, annotator, 1):
+                statements.open_image(db, row["id"], annotator)
+                return StoredImage(**row)
             return None
 
-    def upcoming(self, annotator: str, count: int) -> list[Picture]:
-        """The pictures that `claim` would open next if nobody else did. Opens none."""
+    def upcoming(self, annotator: str, count: int) -> list[StoredImage]:
+        """The images that `claim` would open next if nobody else did. Opens none."""
         check_annotator(annotator)
-        return [Picture(**row) for row in statements.free_pictures(self._db(), annotator, count)]
+        return [StoredImage(**row) for row in statements.free_images(self._db(), annotator, count)]
 
     def finish(self, picture_id: int, annotator: str, outcome: Outcome = "done", seconds: float = 0.0) -> None:
-        """Ends the work on a picture. A repeated call changes nothing.
+        """Ends the work on an image. A repeated call changes nothing.
 
         done: masks that are still proposed were seen and left, so they are accepted. skipped: it is free again for
         others.
 
         Args:
-            seconds: spent on the picture since it was opened.
+            seconds: spent on the image since it was opened.
 
         Raises:
             ValueError: the annotator hasn't opened it.
@@ -220,34 +220,34 @@ class Store:
                     )
                 else:
                     db.execute("INSERT INTO skips VALUES (?, ?, ?, ?)", (picture_id, annotator, at, seconds))
-                    statements.free_picture(db, picture_id)
+                    statements.free_image(db, picture_id)
                 return
             before = statements.was_skipped(db, picture_id, annotator)
             if not (before if outcome == "skipped" else (state, holder) == ("done", annotator)):
                 raise statements.not_theirs(picture_id, annotator, state, holder)
 
-    def release(self, idle_hours: float, annotator: str | None = None) -> list[Picture]:
-        """Gives open pictures back, for anybody to claim: those of people who went away. Masks stay.
+    def release(self, idle_hours: float, annotator: str | None = None) -> list[StoredImage]:
+        """Gives open images back, for anybody to claim: those of people who went away. Masks stay.
 
         Args:
-            idle_hours: since the picture was opened and any mask of it was changed.
+            idle_hours: since the image was opened and any mask of it was changed.
             annotator: whose; None: everybody's.
         """
         if not idle_hours >= 0:
             raise ValueError(f"expected hours of at least 0, got {idle_hours}")
         with self.transaction() as db:
             rows = db.execute(
-                f"{statements.PICTURE} WHERE state = 'open' AND (annotator = :who OR :who IS NULL) AND "
+                f"{statements.IMAGE} WHERE state = 'open' AND (annotator = :who OR :who IS NULL) AND "
                 "max(opened, coalesce((SELECT max(changed) FROM masks WHERE picture_id = pictures.id), '')) <= :since "
                 "ORDER BY pictures.id",
                 {"who": annotator, "since": statements.now(-idle_hours)},
             ).fetchall()
             for row in rows:
-                statements.free_picture(db, row["id"])
-        return [Picture(**row) for row in rows]
+                statements.free_image(db, row["id"])
+        return [StoredImage(**row) for row in rows]
 
-    def back(self, annotator: str) -> Picture | None:
-        """Opens the picture again that the annotator finished or skipped last: it is the next that `claim` gives.
+    def back(self, annotator: str) -> StoredImage | None:
+        """Opens the image again that the annotator finished or skipped last: it is the next that `claim` gives.
 
         Returns:
             None: there is none, or others have them now.
@@ -263,8 +263,8 @@ class Store:
             if row is None:
                 return None
             db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (row["id"], annotator))
-            statements.open_picture(db, row["id"], annotator)
-            return statements.picture_of(db, row["id"])
+            statements.open_image(db, row["id"], annotator)
+            return statements.image_of(db, row["id"])
 
     # Masks
 
@@ -272,28 +272,28 @@ class Store:
         """Adds a mask, or changes the one of the same id. A repeated call changes nothing.
 
         Raises:
-            ValueError: not of the picture's size, which must be known; another picture or origin than before; deleted
-                before; or somebody else has the picture open.
+            ValueError: not of the image's size, which must be known; another image or origin than before; deleted
+                before; or somebody else has the image open.
         """
         with self.transaction() as db:
             statements.save(db, record, statements.now())
         return record
 
     def prefill(self, picture_id: int, records: Sequence[MaskRecord], source: str) -> bool:
-        """Puts a model's masks into a picture that nobody has touched, in place of those put in before.
+        """Puts a model's masks into an image that nobody has touched, in place of those put in before.
 
         Args:
             source: what made them, in words; `to_prefill` tells by it what has been done.
 
         Returns:
-            False: somebody has or had the picture, or it is held out: nothing was changed.
+            False: somebody has or had the image, or it is held out: nothing was changed.
 
         Raises:
             ValueError: as `save_mask`; or a mask that isn't prefilled and proposed.
         """
         if bad := [r for r in records if (r.picture_id, r.origin, r.state) != (picture_id, "prefilled", "proposed")]:
             raise ValueError(
-                f"expected masks of picture {picture_id} that are prefilled and proposed, got one of picture "
+                f"expected masks of image {picture_id} that are prefilled and proposed, got one of image "
                 f"{bad[0].picture_id} that is {bad[0].origin} and {bad[0].state}"
             )
         with self.transaction() as db:
@@ -306,7 +306,7 @@ class Store:
             old = statements.masks_of(db, picture_id)
             if (
                 touched
-                or statements.picture_of(db, picture_id).split == "held_out"
+                or statements.image_of(db, picture_id).split == "held_out"
                 or any(m.origin != "prefilled" for m in old)
             ):
                 return False
@@ -318,14 +318,14 @@ class Store:
             db.execute("UPDATE pictures SET prefilled = ? WHERE id = ?", (source, picture_id))
         return True
 
-    def to_prefill(self, source: str) -> list[Picture]:
-        """The pictures that `prefill` would take and that have no masks of this source yet, in the order of `claim`."""
+    def to_prefill(self, source: str) -> list[StoredImage]:
+        """The images that `prefill` would take and that have no masks of this source yet, in the order of `claim`."""
         rows = self.rows(
-            f"{statements.PICTURE} WHERE state = 'free' AND split = 'train' AND prefilled IS NOT ? "
+            f"{statements.IMAGE} WHERE state = 'free' AND split = 'train' AND prefilled IS NOT ? "
             "AND NOT EXISTS (SELECT 1 FROM skips WHERE picture_id = pictures.id) ORDER BY pictures.id",
             (source,),
         )
-        return [Picture(**row) for row in rows]
+        return [StoredImage(**row) for row in rows]
 
     def delete_mask(self, mask_id: str, annotator: str) -> None:
         """Takes a mask away; `restore_mask` brings it back. A repeated call changes nothing."""
@@ -340,7 +340,7 @@ class Store:
             return statements.mark(db, mask_id, annotator, deleted=False, at=statements.now())
 
     def masks(self, picture_id: int) -> list[MaskRecord]:
-        """A picture's masks, those that are rejected too, by rank and then by age."""
+        """An image's masks, those that are rejected too, by rank and then by age."""
         return statements.masks_of(self._db(), picture_id)
 
     def history(self, mask_id: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a user has without a model. Settings were chosen on training pictures by benchmarks/tune_baselines.py."""
+"""What a user has without a model. Settings were chosen on training images by benchmarks/tune_baselines.py."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _PerObject:
 
 @dataclasses.dataclass(frozen=True)
 class RegionGrowing(_Classical):
-    """Grows a region of like colour from each click: flood fill in Lab on a lightly smoothed picture.
+    """Grows a region of like colour from each click: flood fill in Lab on a lightly smoothed image.
 
     A pixel that is reached from clicks of both kinds goes to the nearest of them.
     """
@@ -77,7 +77,7 @@ class GrabCut(_Classical):
     """GrabCut (Rother et al. 2004) from a small disc of sure pixels around each click; the rest is for it to find out.
 
     Pixels within `reach` discs of a foreground click are probably object, all others probably background. Works on a
-    reduced picture, which is both faster and better than the whole one.
+    reduced image, which is both faster and better than the whole one.
     """
 
     name = "GrabCut"
@@ -85,7 +85,7 @@ class GrabCut(_Classical):
     radius: float = 0.02  # of the disc, fraction of the longer side
     reach: float = 3.0
     iterations: int = 3
-    side: int = 256  # pixels; longer pictures are reduced to it
+    side: int = 256  # pixels; longer images are reduced to it
 
     def _segment(self, image: np.ndarray, clicks: Clicks) -> np.ndarray:
         h, w = image.shape[:2]

@@ -5,7 +5,7 @@ Reference: Martin, Fowlkes, Malik 2004; the BSDS500 benchmark's `bwmorph(..., 't
 The benchmark thresholds a soft map 99 times and matches every result with every annotator. From one threshold to the
 next few pixels come and go, and so does the matching: it is carried over and mended pixel by pixel, with shortest
 augmenting paths, in place of 99 assignments from the start. Each is an exact optimum all the same. Compiled by numba,
-outside the GIL: pictures run in threads.
+outside the GIL: images run in threads.
 """
 
 from __future__ import annotations

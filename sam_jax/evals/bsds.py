@@ -23,7 +23,7 @@ from sam_jax.files import write_atomically
 from sam_jax.parallel.gather import share, together
 
 THRESHOLDS = np.arange(1, 100) / 100
-MAX_DISTANCE = 0.0075  # between partners, share of the picture's diagonal
+MAX_DISTANCE = 0.0075  # between partners, share of the image's diagonal
 SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
 
 
@@ -60,7 +60,7 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
     """A soft edge map from a grey PNG of 1, 8 or 16 bits, as 0-1.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not such a picture.
+        FileNotFoundError, ValueError: no such file; not such an image.
     """
     try:
         with Image.open(path) as file:
@@ -92,7 +92,7 @@ def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
         raise ValueError(
-            f"expected a map ID.png for each of {len(ids)} pictures in {folder}, {len(missing)} are missing: "
+            f"expected a map ID.png for each of {len(ids)} images in {folder}, {len(missing)} are missing: "
             f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
         )
     return {id_: found[id_] for id_ in ids}
@@ -101,7 +101,7 @@ def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
 def count_matches(
     edges: Float[np.ndarray, "H W"], truths: Bool[np.ndarray, "A H W"], thresholds: np.ndarray = THRESHOLDS
 ) -> Int[np.ndarray, "K 4"]:
-    """Pixels of one picture at each threshold.
+    """Pixels of one image at each threshold.
 
     The map is compared (>=) with the threshold, thinned, and matched with each person's boundaries.
 
@@ -139,35 +139,35 @@ def count_people(truths: Bool[np.ndarray, "A H W"]) -> Int[np.ndarray, "1 4"]:
 
 
 class Scores(NamedTuple):
-    """Of a set of pictures; F is the harmonic mean of precision and recall."""
+    """Of a set of images; F is the harmonic mean of precision and recall."""
 
-    ods: float  # best F with one threshold for all pictures
+    ods: float  # best F with one threshold for all images
     threshold: float  # that one
     precision: float  # at that threshold
     recall: float
-    ois: float  # F with the best threshold for each picture
+    ois: float  # F with the best threshold for each image
     ap: float  # average precision
     r50: float  # recall at a precision of one half
 
 
 def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRESHOLDS) -> Scores:
-    """Scores of N pictures, with the original's ways.
+    """Scores of N images, with the original's ways.
 
     ODS: precision and recall of the pooled counts are interpolated linearly in 100 steps between neighbouring
-    thresholds. OIS: counts are pooled at each picture's best threshold, not interpolated and the lowest of several; it
+    thresholds. OIS: counts are pooled at each image's best threshold, not interpolated and the lowest of several; it
     is no mean of Fs. AP: the sum of the precision at recalls 0, 0.01, ..., 1, each interpolated linearly and 0 beyond
     the curve's ends, by 100 and not 101: at most 1.01; 0 for a curve of a single recall, such as that of a map of 0
     and 1. R50: recall interpolated linearly over precision, at 0.5 or the lowest precision if that is above; 0 if all
     are below.
 
     Args:
-        counts: of each picture, from `count_matches`.
+        counts: of each image, from `count_matches`.
 
     Raises:
-        ValueError: no pictures.
+        ValueError: no images.
     """
     if not len(counts):
-        raise ValueError("expected the counts of at least one picture, got none")
+        raise ValueError("expected the counts of at least one image, got none")
     precision, recall = precision_recall(counts.sum(0))
     best, at, p_best, r_best = _f(precision[0], recall[0]), thresholds[0], precision[0], recall[0]
     steps = np.linspace(0, 1, 100)
@@ -178,7 +178,7 @@ def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRE
         if f[j] > best:
             best, at, p_best, r_best = f[j], t[j], p[j], r[j]
 
-    rows = [picture[np.argmax(_f(*precision_recall(picture)))] for picture in counts]
+    rows = [image[np.argmax(_f(*precision_recall(image)))] for image in counts]
     ois = _f(*precision_recall(np.sum(rows, axis=0)))
 
     recalls, first = np.unique(recall, return_index=True)
@@ -203,14 +203,14 @@ def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 def score_folder(
     maps: dict[str, Path], truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
 ) -> Int[np.ndarray, "N K 4"]:
-    """`count_matches` of files, several at a time. Each picture's counts go to out/ID.json; a run goes on from there.
+    """`count_matches` of files, several at a time. Each image's counts go to out/ID.json; a run goes on from there.
 
     Args:
         maps: id -> PNG.
         truths: id -> .mat file.
 
     Returns:
-        The counts of each picture, in the order of `maps`.
+        The counts of each image, in the order of `maps`.
 
     Raises:
         ValueError: a bad map or truth, with its name.
@@ -220,7 +220,7 @@ def score_folder(
         return count_matches(read_map(maps[id_]), read_truth(truths[id_]))
 
     files = {id_: (maps[id_], truths[id_]) for id_ in maps}
-    return _each_picture(files, count, out, workers, label)
+    return _each_image(files, count, out, workers, label)
 
 
 def score_people(
@@ -228,15 +228,15 @@ def score_people(
 ) -> Int[np.ndarray, "N 1 4"]:
     """`count_people` of files, kept like the counts of `score_folder`."""
     files = {id_: (path,) for id_, path in truths.items()}
-    return _each_picture(files, lambda id_: count_people(read_truth(truths[id_])), out, workers, label)
+    return _each_image(files, lambda id_: count_people(read_truth(truths[id_])), out, workers, label)
 
 
-def _each_picture(
+def _each_image(
     files: Mapping[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
 ) -> np.ndarray:
-    """Counts of each picture: what is on disk already, for files of the same content, or else computed in threads.
+    """Counts of each image: what is on disk already, for files of the same content, or else computed in threads.
 
-    Several processes, which see the same folder, share the pictures.
+    Several processes, which see the same folder, share the images.
     """
     out.mkdir(parents=True, exist_ok=True)
 
@@ -259,7 +259,7 @@ def _each_picture(
     mine = share(files)
     with together(), ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            done = tqdm(pool.map(one, mine), total=len(mine), desc=label, unit="picture")
+            done = tqdm(pool.map(one, mine), total=len(mine), desc=label, unit="image")
             counts = dict(zip(mine, done, strict=True))
         finally:
             pool.shutdown(cancel_futures=True)

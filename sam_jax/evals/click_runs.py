@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, Source
-from sam_jax.evals.play import ClickRules, play_pictures
+from sam_jax.evals.play import ClickRules, play_images
 from sam_jax.evals.records import Record, RecordLog, add_up, key_of
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.segmenters import Segmenter
@@ -28,26 +28,26 @@ Problems = dict[str, list[str]]
 class Sample:
     """The part of a data set that is evaluated."""
 
-    examples: dict[str, Example]  # by name of the picture, unique in the data set
+    examples: dict[str, Example]  # by name of the image, unique in the data set
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def sample_examples(
-    source: Source, max_pictures: int = 0, max_masks: int = 0, seed: int = 0, *, enough: int = 0, folder: Path = Path()
+    source: Source, max_images: int = 0, max_masks: int = 0, seed: int = 0, *, enough: int = 0, folder: Path = Path()
 ) -> Sample:
-    """A random part of the pictures, and of each picture's masks. A function of the arguments alone.
+    """A random part of the images, and of each image's masks. A function of the arguments alone.
 
     Args:
-        max_pictures, max_masks: of a picture; 0 means all.
-        enough: pictures are drawn until there are so many masks; 0 means no end.
-        folder: pictures are named by their paths in it.
+        max_images, max_masks: of an image; 0 means all.
+        enough: images are drawn until there are so many masks; 0 means no end.
+        folder: images are named by their paths in it.
     """
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(source))[: max_pictures or None]
+    rows = rng.permutation(len(source))[: max_images or None]
     drawn: dict[int, Example] = {}
     problems = []
     masks = 0
-    for row in tqdm(rows, desc="read masks", unit="picture", leave=False, delay=2):
+    for row in tqdm(rows, desc="read masks", unit="image", leave=False, delay=2):
         if enough and masks >= enough:
             break
         try:
@@ -61,7 +61,7 @@ def sample_examples(
     for row in sorted(drawn):
         example = drawn[row]
         chosen = sorted(rng.permutation(len(example.masks))[: max_masks or None])
-        name = picture_name(example, folder)
+        name = image_name(example, folder)
         if name in examples:
             problems.append(f"{name} occurs more than once; the first one counts")
         else:
@@ -69,8 +69,8 @@ def sample_examples(
     return Sample(examples, problems)
 
 
-def picture_name(example: Example, folder: Path) -> str:
-    """Path of a picture in a folder, without its ending."""
+def image_name(example: Example, folder: Path) -> str:
+    """Path of an image in a folder, without its ending."""
     path = Path(example.member or example.path)
     inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
     return inside.with_suffix("").as_posix()
@@ -106,7 +106,7 @@ def run_clicks(
     *,
     workers: int = 2,
 ) -> tuple[dict[str, Counter[str]], Problems]:
-    """Plays a method on samples; finished pictures are not done again. Several processes share the pictures.
+    """Plays a method on samples; finished images are not done again. Several processes share the images.
 
     Args:
         out: folder of the records, NAME.jsonl of the segmenter's name.
@@ -117,23 +117,23 @@ def run_clicks(
         ({data set: sums}, {data set: problems}), the same in every process, however many there are.
 
     Raises:
-        ValueError: no picture of any data set can be used.
+        ValueError: no image of any data set can be used.
     """
     process = jax.process_index()
     protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
     log = RecordLog(out, segmenter.name.replace(" ", "_"), protocol, process)
-    wanted = {(name, picture): e for name, s in samples.items() for picture, e in s.examples.items()}
+    wanted = {(name, image): e for name, s in samples.items() for image, e in s.examples.items()}
     known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
     todo = share(key for key in wanted if key not in known)
     mine, failed = [], []
-    played = play_pictures(segmenter, [wanted[key] for key in todo], rules, workers)
-    for (name, picture), result in zip(
-        todo, tqdm(played, total=len(todo), desc=segmenter.name, unit="picture"), strict=True
+    played = play_images(segmenter, [wanted[key] for key in todo], rules, workers)
+    for (name, image), result in zip(
+        todo, tqdm(played, total=len(todo), desc=segmenter.name, unit="image"), strict=True
     ):
         if not result.complete:
-            failed.append([name, f"{picture}: {result.problems[0]}"])
+            failed.append([name, f"{image}: {result.problems[0]}"])
             continue
-        line = {"dataset": name, "picture": picture, "masks": result.records, "problems": result.problems}
+        line = {"dataset": name, "picture": image, "masks": result.records, "problems": result.problems}
         log.write(line)
         mine.append(line)
     known |= {key_of(line): line for part in gather(mine) for line in part}
@@ -141,13 +141,13 @@ def run_clicks(
         log.finish(known.values())
     lines = {key: known[key] for key in wanted if key in known}
     problems: Problems = {name: list(sample.problems) for name, sample in samples.items()}
-    for (name, picture), line in lines.items():
-        problems[name] += [f"{picture}: {problem}" for problem in line["problems"]]
+    for (name, image), line in lines.items():
+        problems[name] += [f"{image}: {problem}" for problem in line["problems"]]
     for name, problem in (row for part in gather(failed) for row in part):
         problems[name].append(problem)
     if not any(line["masks"] for line in lines.values()):
         first = next((p for rows in problems.values() for p in rows), "there is no mask")
-        raise ValueError(f"{segmenter.name}: no picture could be evaluated; the first: {first}")
+        raise ValueError(f"{segmenter.name}: no image could be evaluated; the first: {first}")
     return {
         name: add_up(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
         for name in samples

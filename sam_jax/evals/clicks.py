@@ -18,7 +18,7 @@ Click = tuple[tuple[int, int], int]
 
 
 def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
-    """Exact Euclidean distance of each pixel to the nearest one outside the region; outside the picture counts.
+    """Exact Euclidean distance of each pixel to the nearest one outside the region; outside the image counts.
 
     Squares are whole numbers: rounding them takes away OpenCV's last digits, which differ between equal distances.
     """

@@ -27,7 +27,7 @@ class CompareConfig:
     clicks: int = 1  # after which to compare
 
     def evaluate(self) -> Report:
-        """Differences on the masks that both records have, as table and picture; see `compare` for what it raises."""
+        """Differences on the masks that both records have, as table and image; see `compare` for what it raises."""
         differences = compare(self.first, self.second, self.clicks)
         plot_differences(differences, self.first.stem, self.second.stem, self.out / "differences.png")
         return Report(
@@ -44,7 +44,7 @@ class Difference:
     dataset: str
     masks: int
     mean: float  # of the differences, first minus second
-    low: float  # 95 % interval of the mean: bootstrap over pictures, whose masks go together
+    low: float  # 95 % interval of the mean: bootstrap over images, whose masks go together
     high: float
     best: float  # the best of the first's three masks minus the second, after one click
     first_better: int  # masks
@@ -75,11 +75,11 @@ def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
     if not common:
         raise ValueError(f"{first} and {second} have no mask in common")
     rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for dataset, picture, mask in common:
-        a, b = mine[dataset, picture, mask], theirs[dataset, picture, mask]
+    for dataset, image, mask in common:
+        a, b = mine[dataset, image, mask], theirs[dataset, image, mask]
         pair = (a["iou"][clicks - 1] - b["iou"][clicks - 1], a["best"] - b["iou"][0])
-        rows.setdefault(dataset, {}).setdefault(picture, []).append(pair)
-    found = [_difference(dataset, list(pictures.values())) for dataset, pictures in rows.items()]
+        rows.setdefault(dataset, {}).setdefault(image, []).append(pair)
+    found = [_difference(dataset, list(images.values())) for dataset, images in rows.items()]
     return sorted(found, key=lambda difference: -difference.mean)
 
 
@@ -87,11 +87,11 @@ def _by_mask(lines: Sequence[Line]) -> dict[tuple[str, str, int], dict]:
     return {(line["dataset"], line["picture"], record["mask"]): record for line in lines for record in line["masks"]}
 
 
-def _difference(dataset: str, pictures: list[list[tuple[float, float]]]) -> Difference:
-    values = 100 * np.array([pair for rows in pictures for pair in rows])
-    sums = 100 * np.array([sum(value for value, _ in rows) for rows in pictures])
-    counts = np.array([len(rows) for rows in pictures])
-    drawn = np.random.default_rng(0).integers(len(pictures), size=(RESAMPLES, len(pictures)))
+def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> Difference:
+    values = 100 * np.array([pair for rows in images for pair in rows])
+    sums = 100 * np.array([sum(value for value, _ in rows) for rows in images])
+    counts = np.array([len(rows) for rows in images])
+    drawn = np.random.default_rng(0).integers(len(images), size=(RESAMPLES, len(images)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Difference(

@@ -14,7 +14,7 @@ HUMAN_POINT = (0.7235, 0.9014)  # recall and precision of people, as the edges t
 
 
 def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """A picture of curves over lines of equal F, with the point where people are.
+    """An image of curves over lines of equal F, with the point where people are.
 
     Args:
         curves: label -> `precision` and `recall` at each threshold; a single one is drawn as a dot.

@@ -1,7 +1,7 @@
 """Edge detectors that know only gradients: what the paper's table begins with.
 
-The smoothing was chosen on 16 of BSDS500's training pictures. Both look at the gradient of the grey picture, smoothed
-with a Gaussian. Maps are comparable from picture to picture, since the benchmark's ODS takes one threshold for all: 1
+The smoothing was chosen on 16 of BSDS500's training images. Both look at the gradient of the grey image, smoothed
+with a Gaussian. Maps are comparable from image to image, since the benchmark's ODS takes one threshold for all: 1
 is the gradient of a step from black to white, and the square root spreads weak edges over more of the 99 thresholds.
 """
 
@@ -56,7 +56,7 @@ class Canny:
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
         grey = _smooth_grey(image, self.sigma)
-        finer = 16  # gradients of the smoothed picture are not rounded to whole greys
+        finer = 16  # gradients of the smoothed image are not rounded to whole greys
         dx, dy = (np.rint(finer * cv2.Sobel(grey, cv2.CV_32F, *order)).astype(np.int16) for order in ((1, 0), (0, 1)))
         edges = np.zeros(grey.shape, np.float32)
         for level in range(1, self.levels + 1):

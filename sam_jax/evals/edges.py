@@ -1,7 +1,7 @@
 """Zero-shot edge detection on BSDS500: a model that learned masks is asked for edges.
 
 Reference: paper, sections 7.2 and D.2. Decisions where it is silent: the threshold of the NMS is that of everything
-mode; masks are ranked by predicted IoU; maps have the size of the picture; a mask's outer boundary is one pixel wide.
+mode; masks are ranked by predicted IoU; maps have the size of the image; a mask's outer boundary is one pixel wide.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
+from sam_jax.data.images import read_image
 from sam_jax.evals.bsds import (
     THRESHOLDS,
     find_maps,
@@ -32,19 +34,17 @@ from sam_jax.evals.bsds import (
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
 from sam_jax.evals.report import Report
-from sam_jax.evals.segmenters import model_identity
 from sam_jax.files import write_atomically
-from sam_jax.hub import load_model
-from sam_jax.model import Sam
+from sam_jax.model import Sam, model_identity
 from sam_jax.ops.boxes import box_nms
 from sam_jax.ops.edges import Planes, mask_boxes, normalize_edges, strongest_edges, thin_edges
 from sam_jax.ops.grids import point_grid
 from sam_jax.ops.masks import frame_matrices
-from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
-from sam_jax.ops.transforms import as_rgb, read_image
+from sam_jax.ops.transforms import as_rgb
 from sam_jax.parallel.gather import share, together
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import embed
+from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.types import FOREGROUND
 
 PUBLISHED = {  # paper, table 3: ODS, OIS, AP, R50
@@ -72,7 +72,7 @@ class EdgeDetector(Protocol):
         ...
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
-        """A soft edge map of one picture, 0-1, thinned."""
+        """A soft edge map of one image, 0-1, thinned."""
         ...
 
 
@@ -101,13 +101,13 @@ class SamEdges:
         return f"{self.name} {settings} {model_identity(self.model)}"
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
-        """A soft edge map of a picture, 0-1.
+        """A soft edge map of an image, 0-1.
 
         Args:
             image: RGB, 0-255; grey and RGBA are taken too.
 
         Raises:
-            TypeError, ValueError: not such a picture.
+            TypeError, ValueError: not such an image.
         """
         image = as_rgb(image)
         H, W = image.shape[:2]
@@ -141,11 +141,11 @@ class EdgesConfig:
     model: str = "tiny"  # name or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)
     maps: Path | None = None  # a folder of edge maps ID.png made elsewhere, scored in place of `methods`
-    max_pictures: int = 0  # the first ones; 0 means all
+    max_images: int = 0  # the first ones; 0 means all
     points_per_side: int = 16  # of the grid
     box_nms_thresh: float = 0.7  # of two masks whose boxes overlap more, that of higher predicted IoU stays
-    workers: int = 2  # pictures scored at a time, in threads
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    workers: int = 2  # images scored at a time, in threads
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
         """Detects edges with every method, scores them, and draws the precision-recall curves.
@@ -154,11 +154,11 @@ class EdgesConfig:
 
         Raises:
             ValueError: an unknown method, a bad map or truth.
-            FileNotFoundError: no pictures, truth or maps.
+            FileNotFoundError: no images, truth or maps.
         """
         start_processes(self.parallel)
         truths = find_truth(self.data, self.split)
-        truths = dict(list(truths.items())[: self.max_pictures or None])
+        truths = dict(list(truths.items())[: self.max_images or None])
         results: dict[str, Any] = {}
         for label, counts in self._counts(truths).items():
             precision, recall = precision_recall(counts.sum(0))
@@ -170,7 +170,7 @@ class EdgesConfig:
             curve = {"precision": precision.tolist(), "recall": recall.tolist()}
             results[label] = {"pictures": len(counts), **scores, "curve": curve}
         plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
-        title = f"Edges on BSDS500 {self.split}, {len(truths)} pictures"
+        title = f"Edges on BSDS500 {self.split}, {len(truths)} images"
         return Report(
             title, edges_table(results, TINY_NOTE if self.model == "tiny" and SamEdges.name in results else ""), results
         )
@@ -204,24 +204,24 @@ class EdgesConfig:
 
 
 def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) -> dict[str, Path]:
-    """Edge maps of picture files as out/ID.png, grey, 8 bits, as the benchmark takes them; those there are kept.
+    """Edge maps of image files as out/ID.png, grey, 8 bits, as the benchmark takes them; those there are kept.
 
-    Several processes, which see the same folder, share the pictures.
+    Several processes, which see the same folder, share the images.
 
     Args:
-        images: id -> picture.
+        images: id -> image.
 
     Returns:
         id -> map.
 
     Raises:
-        FileNotFoundError, ValueError: a picture that is missing or bad.
+        FileNotFoundError, ValueError: an image that is missing or bad.
     """
     out.mkdir(parents=True, exist_ok=True)
     maps = {id_: out / f"{id_}.png" for id_ in images}
     todo = [id_ for id_ in share(maps) if not maps[id_].exists()]
     with together():
-        for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="picture"):
+        for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="image"):
             edges = detector.detect(read_image(images[id_]))
             file = io.BytesIO()
             Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")
@@ -234,7 +234,7 @@ def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:
     columns = ("ods", "ois", "ap", "r50")
     lines = ["| method | ODS | OIS | AP | R50 | |", "|---|---|---|---|---|---|"]
     for label, result in results.items():
-        lines.append(f"| {label} | {_cells(result[c] for c in columns)} | measured, {result['pictures']} pictures |")
+        lines.append(f"| {label} | {_cells(result[c] for c in columns)} | measured, {result['pictures']} images |")
     lines += [f"| {label} | {_cells(values)} | published |" for label, values in PUBLISHED.items()]
     return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
 

@@ -17,21 +17,21 @@ import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
+from sam_jax.checkpoints.detector import load_detector
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
-from sam_jax.detection.convert import load_detector
-from sam_jax.detection.run import Target, detect_pictures
-from sam_jax.evals.box_segmenters import BoxSegmenter, FilledBox, SamBoxes
+from sam_jax.detection.run import Target, detect_images
+from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
 from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
-from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
 from sam_jax.evals.report import Report
-from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, read_results
-from sam_jax.evals.truth import ANY, Truth, TruthPicture, read_truth, shorten
-from sam_jax.hub import load_model
-from sam_jax.ops.prompts import Prompt
+from sam_jax.evals.result_files import ResultFolder, check_sizes, read_image_results, read_results
+from sam_jax.evals.truth import ANY, GroundTruthImage, Truth, read_truth, shorten
+from sam_jax.everything.box_masks import BoxSegmenter, FilledBox, SamBoxes
 from sam_jax.parallel.gather import together
 from sam_jax.parallel.start import start_processes
+from sam_jax.prompting.prompts import Prompt
 
-COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per picture; COCO's count in each category, LVIS's in all
+COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per image; COCO's count in each category, LVIS's in all
 METHODS = ("sam", "sam one pass", "box")
 OWN_MASKS = "detector"  # the row of a detector's own masks
 PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
@@ -48,25 +48,25 @@ class InstancesConfig:
 
     out: Path = Path("runs/eval_instances")  # folder of the masks and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
-    images: Path | None = None  # folder of the pictures; without it the file's own or its subfolder `images`
-    split: str | None = None  # take the pictures whose `coco_split` is this
+    images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
+    split: str | None = None  # take the images whose `coco_split` is this
     boxes: Path | None = None  # a detector's boxes in COCO's result format; without it the annotated boxes
     detector: Path | None = None  # a ViTDet detector that finds the boxes; the masks that it makes itself are a row too
     class_agnostic: bool = False  # all objects are of one category, for detectors of anything
     results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
     model: str = "tiny"  # name or path of a checkpoint
     methods: tuple[str, ...] = METHODS
-    max_boxes: int | None = None  # best ones of a picture; without it 100, and 300 for LVIS
-    max_pictures: int = 0  # the first ones; 0 means all
-    pictures_per_batch: int = 4  # that pass the model together
-    workers: int = 1  # processes that score; more pay off from a thousand pictures on
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    max_boxes: int | None = None  # best ones of an image; without it 100, and 300 for LVIS
+    max_images: int = 0  # the first ones; 0 means all
+    images_per_batch: int = 4  # that pass the model together
+    workers: int = 1  # processes that score; more pay off from a thousand images on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
         """Segments every box with every method and scores the masks.
 
         Masks go to out/METHOD-HASH/PICTURE.json, are not made twice, and end as out/METHOD-HASH.results.json in COCO's
-        result format. A picture that can't be read, or whose masks have another size, is named in the report and left
+        result format. An image that can't be read, or whose masks have another size, is named in the report and left
         out.
 
         Raises:
@@ -85,26 +85,26 @@ class InstancesConfig:
         given: dict[str, dict[int, list[Result]]] = {}  # rows whose masks are there already
         if self.results is not None:
             given[self.results.stem] = read_results(self.results, truth, "segmentation")
-        all_pictures, truth = truth, truth.take(self.max_pictures)
+        all_images, truth = truth, truth.take(self.max_images)
         file = self.boxes
         if self.detector is not None:
             file = detect_truth(self.detector, truth, self.out)
-            given[OWN_MASKS] = read_results(file, all_pictures, "segmentation")
+            given[OWN_MASKS] = read_results(file, all_images, "segmentation")
         methods = () if self.results is not None else self.methods
-        detected = read_results(file, all_pictures, "bbox") if file else None
+        detected = read_results(file, all_images, "bbox") if file else None
         boxes = self._boxes(truth, detected) if methods else {}
         boxes_digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
         for method in (*methods, *given):
             failures[method] = {}
-            if method in given:  # of a picture that the other rows can't have, this one is left out too
+            if method in given:  # of an image that the other rows can't have, this one is left out too
                 failures[method] |= {name: why for others in failures.values() for name, why in others.items()}
-                good = [picture for picture in truth.pictures.values() if picture.name not in failures[method]]
+                good = [gt_image for gt_image in truth.images.values() if gt_image.name not in failures[method]]
                 tasks = {p.name: _Task(p, given[method][p.id], truth.federated) for p in good}
             else:
                 tasks = self._segment(method, truth, boxes, boxes_digest, failures[method])
-            scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
+            scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
             numbers = LVIS_NUMBERS if truth.federated else COCO_NUMBERS
             figures = average_precision([m for m, _ in scored], truth.categories, truth.frequencies, numbers)
             overlaps = np.concatenate([overlaps for _, overlaps in scored])
@@ -115,32 +115,32 @@ class InstancesConfig:
                 "left_out": failures[method],
             }
         source = "masks" if self.results else "annotated boxes" if file is None else f"boxes of {self.detector or file}"
-        title = f"Instances on {truth.file.name}, {len(truth.pictures)} pictures, {source}: mask AP in percent"
+        title = f"Instances on {truth.file.name}, {len(truth.images)} images, {source}: mask AP in percent"
         if self.class_agnostic:
             title += ", categories left aside"
         return Report(title, instances_table(results) + describe_failures(failures), results)
 
     def _boxes(self, truth: Truth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
-        """Boxes of each picture that the model can be asked with, best first."""
+        """Boxes of each image that the model can be asked with, best first."""
         most = self.max_boxes or (LVIS_NUMBERS if truth.federated else COCO_NUMBERS)[-1]
         boxes, outside = {}, 0
-        for picture in truth.pictures.values():
+        for gt_image in truth.images.values():
             if detected is None:
                 rows = [
                     {"category_id": a["category_id"], "prompt_bbox": a["bbox"], "truth_id": a["id"]}
-                    for a in picture.annotations
+                    for a in gt_image.annotations
                     if not a.get("iscrowd")
                 ]
             else:
                 rows = [
                     {"category_id": d["category_id"], "prompt_bbox": d["bbox"], "score": d["score"]}
-                    for d in detected[picture.id][:most]
+                    for d in detected[gt_image.id][:most]
                 ]
-            usable = [row for row in rows if _can_be_asked(row["prompt_bbox"], picture.size)]
+            usable = [row for row in rows if _can_be_asked(row["prompt_bbox"], gt_image.size)]
             outside += len(rows) - len(usable)
-            boxes[picture.id] = usable
+            boxes[gt_image.id] = usable
         if outside:
-            tqdm.write(f"{outside} boxes have no area in their picture and are left out: their objects count as missed")
+            tqdm.write(f"{outside} boxes have no area in their image and are left out: their objects count as missed")
         return boxes
 
     def _segment(
@@ -150,28 +150,28 @@ class InstancesConfig:
         if method == FilledBox.name:
             segmenter = FilledBox()
         else:
-            segmenter = SamBoxes(load_model(self.model), method == "sam", self.pictures_per_batch)
+            segmenter = SamBoxes(load_model(self.model), method == "sam", self.images_per_batch)
 
-        def predict(pictures: list[TruthPicture], images: list[np.ndarray]) -> list[list[Result]]:
-            asked = [boxes[picture.id] for picture in pictures]
+        def predict(gt_images: list[GroundTruthImage], images: list[np.ndarray]) -> list[list[Result]]:
+            asked = [boxes[gt_image.id] for gt_image in gt_images]
             corners = [np.array([_corners(row["prompt_bbox"]) for row in rows]).reshape(-1, 4) for rows in asked]
             return [
                 [{"score": mask["predicted_iou"]} | row | mask for row, mask in zip(rows, masks, strict=True)]
                 for rows, masks in zip(asked, segmenter.segment(images, corners), strict=True)
             ]
 
-        pictures = list(truth.pictures.values())
+        gt_images = list(truth.images.values())
         identity = f"{segmenter.identity} {boxes_digest} {self.max_boxes} {sorted(truth.categories)}"
         folder = ResultFolder(self.out, method, identity)
-        failures |= predict_missing(folder, pictures, predict, self.pictures_per_batch, method)
-        good = [picture for picture in pictures if picture.name not in failures]
+        failures |= predict_missing(folder, gt_images, predict, self.images_per_batch, method)
+        good = [gt_image for gt_image in gt_images if gt_image.name not in failures]
         if jax.process_index() == 0:
             folder.merge(good)
-        return {picture.name: _Task(picture, folder.file(picture), truth.federated) for picture in good}
+        return {gt_image.name: _Task(gt_image, folder.file(gt_image), truth.federated) for gt_image in good}
 
 
 def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
-    """The objects that a detector finds on the pictures, as a COCO result file in `out`; it is not made twice.
+    """The objects that a detector finds on the images, as a COCO result file in `out`; it is not made twice.
 
     Args:
         detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth).
@@ -186,53 +186,53 @@ def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
             "--class-agnostic leaves categories aside"
         )
     content = hashlib.sha256(detector.read_bytes())
-    content.update(repr(list(truth.pictures)).encode())
+    content.update(repr(list(truth.images)).encode())
     file = out / f"detector-{content.hexdigest()[:8]}.json"
     with together():
         if jax.process_index() == 0 and not file.exists():
-            targets = [Target(picture.path, {"image_id": picture.id}) for picture in truth.pictures.values()]
-            detect_pictures(params, config, targets, file)  # what can't be read is named where masks are made
+            targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in truth.images.values()]
+            detect_images(params, config, targets, file)  # what can't be read is named where masks are made
     return file
 
 
 class _Task(NamedTuple):
-    picture: TruthPicture
+    image: GroundTruthImage
     results: list[Result] | Path
     federated: bool
 
 
 def _score(task: _Task) -> tuple[Matches, np.ndarray]:
-    """Matches of a picture, and the IoU of each mask with the object whose box it was asked with."""
-    results = task.results if isinstance(task.results, list) else read_picture(task.results)
-    check_sizes(results, task.picture)
-    truths = {o["id"]: o["segmentation"] for o in task.picture.objects()}
+    """Matches of an image, and the IoU of each mask with the object whose box it was asked with."""
+    results = task.results if isinstance(task.results, list) else read_image_results(task.results)
+    check_sizes(results, task.image)
+    truths = {o["id"]: o["segmentation"] for o in task.image.objects()}
     overlaps = [
         pycocotools.mask.iou([result["segmentation"]], [truths[result["truth_id"]]], [0])[0, 0]
         for result in results
         if "truth_id" in result
     ]
     numbers = LVIS_NUMBERS if task.federated else COCO_NUMBERS
-    return match_picture(task.picture, results, numbers, federated=task.federated), np.array(overlaps)
+    return match_image(task.image, results, numbers, federated=task.federated), np.array(overlaps)
 
 
-def match_picture(
-    picture: TruthPicture, results: list[Result], numbers: tuple[int, ...], *, federated: bool
+def match_image(
+    gt_image: GroundTruthImage, results: list[Result], numbers: tuple[int, ...], *, federated: bool
 ) -> Matches:
-    """The results of a picture matched with its objects, for `average_precision`.
+    """The results of an image matched with its objects, for `average_precision`.
 
     Args:
         results: of any order.
         numbers: best results that count, as in `average_precision`.
-        federated: by LVIS's rules: the best results of the picture, whatever their category, and of them those of
+        federated: by LVIS's rules: the best results of the image, whatever their category, and of them those of
             categories that were looked for; unmatched ones of a category that is not exhaustively annotated do not
             count.
     """
-    objects = picture.objects()
+    objects = gt_image.objects()
     if federated:
-        known = picture.absent | {o["category_id"] for o in objects}
+        known = gt_image.absent | {o["category_id"] for o in objects}
         best = sorted(results, key=lambda result: -result["score"])[: numbers[-1]]
         results = [result for result in best if result["category_id"] in known]
-    return MaskEval(numbers, picture.not_exhaustive if federated else ()).match(objects, results)
+    return MaskEval(numbers, gt_image.not_exhaustive if federated else ()).match(objects, results)
 
 
 def _corners(bbox: list[float]) -> tuple[float, float, float, float]:
@@ -259,7 +259,7 @@ def instances_table(results: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {method} | {text} | {note} |")
 
     for method, result in results.items():
-        row(method, result, 100, f"measured, {result['pictures']} pictures")
+        row(method, result, 100, f"measured, {result['pictures']} images")
     for method, published in PUBLISHED.items():
         row(method, dict(zip(("AP", "APs", "APm", "APl"), published, strict=True)), 1, "published")
     return "\n".join(lines) + "\n"

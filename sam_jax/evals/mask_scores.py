@@ -1,11 +1,11 @@
-"""Average precision and recall of masks: pycocotools' `COCOeval`, also by LVIS's rules, one picture at a time.
+"""Average precision and recall of masks: pycocotools' `COCOeval`, also by LVIS's rules, one image at a time.
 
 Run lengths are compared, and precision is accumulated, by pycocotools. Between the two lies its matching, Python loops
-over results, objects and thresholds that take nearly all of its time: here they are compiled, by numba. Pictures are
+over results, objects and thresholds that take nearly all of its time: here they are compiled, by numba. Images are
 independent up to there, so they are matched in worker processes, and what stays of one is a few bits per result.
 
 Reference: Lin et al. 2014; Gupta et al. 2019, with the rules of the `lvis` package (which numpy 2 does not run): a
-picture's results of categories that nobody looked for do not count, and none is wrong for a category that is not
+image's results of categories that nobody looked for do not count, and none is wrong for a category that is not
 annotated exhaustively there. A result's area is that of its mask, as detectron2 has it: both packages take the box's
 where a result has a `bbox`.
 """
@@ -32,9 +32,9 @@ except ImportError as error:
     raise ImportError("scoring masks needs numba: pip install 'sam_jax[eval]'") from error
 
 Result = dict[str, Any]
-"""Of a picture: `segmentation` (run lengths), `score`, `category_id` (not where categories do not matter)."""
+"""Of an image: `segmentation` (run lengths), `score`, `category_id` (not where categories do not matter)."""
 Matches = dict[Any, list[dict[str, Any]]]
-"""Of a picture: category -> for each range of areas what `COCOeval.accumulate` takes."""
+"""Of an image: category -> for each range of areas what `COCOeval.accumulate` takes."""
 
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
 
@@ -43,7 +43,7 @@ class MaskEval(COCOeval):
     """`COCOeval` of masks with the matching compiled.
 
     Args:
-        max_detections: numbers of best results per picture and category that are looked at.
+        max_detections: numbers of best results per image and category that are looked at.
         not_exhaustive: categories whose unmatched results are neither right nor wrong.
     """
 
@@ -55,7 +55,7 @@ class MaskEval(COCOeval):
         self._not_exhaustive = frozenset(not_exhaustive)
 
     def match(self, objects: Sequence[Object], results: Sequence[Result]) -> Matches:
-        """Matches the results of one picture, category by category."""
+        """Matches the results of one image, category by category."""
         self._gts, self._dts = defaultdict(list), defaultdict(list)
         for i, given in enumerate(objects, start=1):  # pycocotools takes an id of 0 for no match
             self._gts[0, given["category_id"]].append(given | {"id": i, "ignore": given["iscrowd"]})
@@ -91,13 +91,13 @@ class MaskEval(COCOeval):
         }
 
     def precision_and_recall(
-        self, pictures: Sequence[Matches], category: Any
+        self, gt_images: Sequence[Matches], category: Any
     ) -> tuple[Float[np.ndarray, "T R A N"], Float[np.ndarray, "T A N"]]:
         """`COCOeval.accumulate` of one category: precision at each threshold, recall, area and number of results.
 
         -1 where there is no object.
         """
-        present = [picture[category] for picture in pictures if category in picture]
+        present = [gt_image[category] for gt_image in gt_images if category in gt_image]
         self.params.catIds, self.params.imgIds = [category], list(range(len(present)))
         self.evalImgs = [one[area] for area in range(len(AREAS)) for one in present]
         self._paramsEval = copy.deepcopy(self.params)
@@ -145,7 +145,7 @@ def match_results(
 class Recall(NamedTuple):
     """Objects of each part, and those found at each threshold by the n best proposals, for each n of `numbers`.
 
-    Of one picture, or summed over pictures. A part without objects may be missing.
+    Of one image, or summed over images. A part without objects may be missing.
     """
 
     numbers: tuple[int, ...]
@@ -175,7 +175,7 @@ def count_found(
     frequencies: Mapping[int, str],
     numbers: Sequence[int] = (10, 100, 1000),
 ) -> Recall:
-    """Objects of one picture that class-agnostic proposals find, by size and by LVIS's frequency of their category.
+    """Objects of one image that class-agnostic proposals find, by size and by LVIS's frequency of their category.
 
     No proposal has to find a crowd. For a frequency the objects of the others are left out, as if it were all there is.
     """
@@ -200,9 +200,9 @@ def count_found(
 
 
 def average_precision(
-    pictures: Sequence[Matches], categories: Iterable[int], frequencies: Mapping[int, str], numbers: Sequence[int]
+    gt_images: Sequence[Matches], categories: Iterable[int], frequencies: Mapping[int, str], numbers: Sequence[int]
 ) -> dict[str, float | None]:
-    """COCO's figures from the matches of all pictures; with `frequencies` LVIS's.
+    """COCO's figures from the matches of all images; with `frequencies` LVIS's.
 
     Args:
         numbers: as `MaskEval`'s max_detections; AP is that of the last.
@@ -214,7 +214,7 @@ def average_precision(
     evaluator = MaskEval(numbers)
     ids = sorted(categories)
     precision, recall = (
-        np.stack(parts) for parts in zip(*(evaluator.precision_and_recall(pictures, id_) for id_ in ids), strict=True)
+        np.stack(parts) for parts in zip(*(evaluator.precision_and_recall(gt_images, id_) for id_ in ids), strict=True)
     )
     precision = precision[..., -1]  # (categories, thresholds, recalls, areas)
     figures = {"AP": precision[..., 0], "AP50": precision[:, 0, :, 0], "AP75": precision[:, 5, :, 0]}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.evals.baselines import BASELINES
 from sam_jax.evals.ritm import PREFIX, RitmSegmenter
 from sam_jax.evals.segmenters import SamSegmenter, Segmenter
-from sam_jax.hub import load_model
 from sam_jax.ritm import ZoomIn
 
 

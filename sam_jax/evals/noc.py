@@ -32,7 +32,7 @@ TARGETS = (80, 85, 90)  # IoU in percent
 class InteractiveSet:
     """One data set of the community's benchmark."""
 
-    open: Callable[[Path], Source]  # the data folder -> pictures
+    open: Callable[[Path], Source]  # the data folder -> images
     source: str  # where to get it
     zoom_side: int = 400  # with which RITM's figures were published, pixels
 
@@ -62,17 +62,17 @@ class NocConfig:
     model: str = "tiny"  # name or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_SETS)
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # and GrabCut, ritm:PATH
-    max_pictures: int = 0  # per dataset, drawn at random; 0 means all
+    max_images: int = 0  # per dataset, drawn at random; 0 means all
     clicks: int = 20  # the most
     seed: int = 0  # of the sample
-    workers: int = 2  # pictures at a time
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    workers: int = 2  # images at a time
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
         """Plays every method on every data set that is there.
 
         Raises:
-            ValueError: an unknown data set or method, or not a picture can be evaluated.
+            ValueError: an unknown data set or method, or not an image can be evaluated.
             FileNotFoundError: no data set is there. One that is missing among others is named and left out.
         """
         start_processes(self.parallel)
@@ -87,11 +87,11 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
     samples, missing = open_datasets(
         config.datasets,
         lambda name: sample_examples(
-            open_interactive(name, config.data), config.max_pictures, 0, config.seed, folder=config.data
+            open_interactive(name, config.data), config.max_images, 0, config.seed, folder=config.data
         ),
     )
     rules = ClickRules(config.clicks, enough=max(TARGETS) / 100)
-    protocol = {"seed": config.seed, "pictures": config.max_pictures}
+    protocol = {"seed": config.seed, "pictures": config.max_images}
     methods: dict[str, dict[str, dict[str, Any]]] = {}
     left_out: dict[str, Problems] = {}
     for method in config.methods:

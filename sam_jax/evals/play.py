@@ -1,4 +1,4 @@
-"""The game of clicks on one picture after another: a simulated user against a segmenter."""
+"""The game of clicks on one image after another: a simulated user against a segmenter."""
 
 from __future__ import annotations
 
@@ -31,23 +31,21 @@ class ClickRules:
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """One picture's results."""
+    """One image's results."""
 
     records: list[Record]
-    problems: list[str]  # what could not be used: a mask, or all of the picture
-    complete: bool = True  # False: the picture itself can't be used; another run tries again
+    problems: list[str]  # what could not be used: a mask, or all of the image
+    complete: bool = True  # False: the image itself can't be used; another run tries again
 
 
-def play_picture(
-    segmenter: Segmenter, example: Example, rules: ClickRules, run: Callable[..., Iterator] = map
-) -> Played:
-    """Plays on every mask of a picture.
+def play_image(segmenter: Segmenter, example: Example, rules: ClickRules, run: Callable[..., Iterator] = map) -> Played:
+    """Plays on every mask of an image.
 
     Args:
         run: as `map`; that of an executor judges masks side by side.
 
     Raises:
-        ValueError: the picture can't be read, or a predicted mask has another size than the picture.
+        ValueError: the image can't be read, or a predicted mask has another size than the image.
     """
     truths = [decode_rle(mask) for mask in example.masks]
     ignore = None if example.ignore is None else decode_rle(example.ignore)
@@ -90,7 +88,7 @@ def play_picture(
 class _User:
     rules: ClickRules
     ignore: Bool[np.ndarray, "H W"] | None
-    number: int  # of the picture, for its random numbers
+    number: int  # of the image, for its random numbers
 
     def start(self, truth: Bool[np.ndarray, "H W"], mask: int) -> Click | None:
         try:
@@ -109,18 +107,18 @@ class _User:
         return overlaps, next_click(truth, masks[0], clicked, self.ignore)
 
 
-def play_pictures(
+def play_images(
     segmenter: Segmenter, examples: Sequence[Example], rules: ClickRules, workers: int = 2
 ) -> Iterator[Played]:
-    """`play_picture` of each, in order, several at a time; a picture that can't be used is told of and left out.
+    """`play_image` of each, in order, several at a time; an image that can't be used is told of and left out.
 
-    Threads do: OpenCV, NumPy and JAX compute outside the GIL, so that the device works for one picture while the host
+    Threads do: OpenCV, NumPy and JAX compute outside the GIL, so that the device works for one image while the host
     judges the masks of another (benchmarks/click_workers.py has the times, also of processes).
     """
 
     def attempt(example: Example) -> Played:
         try:
-            return play_picture(segmenter, example, rules, judges.map)
+            return play_image(segmenter, example, rules, judges.map)
         except ValueError as error:
             return Played([], [str(error)], complete=False)
 
@@ -128,5 +126,5 @@ def play_pictures(
     try:
         yield from pool.map(attempt, examples)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the pictures in work, not after all
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images in work, not after all
         judges.shutdown()

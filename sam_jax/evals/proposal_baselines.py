@@ -27,7 +27,7 @@ class Felzenszwalb:
     name: ClassVar[str] = "Felzenszwalb"
 
     scales: tuple[float, ...] = (1600, 800, 400, 200, 100)  # larger ones give larger regions
-    sigma: float = 0.8  # of the Gaussian that smooths the picture, pixels
+    sigma: float = 0.8  # of the Gaussian that smooths the image, pixels
     min_size: int = 100  # pixels
     box_nms_thresh: float = 0.9
     max_masks: int = 1000

@@ -1,7 +1,7 @@
 """Zero-shot object proposals: how many of the annotated objects everything mode finds among its best 1000 masks.
 
 Reference: paper, sections 7.3 and D.3. Decisions where it is silent: categories do not matter to a match, and recall
-is that of all objects of all pictures together (detectron2's reading, not that of the `lvis` package, which averages
+is that of all objects of all images together (detectron2's reading, not that of the `lvis` package, which averages
 over categories); masks are ranked by the mean of predicted IoU and stability, by which the paper cuts off at 1000.
 """
 
@@ -14,17 +14,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.automatic_mask_generator import PRESETS, SamAutomaticMaskGenerator
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
+from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
 from sam_jax.evals.mask_scores import Recall, Result, count_found
-from sam_jax.evals.picture_runs import Failures, describe_failures, predict_missing, score_pictures
 from sam_jax.evals.proposal_baselines import Felzenszwalb
 from sam_jax.evals.report import Report
-from sam_jax.evals.result_files import ResultFolder, check_sizes, read_picture, read_results
-from sam_jax.evals.segmenters import model_identity
-from sam_jax.evals.truth import FREQUENCIES, Truth, TruthPicture, read_truth
-from sam_jax.hub import load_model
-from sam_jax.model import Sam
+from sam_jax.evals.result_files import ResultFolder, check_sizes, read_image_results, read_results
+from sam_jax.evals.truth import FREQUENCIES, GroundTruthImage, Truth, read_truth
+from sam_jax.everything.generator import PRESETS, SamAutomaticMaskGenerator
+from sam_jax.model import Sam, model_identity
 from sam_jax.parallel.start import start_processes
 
 NUMBERS = (10, 100, 1000)
@@ -46,7 +45,7 @@ class Proposer(Protocol):
         ...
 
     def propose(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> list[list[Result]]:
-        """Masks of each picture as run lengths with a score, best first."""
+        """Masks of each image as run lengths with a score, best first."""
         ...
 
 
@@ -56,7 +55,7 @@ class SamProposals:
     Args:
         single_output: one mask per point, from a grid twice as fine (the paper's ablation).
         points_per_side: of the grid, in place of the paper's 64; with a single output twice as many.
-        pictures_per_device: pictures that pass the model together.
+        images_per_device: images that pass the model together.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class SamProposals:
         *,
         single_output: bool = False,
         points_per_side: int = 64,
-        pictures_per_device: int = 1,
+        images_per_device: int = 1,
     ) -> None:
         self.name = "sam single output" if single_output else "sam"
         preset = PRESETS["proposals_single" if single_output else "proposals"]
@@ -73,7 +72,7 @@ class SamProposals:
             preset, output_mode="coco_rle", points_per_side=points_per_side * (2 if single_output else 1)
         )
         self.identity = f"{self.name} {config} {model_identity(model)}"
-        self._generator = SamAutomaticMaskGenerator(model, config, pictures_per_device=pictures_per_device)
+        self._generator = SamAutomaticMaskGenerator(model, config, images_per_device=images_per_device)
 
     def propose(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> list[list[Result]]:
         return [
@@ -95,21 +94,21 @@ class ProposalsConfig:
 
     out: Path = Path("runs/eval_proposals")  # folder of the proposals and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
-    images: Path | None = None  # folder of the pictures; without it the file's own or its subfolder `images`
-    split: str | None = None  # take the pictures whose `coco_split` is this
+    images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
+    split: str | None = None  # take the images whose `coco_split` is this
     model: str = "tiny"  # name or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")
     results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
-    max_pictures: int = 0  # the first ones; 0 means all
+    max_images: int = 0  # the first ones; 0 means all
     points_per_side: int = 64  # of sam's grid; with a single output twice as many
-    pictures_per_device: int = 1  # that pass the model together
-    workers: int = 1  # processes that score; more pay off from a thousand pictures on
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    images_per_device: int = 1  # that pass the model together
+    workers: int = 1  # processes that score; more pay off from a thousand images on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
         """Proposes masks with every method and counts the objects that they find.
 
-        Proposals go to out/METHOD-HASH/PICTURE.json and are not made twice. A picture that can't be read, or whose
+        Proposals go to out/METHOD-HASH/PICTURE.json and are not made twice. An image that can't be read, or whose
         masks have another size, is named in the report and left out.
 
         Raises:
@@ -122,7 +121,7 @@ class ProposalsConfig:
             raise ValueError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
         truth = read_truth(self.annotations, self.images, self.split)
         given = None if self.results is None else read_results(self.results, truth, "segmentation")
-        truth = truth.take(self.max_pictures)
+        truth = truth.take(self.max_images)
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
         for method in self.methods if self.results is None else [self.results.stem]:
@@ -130,8 +129,8 @@ class ProposalsConfig:
             if given is None:
                 tasks = self._propose(method, truth, failures[method])
             else:
-                tasks = {p.name: _Task(p, given[p.id], truth.frequencies) for p in truth.pictures.values()}
-            scored = score_pictures(_score, tasks, failures[method], workers=self.workers, label=method)
+                tasks = {p.name: _Task(p, given[p.id], truth.frequencies) for p in truth.images.values()}
+            scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
             recall = Recall.sum([part for part, _ in scored], NUMBERS)
             results[method] = {
                 "pictures": len(scored),
@@ -140,7 +139,7 @@ class ProposalsConfig:
                 **{part: recall.average(part) for part in PARTS},
                 "left_out": failures[method],
             }
-        title = f"Proposals on {truth.file.name}, {len(truth.pictures)} pictures: mask AR in percent"
+        title = f"Proposals on {truth.file.name}, {len(truth.images)} images: mask AR in percent"
         return Report(title, proposals_table(results) + describe_failures(failures), results)
 
     def _propose(self, method: str, truth: Truth, failures: Failures) -> dict[str, _Task]:
@@ -152,33 +151,33 @@ class ProposalsConfig:
                 load_model(self.model),
                 single_output=method != "sam",
                 points_per_side=self.points_per_side,
-                pictures_per_device=self.pictures_per_device,
+                images_per_device=self.images_per_device,
             )
         folder = ResultFolder(self.out, method, proposer.identity)
         failures |= predict_missing(
             folder,
-            list(truth.pictures.values()),
+            list(truth.images.values()),
             lambda _, images: proposer.propose(images),
-            self.pictures_per_device,
+            self.images_per_device,
             method,
         )
         return {
-            picture.name: _Task(picture, folder.file(picture), truth.frequencies)
-            for picture in truth.pictures.values()
-            if picture.name not in failures
+            gt_image.name: _Task(gt_image, folder.file(gt_image), truth.frequencies)
+            for gt_image in truth.images.values()
+            if gt_image.name not in failures
         }
 
 
 class _Task(NamedTuple):
-    picture: TruthPicture
+    image: GroundTruthImage
     proposals: list[Result] | Path
     frequencies: dict[int, str]
 
 
 def _score(task: _Task) -> tuple[Recall, int]:
-    proposals = task.proposals if isinstance(task.proposals, list) else read_picture(task.proposals)
-    check_sizes(proposals, task.picture)
-    return count_found(task.picture.objects(), proposals, task.frequencies, NUMBERS), len(proposals)
+    proposals = task.proposals if isinstance(task.proposals, list) else read_image_results(task.proposals)
+    check_sizes(proposals, task.image)
+    return count_found(task.image.objects(), proposals, task.frequencies, NUMBERS), len(proposals)
 
 
 def proposals_table(results: dict[str, dict[str, Any]]) -> str:
@@ -188,7 +187,7 @@ def proposals_table(results: dict[str, dict[str, Any]]) -> str:
     for method, result in results.items():
         values = [result[part]["AR@1000"] for part in PARTS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
         cells = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
-        lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} pictures |")
+        lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} images |")
     for method, published in PUBLISHED.items():
         cells = " | ".join([*(f"{value:.1f}" for value in published), "", ""])
         lines.append(f"| {method} | {cells} | | published, LVIS v1 val |")

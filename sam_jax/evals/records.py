@@ -1,4 +1,4 @@
-"""Results of pictures on disk, written one by one and read again by whoever goes on or compares."""
+"""Results of images on disk, written one by one and read again by whoever goes on or compares."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from sam_jax.files import write_atomically
 
 Record = dict[str, Any]
-"""Of one mask: `mask` (its number on the picture), `area`, `iou` after each click, `best` of the first masks."""
+"""Of one mask: `mask` (its number on the image), `area`, `iou` after each click, `best` of the first masks."""
 
 Line = dict[str, Any]
-"""Of one picture: `dataset`, `picture`, `masks` (records) and `problems` (masks that can't be used, in words)."""
+"""Of one image: `dataset`, `picture`, `masks` (records) and `problems` (masks that can't be used, in words)."""
 
 UNIT = 1_000_000
 """IoUs are kept with six decimals, so that sums of them are sums of whole numbers: exact in any order."""
@@ -53,7 +53,7 @@ class RecordLog:
         self._written = False
 
     def write(self, line: Line) -> None:
-        """Adds a picture to this process's part; it is on disk when this returns."""
+        """Adds an image to this process's part; it is on disk when this returns."""
         if not self._written:  # whatever the last run left there, in whole lines
             header, lines = _read(self._part) if self._part.exists() else (None, [])
             kept = lines if header == self._protocol else []
@@ -80,7 +80,7 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[Line]]:
         raise FileNotFoundError(f"expected records at {path}, as eval.py configs/eval_single_point.py leaves them")
     header, lines = _read(path)
     if not isinstance(header, dict) or any(not {"dataset", "picture", "masks"} <= line.keys() for line in lines):
-        raise ValueError(f"expected records of an evaluation by clicks in {path}: a protocol, then a line per picture")
+        raise ValueError(f"expected records of an evaluation by clicks in {path}: a protocol, then a line per image")
     return header, lines
 
 

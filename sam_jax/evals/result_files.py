@@ -1,4 +1,4 @@
-"""Results on disk: one file per picture while they are made, COCO's result format from and for everybody else."""
+"""Results on disk: one file per image while they are made, COCO's result format from and for everybody else."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.evals.mask_scores import Result
-from sam_jax.evals.truth import ANY, Truth, TruthPicture, shorten
+from sam_jax.evals.truth import ANY, GroundTruthImage, Truth, shorten
 from sam_jax.files import replacing, write_atomically
 
 
 class ResultFolder:
-    """The results of one method, a JSON file ID.json per picture; what is there is whole.
+    """The results of one method, a JSON file ID.json per image; what is there is whole.
 
     Args:
         parent: the folder goes in there, as NAME-HASH.
@@ -31,39 +31,39 @@ class ResultFolder:
         self.path = parent / f"{name.replace(' ', '_')}-{digest}"
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def file(self, picture: TruthPicture) -> Path:
-        return self.path / f"{picture.id}.json"
+    def file(self, image: GroundTruthImage) -> Path:
+        return self.path / f"{image.id}.json"
 
-    def missing(self, pictures: Iterable[TruthPicture]) -> list[TruthPicture]:
-        return [picture for picture in pictures if not self.file(picture).exists()]
+    def missing(self, images: Iterable[GroundTruthImage]) -> list[GroundTruthImage]:
+        return [image for image in images if not self.file(image).exists()]
 
-    def write(self, picture: TruthPicture, results: list[Result]) -> None:
-        write_atomically(self.file(picture), json.dumps(results))
+    def write(self, image: GroundTruthImage, results: list[Result]) -> None:
+        write_atomically(self.file(image), json.dumps(results))
 
-    def read(self, picture: TruthPicture) -> list[Result]:
-        return read_picture(self.file(picture))
+    def read(self, image: GroundTruthImage) -> list[Result]:
+        return read_image_results(self.file(image))
 
-    def merge(self, pictures: Iterable[TruthPicture]) -> Path:
-        """All results of the pictures as one file in COCO's result format, beside the folder."""
+    def merge(self, images: Iterable[GroundTruthImage]) -> Path:
+        """All results of the images as one file in COCO's result format, beside the folder."""
         path = self.path.with_suffix(".results.json")
         with replacing(path) as temporary, temporary.open("w") as file:
             file.write("[")
             before = ""
-            for picture in pictures:
-                for result in self.read(picture):
-                    file.write(f"{before}\n{json.dumps({'image_id': picture.id} | result)}")
+            for image in images:
+                for result in self.read(image):
+                    file.write(f"{before}\n{json.dumps({'image_id': image.id} | result)}")
                     before = ","
             file.write("\n]\n")
         return path
 
 
-def read_picture(file: Path) -> list[Result]:
+def read_image_results(file: Path) -> list[Result]:
     """One file of a `ResultFolder`."""
     return json.loads(file.read_text())
 
 
 def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]]:
-    """A file in COCO's result format, as detectors write it -> picture's id -> its results, best first.
+    """A file in COCO's result format, as detectors write it -> image's id -> its results, best first.
 
     Args:
         field: `segmentation` or `bbox`: what every result must have. Of boxes, those without area, which detectors do
@@ -72,11 +72,11 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     Where `truth` has one category for everything, that of the results does not matter.
 
     Returns:
-        An entry for every picture of `truth`, empty where the file has no result.
+        An entry for every image of `truth`, empty where the file has no result.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file; results for other pictures or categories. Names them.
+        ValueError: not such a file; results for other images or categories. Names them.
     """
     if not file.is_file():
         raise FileNotFoundError(f"expected a file of results at {file.resolve()}, found none")
@@ -89,21 +89,21 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     for i, result in enumerate(content):
         if not fields <= result.keys():
             raise ValueError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
-    for key, known in (("image_id", truth.pictures), ("category_id", truth.categories)):
+    for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
         unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
         if unknown:
             raise ValueError(
                 f"{file} has results of another data set: {key} {shorten(unknown)} not in {truth.file} with "
                 f"{len(known)} of them"
             )
-    results: dict[int, list[Result]] = {id_: [] for id_ in truth.pictures}
+    results: dict[int, list[Result]] = {id_: [] for id_ in truth.images}
     without_area = 0
     for i, result in enumerate(content):
-        where = f"result {i} of {file} (picture {result['image_id']})"
+        where = f"result {i} of {file} (image {result['image_id']})"
         if not _finite(result["score"]):
             raise ValueError(f"expected a number as score, got {result['score']!r} for {where}")
         if field == "segmentation":
-            check_rle(result["segmentation"], truth.pictures[result["image_id"]].size, where)
+            check_rle(result["segmentation"], truth.images[result["image_id"]].size, where)
         elif not (isinstance(result["bbox"], list) and len(result["bbox"]) == 4 and all(map(_finite, result["bbox"]))):
             raise ValueError(f"expected bbox (x, y, w, h), four numbers, got {result['bbox']!r} for {where}")
         elif min(result["bbox"][2:]) <= 0:
@@ -115,15 +115,15 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     return {id_: sorted(rows, key=lambda result: -result["score"]) for id_, rows in results.items()}
 
 
-def check_sizes(results: Iterable[Result], picture: TruthPicture) -> None:
+def check_sizes(results: Iterable[Result], image: GroundTruthImage) -> None:
     """
     Raises:
-        ValueError: a mask of another size than the picture.
+        ValueError: a mask of another size than the image.
     """
     sizes = Counter(tuple(result["segmentation"]["size"]) for result in results)
-    sizes.pop(picture.size, None)
+    sizes.pop(image.size, None)
     if sizes:
-        raise ValueError(f"expected masks of the picture's size {picture.size} (h, w), got {dict(sizes)}")
+        raise ValueError(f"expected masks of the image's size {image.size} (h, w), got {dict(sizes)}")
 
 
 def _finite(number: Any) -> bool:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.evals.segmenters import Answer, Clicks, Session, params_digest
-from sam_jax.ritm import THRESHOLD, Ritm, RitmPredictor, ZoomIn, load_ritm
+from sam_jax.checkpoints.ritm import load_ritm
+from sam_jax.evals.segmenters import Answer, Clicks, Session
+from sam_jax.model import params_digest
+from sam_jax.ritm import THRESHOLD, Ritm, RitmPredictor, ZoomIn
 
 PREFIX = "ritm:"
 

@@ -1,19 +1,16 @@
-"""What is evaluated: anything that answers clicks on a picture with masks. Others: `baselines`."""
+"""What is evaluated: anything that answers clicks on an image with masks. Others: `baselines`."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from sam_jax.model import Sam
-from sam_jax.ops.prompts import Prompt
+from sam_jax.model import Sam, model_identity
 from sam_jax.predictor import SamPredictor
-from sam_jax.types import Params
+from sam_jax.prompting.prompts import Prompt
 
 
 class Clicks(NamedTuple):
@@ -30,7 +27,7 @@ class Answer(NamedTuple):
 
 
 class Session(Protocol):
-    """One picture, on which any number of objects are segmented side by side."""
+    """One image, on which any number of objects are segmented side by side."""
 
     def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
         """One answer per object. Called with one more click per object each time."""
@@ -38,7 +35,7 @@ class Session(Protocol):
 
 
 class Segmenter(Protocol):
-    """Opens pictures. Several threads do so at a time."""
+    """Opens images. Several threads do so at a time."""
 
     @property
     def name(self) -> str: ...
@@ -49,20 +46,6 @@ class Segmenter(Protocol):
         ...
 
     def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session: ...
-
-
-def model_identity(model: Sam) -> str:
-    """Config and params, not the name: a model of the same name may have been trained further."""
-    return params_digest(f"{model.config.to_json()} {np.dtype(model.dtype)}", model.params)
-
-
-def params_digest(settings: str, params: Params) -> str:
-    """16 digits that stand for settings and params."""
-    digest = hashlib.sha256(settings.encode())
-    for path, leaf in jax.tree.leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class SamSegmenter:

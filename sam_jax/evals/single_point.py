@@ -1,7 +1,7 @@
 """Single-point valid mask: how good a mask one click gives, and how fast further clicks improve it.
 
 Reference: paper, sections 7.1 and D.1. Decisions where it is silent: the previous logits are fed back; IoU is measured
-at the original size; of large data sets random pictures are drawn until there are 10,000 masks.
+at the original size; of large data sets random images are drawn until there are 10,000 masks.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class SinglePointConfig:
     model: str = "tiny"  # name or path of a checkpoint
     datasets: tuple[str, ...] = tuple(LOCAL_DATASETS)  # names of data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # and ritm:PATH
-    max_pictures: int = 100  # per dataset, the same for every method; 0 means all
-    max_masks: int = 3  # per picture, likewise
+    max_images: int = 100  # per dataset, the same for every method; 0 means all
+    max_masks: int = 3  # per image, likewise
     clicks: int = 5  # the last number of clicks
     first_click: Literal["center", "random"] = "center"  # farthest from the boundary, or any pixel of the object
     seed: int = 0  # of the sample and of random clicks
-    workers: int = 2  # pictures at a time: the device computes for one while the host clicks on another
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    workers: int = 2  # images at a time: the device computes for one while the host clicks on another
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
         """Evaluates every method; see `run` for what it keeps and what it raises."""
@@ -61,16 +61,16 @@ class SinglePointConfig:
 
 
 def open_sample(config: SinglePointConfig, name: str) -> Sample:
-    """The sample of a data set: the paper's size where all pictures are asked for, else as the config says.
+    """The sample of a data set: the paper's size where all images are asked for, else as the config says.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: it can't be read; says what is missing and how to get it.
     """
     dataset = find_dataset(name)
     source = dataset.open(config.data, name)
-    enough = SAMPLE if dataset.sampled and not config.max_pictures else 0
+    enough = SAMPLE if dataset.sampled and not config.max_images else 0
     return sample_examples(
-        source, config.max_pictures, config.max_masks, config.seed, enough=enough, folder=config.data / name
+        source, config.max_images, config.max_masks, config.seed, enough=enough, folder=config.data / name
     )
 
 
@@ -82,17 +82,17 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
 
     Returns:
         A report whose results are `methods` (method -> data set -> `summarize`), `missing` and `left_out`. Records go
-        to out/NAME.jsonl, by the segmenter's name, one line per picture.
+        to out/NAME.jsonl, by the segmenter's name, one line per image.
 
     Raises:
-        ValueError: an unknown data set or method, or not a picture can be evaluated.
+        ValueError: an unknown data set or method, or not an image can be evaluated.
         FileNotFoundError: no data set is there. One that is missing among others is named and left out.
     """
     for name in config.datasets:
         find_dataset(name)
     samples, missing = open_datasets(config.datasets, lambda name: open_sample(config, name))
     rules = ClickRules(config.clicks, config.first_click, config.seed)
-    protocol = {"seed": config.seed, "pictures": config.max_pictures, "masks": config.max_masks}
+    protocol = {"seed": config.seed, "pictures": config.max_images, "masks": config.max_masks}
     methods: dict[str, dict[str, dict[str, Any]]] = {}
     left_out: dict[str, Problems] = {}
     for method in config.methods:

@@ -12,11 +12,11 @@ import jax
 import tyro
 from tqdm import tqdm
 
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.evals.report import Evaluation, Report
-from sam_jax.evals.segmenters import model_identity
 from sam_jax.files import write_atomically
-from sam_jax.hub import load_model
+from sam_jax.model import model_identity
 from sam_jax.parallel.gather import gather
 from sam_jax.parallel.start import start_processes
 

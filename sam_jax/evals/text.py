@@ -1,6 +1,6 @@
 """Text to mask: how good a mask a description gives, and how much one corrective click adds.
 
-The paper shows pictures alone. Protocol, our decision throughout: three masks for the text, of which the one with the
+The paper shows images alone. Protocol, our decision throughout: three masks for the text, of which the one with the
 highest predicted IoU counts; then a click where that mask is most wrong, the text, and the last logits give the single
 mask. Beside it the same model with everybody's texts exchanged, which says how much the text matters, and with a click
 and no text.
@@ -17,21 +17,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.clip import Clip
+from sam_jax.checkpoints.hub import load_clip, load_model
+from sam_jax.clip.model import Clip
 from sam_jax.config import ParallelConfig
 from sam_jax.data.phrases import Phrased, read_phrases
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
 from sam_jax.evals.records import Line, RecordLog, key_of
 from sam_jax.evals.report import Report
-from sam_jax.evals.segmenters import model_identity
-from sam_jax.hub import load_clip, load_model
-from sam_jax.model import Sam
-from sam_jax.ops.prompts import Prompt
+from sam_jax.model import Sam, model_identity
 from sam_jax.ops.rle import decode_rle
 from sam_jax.parallel.gather import gather, share
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import Masks, SamPredictor
+from sam_jax.prompting.prompts import Prompt
 
 ROWS = {
     "text": "text",
@@ -49,16 +48,16 @@ class TextEvalConfig:
     data: Path  # COCO-format file, or a folder with one, with referring expressions, captions or category names
     model: str  # name or path of a model with a text prompt
     out: Path = Path("runs/eval_text")  # folder of the records and the report
-    images: Path | None = None  # folder of the pictures, where they are not near the annotations
+    images: Path | None = None  # folder of the images, where they are not near the annotations
     clip: str | None = None  # name or path of the model's CLIP; None: the name that the model says
-    max_pictures: int = 0  # 0 means all
-    max_texts: int = 0  # per picture, likewise
+    max_images: int = 0  # 0 means all
+    max_texts: int = 0  # per image, likewise
     min_area: int = 100  # pixels; smaller masks are left out
     seed: int = 0  # of the sample and of the exchange of texts
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the pictures
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
     def evaluate(self) -> Report:
-        """Measures; finished pictures are not measured again.
+        """Measures; finished images are not measured again.
 
         Raises:
             ValueError, OSError: a model without a text prompt, another CLIP, no texts in the data.
@@ -71,11 +70,11 @@ class TextEvalConfig:
         return Report("Text to mask: mIoU in percent", table(results), results)
 
 
-def sample_phrases(rows: Sequence[Phrased], max_pictures: int, max_texts: int, seed: int) -> list[Phrased]:
-    """A random part of the pictures, and of each picture's texts; 0 means all."""
+def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, seed: int) -> list[Phrased]:
+    """A random part of the images, and of each image's texts; 0 means all."""
     rng = np.random.default_rng(seed)
     sample = []
-    for index in sorted(rng.permutation(len(rows))[: max_pictures or None]):
+    for index in sorted(rng.permutation(len(rows))[: max_images or None]):
         row = rows[index]
         kept = sorted(rng.permutation(len(row.texts))[: max_texts or None])
         masks = tuple(row.example.masks[i] for i in kept)
@@ -102,8 +101,8 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     return [tuple(part.tolist()) for part in np.split(others, ends[:-1])]
 
 
-def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> Line:
-    """IoUs for each text of a picture.
+def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> Line:
+    """IoUs for each text of an image.
 
     Args:
         others: for each text the one that it is exchanged with.
@@ -130,8 +129,8 @@ def evaluate_picture(predictor: SamPredictor, row: Phrased, others: Sequence[str
         }
         for i, truth in enumerate(truths)
     ]
-    dataset, picture = _key(row)
-    return {"dataset": dataset, "picture": picture, "masks": records, "problems": []}
+    dataset, image = _key(row)
+    return {"dataset": dataset, "picture": image, "masks": records, "problems": []}
 
 
 def _key(row: Phrased) -> tuple[str, str]:
@@ -157,23 +156,30 @@ def _correct(
 
 
 def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
-    """Evaluates a model; several processes share the pictures. Records go to `out/text.jsonl`, a line per picture.
+    """Evaluates a model; several processes share the images. Records go to `out/text.jsonl`, a line per image.
 
     Returns:
-        numbers of pictures and masks, and the mean IoU of each of `ROWS` in percent.
+        numbers of images and masks, and the mean IoU of each of `ROWS` in percent.
     """
     predictor = SamPredictor(model, clip)
     rows = read_phrases(config.data, config.images, min_area=config.min_area)
-    rows = sample_phrases(rows, config.max_pictures, config.max_texts, config.seed)
+    rows = sample_phrases(rows, config.max_images, config.max_texts, config.seed)
     others = exchange_texts(rows, config.seed)
-    protocol = {"model": model_identity(model), "clip": clip.config.name, "data": str(config.data)}
-    protocol |= {name: getattr(config, name) for name in ("max_pictures", "max_texts", "min_area", "seed")}
+    protocol = {
+        "model": model_identity(model),
+        "clip": clip.config.name,
+        "data": str(config.data),
+        "max_pictures": config.max_images,
+        "max_texts": config.max_texts,
+        "min_area": config.min_area,
+        "seed": config.seed,
+    }
     log = RecordLog(config.out, "text", protocol, jax.process_index())
     known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
     todo = [pair for pair in zip(rows, others, strict=True) if _key(pair[0]) not in known]
     mine = []
-    for row, exchanged in tqdm(share(todo), desc="text to mask", unit="picture"):
-        mine.append(evaluate_picture(predictor, row, exchanged))
+    for row, exchanged in tqdm(share(todo), desc="text to mask", unit="image"):
+        mine.append(evaluate_image(predictor, row, exchanged))
         log.write(mine[-1])
     known |= {key_of(line): line for part in gather(mine) for line in part}
     if jax.process_index() == 0:
@@ -185,5 +191,5 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
-    lines = [f"| prompt | mIoU of {results['masks']} masks in {results['pictures']} pictures |", "|---|---|"]
+    lines = [f"| prompt | mIoU of {results['masks']} masks in {results['pictures']} images |", "|---|---|"]
     return "\n".join([*lines, *(f"| {label} | {results[name]:.1f} |" for name, label in ROWS.items())]) + "\n"

@@ -1,6 +1,6 @@
-"""Annotation files of COCO and LVIS as an evaluation reads them: pictures, their objects, what is known of categories.
+"""Annotation files of COCO and LVIS as an evaluation reads them: images, their objects, what is known of categories.
 
-Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), whose pictures are labelled for some categories only.
+Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), whose images are labelled for some categories only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sam_jax.data.coco import check_unique, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
 
 Object = dict[str, Any]
-"""Of a picture: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
+"""Of an image: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
 
 ANY = -1  # the one category where categories do not matter
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 
 @dataclasses.dataclass(frozen=True)
-class TruthPicture:
-    """One picture and its annotations as they stand in the file."""
+class GroundTruthImage:
+    """One image and its annotations as they stand in the file."""
 
     id: int
     path: Path
@@ -37,10 +37,10 @@ class TruthPicture:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"picture {self.id} ({self.path.name})"
+        return f"image {self.id} ({self.path.name})"
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture, RGB.
+        """The image, RGB.
 
         Raises:
             BadRecord: it is missing, can't be decoded, or has another size than the file of annotations says.
@@ -51,7 +51,7 @@ class TruthPicture:
         """The annotated objects with run lengths.
 
         Raises:
-            BadRecord: a mask can't be read or has another size than the picture.
+            BadRecord: a mask can't be read or has another size than the image.
         """
         objects = []
         for annotation in self.annotations:
@@ -76,40 +76,42 @@ class Truth:
     """Everything that results are compared with."""
 
     file: Path
-    pictures: dict[int, TruthPicture]  # id -> picture, in the order of ids
+    images: dict[int, GroundTruthImage]  # id -> image, in the order of ids
     categories: dict[int, str]  # id -> name
     frequencies: dict[int, str]  # LVIS: id -> f, c or r; empty for COCO
 
     @property
     def federated(self) -> bool:
-        """Whether pictures are labelled for some categories only, as LVIS's are."""
+        """Whether images are labelled for some categories only, as LVIS's are."""
         return bool(self.frequencies)
 
     def take(self, count: int) -> Truth:
-        """The first `count` pictures; 0 means all."""
-        return dataclasses.replace(self, pictures=dict(list(self.pictures.items())[: count or None]))
+        """The first `count` images; 0 means all."""
+        return dataclasses.replace(self, images=dict(list(self.images.items())[: count or None]))
 
     def of_one_category(self) -> Truth:
         """All objects as of the category ANY, for results that tell objects from background alone.
 
         Raises:
-            ValueError: LVIS's, whose pictures are labelled for some categories only: much is not annotated there.
+            ValueError: LVIS's, whose images are labelled for some categories only: much is not annotated there.
         """
         if self.federated:
-            raise ValueError(f"expected pictures on which everything is annotated, {self.file} has LVIS's categories")
-        pictures = {
-            id_: dataclasses.replace(picture, annotations=tuple(a | {"category_id": ANY} for a in picture.annotations))
-            for id_, picture in self.pictures.items()
+            raise ValueError(f"expected images on which everything is annotated, {self.file} has LVIS's categories")
+        gt_images = {
+            id_: dataclasses.replace(
+                gt_image, annotations=tuple(a | {"category_id": ANY} for a in gt_image.annotations)
+            )
+            for id_, gt_image in self.images.items()
         }
-        return dataclasses.replace(self, pictures=pictures, categories={ANY: "anything"})
+        return dataclasses.replace(self, images=gt_images, categories={ANY: "anything"})
 
 
 def read_truth(file: Path, images: Path | None = None, split: str | None = None) -> Truth:
     """A COCO or LVIS file. LVIS's is known by the `frequency` of its categories.
 
     Args:
-        images: folder of the pictures; None: the file's own, or its subfolder `images`.
-        split: take the pictures whose `coco_split` is this; None: all.
+        images: folder of the images; None: the file's own, or its subfolder `images`.
+        split: take the images whose `coco_split` is this; None: all.
 
     Raises:
         FileNotFoundError: no such file.
@@ -133,14 +135,14 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
         for annotation in content["annotations"]:
             where = f"annotation {annotation['id']} of {file}"
             if annotation["image_id"] not in everywhere:
-                raise ValueError(f"{where} belongs to picture {annotation['image_id']}, which is not in the file")
+                raise ValueError(f"{where} belongs to image {annotation['image_id']}, which is not in the file")
             if annotation["category_id"] not in categories:
                 raise ValueError(f"{where} has category {annotation['category_id']}, which is not in the file")
             if len(annotation["bbox"]) != 4:
                 raise ValueError(f"expected bbox (x, y, w, h) for {where}, got {annotation['bbox']}")
             if annotation["image_id"] in annotations:
                 annotations[annotation["image_id"]].append(annotation)
-        pictures = {id_: _picture(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
+        gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"expected COCO-format JSON in {file}: images with id, height, width and file_name, annotations with id, "
@@ -148,10 +150,10 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
         ) from error
     if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
         raise ValueError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
-    if not any(picture.annotations for picture in pictures.values()):
+    if not any(gt_image.annotations for gt_image in gt_images.values()):
         of_split = f" of {split!r} (field coco_split)" if split else ""
-        raise ValueError(f"expected annotated objects in {file}, got none on {len(pictures)} pictures{of_split}")
-    return Truth(file, pictures, categories, frequencies)
+        raise ValueError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{of_split}")
+    return Truth(file, gt_images, categories, frequencies)
 
 
 def shorten(names: Iterable[Any], most: int = 5) -> str:
@@ -160,11 +162,11 @@ def shorten(names: Iterable[Any], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
-def _picture(entry: dict[str, Any], annotations: list[dict], folder: Path) -> TruthPicture:
+def _image(entry: dict[str, Any], annotations: list[dict], folder: Path) -> GroundTruthImage:
     # LVIS v1 has no file_name: coco_url ends in val2017/000000397133.jpg, and so may the folder's files.
     name = entry["file_name"] if "file_name" in entry else "/".join(entry["coco_url"].split("/")[-2:])
     places = [folder / name, folder / Path(name).name]
-    return TruthPicture(
+    return GroundTruthImage(
         int(entry["id"]),
         next((place for place in places if place.is_file()), places[0]),
         (int(entry["height"]), int(entry["width"])),

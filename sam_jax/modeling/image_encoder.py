@@ -33,7 +33,7 @@ def partition_windows(x: jax.Array, window: int) -> jax.Array:
 
 
 def merge_windows(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Undoes `partition_windows` for pictures of `size` = (h, w) patches; the padding is cut off."""
+    """Undoes `partition_windows` for images of `size` = (h, w) patches; the padding is cut off."""
     (h, w), window, D = size, x.shape[1], x.shape[-1]
     rows, cols = -(-h // window), -(-w // window)
     x = x.reshape(-1, rows, cols, window, window, D).swapaxes(2, 3)
@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 class PlainViT(nn.Module):
-    """Normalised pictures (B, S, S, 3) in the input frame -> what the last block makes of each patch (B, h, w, D)."""
+    """Normalised images (B, S, S, 3) in the input frame -> what the last block makes of each patch (B, h, w, D)."""
 
     config: SamConfig
     dtype: jnp.dtype = jnp.float32
@@ -224,7 +224,7 @@ class PlainViT(nn.Module):
 
 
 class ImageEncoder(PlainViT):
-    """Normalised pictures (B, S, S, 3) in the input frame -> embedding (B, h, w, prompt_dim): blocks and a neck."""
+    """Normalised images (B, S, S, 3) in the input frame -> embedding (B, h, w, prompt_dim): blocks and a neck."""
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Params of one input size -> params of another, so that a model trained on small pictures goes on with larger ones."""
+"""Params of one input size -> params of another, so that a model trained on small images goes on with larger ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_jax.types import Params
 def resize_positions(params: Params, old: SamConfig, new: SamConfig) -> Params:
     """Interpolates what depends on the grid: position embedding, relative positions of the global blocks.
 
-    The Fourier matrix is scaled with the picture, so that an offset of one pixel keeps its phase.
+    The Fourier matrix is scaled with the image, so that an offset of one pixel keeps its phase.
 
     Raises:
         ValueError: the models differ in more than `image_size` (and name).

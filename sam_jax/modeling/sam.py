@@ -1,7 +1,7 @@
 """The whole model as pure functions: params and arrays in, arrays out.
 
 All of them run unchanged under `jax.jit` (with `config` and the keyword options static), `jax.vmap`, `jax.pmap`, and
-`jit` over a mesh with sharded pictures or params.
+`jit` over a mesh with sharded images or params.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def init_params(config: SamConfig, key: jax.Array) -> Params:
 def normalize_images(
     images: UInt8[Array, "B S S 3"], sizes: Float[Array, "B 2"], config: SamConfig
 ) -> Float[Array, "B S S 3"]:
-    """Pictures in the input frame -> the encoder's input.
+    """Images in the input frame -> the encoder's input.
 
     Args:
         images: RGB, 0-255, resized and padded on the right and bottom with anything.
-        sizes: (h, w) of the part that is picture. The rest becomes 0 after the normalisation, as in the official code.
+        sizes: (h, w) of the part that is image. The rest becomes 0 after the normalisation, as in the official code.
     """
     pixels = (images.astype(jnp.float32) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
     rows, cols = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
@@ -84,7 +84,7 @@ def encode_image(
     remat: bool = False,
     key: jax.Array | None = None,
 ) -> Float[Array, "B h w D"]:
-    """Normalised pictures -> embeddings, in `dtype`.
+    """Normalised images -> embeddings, in `dtype`.
 
     Args:
         params: the whole model's params.
@@ -131,7 +131,7 @@ def encode_prompts(
 def share_image(
     params: Params, embeddings: Float[Array, "B h w D"], config: SamConfig, *, dtype: jnp.dtype = jnp.float32
 ) -> SharedImage:
-    """What the decoder makes of pictures before it looks at a prompt, for many calls of `decode_masks` on the same."""
+    """What the decoder makes of images before it looks at a prompt, for many calls of `decode_masks` on the same."""
     nothing = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
     encoded = encode_prompts(params, nothing, config, dtype=dtype)
     image = embeddings.astype(dtype)[:, None] + encoded.dense

@@ -1,7 +1,7 @@
 """The two-way transformer of the mask decoder: prompt tokens and image tokens attend to each other.
 
 Shapes: tokens (B, Q, T, D); image (B, q, n, D) with n = h * w, where q is 1 while the image is still the same for every
-prompt and Q afterwards. What depends on the shared image alone is thereby computed once per picture.
+prompt and Q afterwards. What depends on the shared image alone is thereby computed once per image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam_jax.types import Params
 
 
 class SharedImage(NamedTuple):
-    """What layer 0 makes of a picture for every prompt that carries no mask: (B, 1, n, inner width) each."""
+    """What layer 0 makes of an image for every prompt that carries no mask: (B, 1, n, inner width) each."""
 
     keys: jax.Array  # of the tokens' attention to the image
     values: jax.Array

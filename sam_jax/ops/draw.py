@@ -1,4 +1,4 @@
-"""Masks and prompts drawn over a picture."""
+"""Masks and prompts drawn over an image."""
 
 from __future__ import annotations
 

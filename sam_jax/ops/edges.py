@@ -1,4 +1,4 @@
-"""Edges of masks and of pictures, on the device: Sobel, the boundaries of masks, thinning of soft maps.
+"""Edges of masks and of images, on the device: Sobel, the boundaries of masks, thinning of soft maps.
 
 Reference: paper, section D.2; the edges toolbox of Dollar, whose thinning is used for BSDS500.
 """
@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-BORDER = 5  # pixels; edges fade towards the sides of the picture, where estimates are bad
+BORDER = 5  # pixels; edges fade towards the sides of the image, where estimates are bad
 TOLERANCE = 1.01  # an edge stays if so many times its strength is no less than that of both neighbours across it
 SMOOTHING = 4  # pixels; radius of the triangle filter before orientations
 
 
 def sobel_magnitude(image: Float[Array, "*N H W"]) -> Float[Array, "*N H W"]:
-    """Length of the 3 x 3 Sobel gradient; the picture goes on beyond its sides with its last pixels."""
+    """Length of the 3 x 3 Sobel gradient; the image goes on beyond its sides with its last pixels."""
     dx = _correlate(_correlate(image, (-1, 0, 1), -1), (1, 2, 1), -2)
     dy = _correlate(_correlate(image, (1, 2, 1), -1), (-1, 0, 1), -2)
     return jnp.hypot(dx, dy)
@@ -33,7 +33,7 @@ def outer_boundary(masks: Bool[Array, "*N H W"]) -> Bool[Array, "*N H W"]:
 
 
 class Planes(NamedTuple):
-    """The way from low_res to the picture: one matrix per axis, from `sam_jax.ops.masks.frame_matrices`."""
+    """The way from low_res to the image: one matrix per axis, from `sam_jax.ops.masks.frame_matrices`."""
 
     rows: Float[Array, "H S"]
     columns: Float[Array, "W S"]
@@ -45,7 +45,7 @@ class Planes(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("at_once",))
 def mask_boxes(low_res_logits: Float[Array, "N S S"], planes: Planes, *, at_once: int) -> Int[Array, "N 4"]:
-    """(x0, y0, x1, y1) of the outermost pixels of masks, both inclusive, in the picture; zeros for an empty mask.
+    """(x0, y0, x1, y1) of the outermost pixels of masks, both inclusive, in the image; zeros for an empty mask.
 
     Args:
         at_once: masks that are brought to full size together.

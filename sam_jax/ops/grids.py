@@ -17,24 +17,24 @@ def point_grid(points_per_side: int) -> Float[np.ndarray, "N 2"]:
 
 
 def layer_grids(points_per_side: int, crop_layers: int, downscale: int) -> list[Float[np.ndarray, "N 2"]]:
-    """A grid for the picture and one for each layer of crops; layer n has points_per_side / downscale^n a side."""
+    """A grid for the image and one for each layer of crops; layer n has points_per_side / downscale^n a side."""
     return [point_grid(int(points_per_side / downscale**layer)) for layer in range(crop_layers + 1)]
 
 
 def crop_boxes(
     size: tuple[int, int], crop_layers: int, overlap_ratio: float
 ) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """The whole picture, then 2^n x 2^n overlapping crops for n = 1 ... crop_layers.
+    """The whole image, then 2^n x 2^n overlapping crops for n = 1 ... crop_layers.
 
     Args:
-        size: (H, W) of the picture, pixels.
+        size: (H, W) of the image, pixels.
         overlap_ratio: share of the short side that neighbours in layer 1 have in common; half as much in each next.
 
     Returns:
         (x0, y0, x1, y1) of each crop, those of a layer column by column, and the layer of each.
 
     Raises:
-        ValueError: the picture is too small for so many crops.
+        ValueError: the image is too small for so many crops.
     """
     H, W = size
     boxes, layers = [(0, 0, W, H)], [0]
@@ -46,7 +46,7 @@ def crop_boxes(
             x0, y0 = column * (w - overlap), row * (h - overlap)
             x1, y1 = min(x0 + w, W), min(y0 + h, H)
             if x1 <= x0 or y1 <= y0:
-                raise ValueError(f"a picture of {W} x {H} pixels is too small for {crop_layers} layers of crops")
+                raise ValueError(f"an image of {W} x {H} pixels is too small for {crop_layers} layers of crops")
             boxes.append((x0, y0, x1, y1))
             layers.append(layer)
     return boxes, layers

@@ -1,9 +1,9 @@
-"""Logits from the low_res frame to the picture's own.
+"""Logits from the low_res frame to the image's own.
 
 The official code resizes bilinearly from low_res to the input frame, cuts off the padding, and resizes bilinearly to
-the picture, without antialiasing. Each step is linear and acts on rows and columns apart, so all of it is one matrix
-for the rows and one for the columns. The host builds them from the picture's size; on the device remain two matmuls,
-whose compilation, the only one per picture size, takes a fraction of a second.
+the image, without antialiasing. Each step is linear and acts on rows and columns apart, so all of it is one matrix
+for the rows and one for the columns. The host builds them from the image's size; on the device remain two matmuls,
+whose compilation, the only one per image size, takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def to_original_frame(
     *,
     return_logits: bool = False,
 ) -> Array:
-    """The decoder's logits in the frame of the picture that was encoded.
+    """The decoder's logits in the frame of the image that was encoded.
 
     Args:
         low_res_logits: S = config.low_res_size.
-        original_size: (H, W) of the picture, pixels.
+        original_size: (H, W) of the image, pixels.
         return_logits: leave out the threshold.
 
     Returns:
@@ -76,6 +76,6 @@ def _resize(logits: Array, rows: Array, columns: Array, *, return_logits: bool) 
         plane = jnp.matmul(plane, columns.T, precision=jax.lax.Precision.HIGHEST)
         return plane if return_logits else plane > 0
 
-    # One by one: float logits of many masks on a large picture would take gigabytes before the threshold.
+    # One by one: float logits of many masks on a large image would take gigabytes before the threshold.
     planes = jax.lax.map(resize_one, logits.astype(jnp.float32).reshape(-1, *logits.shape[-2:]))
     return planes.reshape(*logits.shape[:-2], *planes.shape[-2:])

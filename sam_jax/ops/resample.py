@@ -1,4 +1,4 @@
-"""Masks from run lengths to another resolution, without a full-size picture of them in between."""
+"""Masks from run lengths to another resolution, without a full-size image of them in between."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resample_runs(
 
     Smaller, a pixel stands for the square of the original that it comes from, and the covered part of the square is
     computed exactly from the runs: thin parts weigh what they are, and the work grows with the outline, not with the
-    area. Larger, coverage is interpolated bilinearly between the original pixels. Beyond the picture its outermost
+    area. Larger, coverage is interpolated bilinearly between the original pixels. Beyond the image its outermost
     pixels go on.
 
     Args:

@@ -40,13 +40,13 @@ def rle_iou(first: Rle, second: Rle) -> float:
 def counts_from_bits(
     bits: UInt8[np.ndarray, "w n"], size: tuple[int, int], offset: tuple[int, int] = (0, 0)
 ) -> Int[np.ndarray, " R"]:
-    """Run lengths of a mask that comes bit-packed, a crop of a picture or all of it.
+    """Run lengths of a mask that comes bit-packed, a crop of an image or all of it.
 
     Args:
         bits: column by column, first row in the highest bit (`np.packbits` of the transposed mask). After the last row
             at least one bit is zero, so that no run goes on in the next column.
-        size: (H, W) of the picture.
-        offset: (x, y) of the crop in the picture.
+        size: (H, W) of the image.
+        offset: (x, y) of the crop in the image.
 
     Returns:
         Lengths of runs in column-major order, background first; a last run of no pixels is left out.
@@ -61,7 +61,7 @@ def counts_from_bits(
     column, row = np.divmod(where[byte] * 8 + bit, rows)
     position = (x + column) * H + y + row
     starts, ends = position[0::2], position[1::2]
-    # A run down to the picture's last row touches one that starts the next column: they are one.
+    # A run down to the image's last row touches one that starts the next column: they are one.
     parted = starts[1:] != ends[:-1]
     starts, ends = starts[np.append(True, parted)[: len(starts)]], ends[np.append(parted, True)[: len(ends)]]
     borders = np.stack([starts, ends], -1).reshape(-1)

@@ -1,7 +1,7 @@
 """Everything mode's filters on the device: from low_res logits to the few masks worth keeping, bit-packed.
 
 Reference: the official `SamAutomaticMaskGenerator._process_batch`. There every mask is brought to the size of the
-picture and then most are dropped. Here the masks that pass the IoU filter are brought there a few at a time, in a loop
+image and then most are dropped. Here the masks that pass the IoU filter are brought there a few at a time, in a loop
 that ends with the last of them, and leave as bits: what the device holds does not grow with the number of points.
 """
 
@@ -32,8 +32,8 @@ class Frame(NamedTuple):
     columns: Float[np.ndarray, "n w s"]  # likewise for n blocks of columns, each from s neighbours in low_res
     starts: Int[np.ndarray, " n"]  # the first of them
     size: Int[np.ndarray, "2"]  # (h, w) of the crop
-    crop_box: Float[np.ndarray, "4"]  # in the picture
-    picture_box: Float[np.ndarray, "4"]
+    crop_box: Float[np.ndarray, "4"]  # in the image
+    image_box: Float[np.ndarray, "4"]
     thresholds: Float[np.ndarray, "4"]  # predicted IoU above, stability from, stability offset, area below (pixels)
 
 
@@ -41,7 +41,7 @@ class Selection(NamedTuple):
     """The masks that passed, `kept` of them and in the order of the prompts; what follows is filling."""
 
     kept: Int[Array, ""]
-    source: Int[Array, " N"]  # into the masks flattened: picture, prompt, output
+    source: Int[Array, " N"]  # into the masks flattened: image, prompt, output
     iou_predictions: Float[Array, " N"]
     stability_scores: Float[Array, " N"]
     boxes: Int[Array, "N 4"]  # outermost pixels (x0, y0, x1, y1) in the crop, inclusive
@@ -49,7 +49,7 @@ class Selection(NamedTuple):
 
 
 def padded_length(length: int) -> int:
-    """A length rounded up to one of 8 steps per octave, and above it: pictures of near sizes share a program."""
+    """A length rounded up to one of 8 steps per octave, and above it: images of near sizes share a program."""
     step = max(32, 2 ** (math.ceil(math.log2(length + 1)) - 4))
     return -(-(length + 1) // step) * step
 
@@ -57,7 +57,7 @@ def padded_length(length: int) -> int:
 def make_frames(
     sizes: Sequence[tuple[int, int]],
     crop_boxes: Sequence[tuple[int, int, int, int]],
-    picture_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[tuple[int, int]],
     thresholds: Sequence[tuple[float, float, float, float]],
     config: SamConfig,
 ) -> list[Frame]:
@@ -65,8 +65,8 @@ def make_frames(
 
     Args:
         sizes: (h, w) of each crop.
-        crop_boxes: (x0, y0, x1, y1) of each crop in its picture.
-        picture_sizes: (H, W) of each picture.
+        crop_boxes: (x0, y0, x1, y1) of each crop in its image.
+        image_sizes: (H, W) of each image.
         thresholds: as in `Frame`.
     """
     S = config.low_res_size
@@ -81,7 +81,7 @@ def make_frames(
     width = min(S, -(-int((ends - starts).max()) // 16) * 16)
     starts = np.minimum(starts, S - width)
     frames = []
-    for i, (H, W) in enumerate(picture_sizes):
+    for i, (H, W) in enumerate(image_sizes):
         parts = [block[:, start : start + width] for block, start in zip(columns[i], starts[i], strict=True)]
         size = np.array(sizes[i], np.int32)
         numbers = (np.array(x, np.float32) for x in (crop_boxes[i], (0, 0, W, H), thresholds[i]))
@@ -103,7 +103,7 @@ def select_masks(
 
     Args:
         valid: prompts that are no filling.
-        frames: of each picture.
+        frames: of each image.
         at_once: masks that are brought to full size together.
     """
     B, Q, M, S, _ = logits.shape
@@ -136,9 +136,9 @@ def select_masks(
         last_x, last_y = Wp - 1 - in_column[::-1].argmax(), Hp - 1 - in_row[::-1].argmax()
         box = jnp.stack([in_column.argmax(), in_row.argmax(), last_x, last_y]) * (area > 0)
 
-        in_picture = box + jnp.tile(frame.crop_box[:2], 2)
-        at_crop, at_picture = (jnp.abs(in_picture - side) <= EDGE for side in (frame.crop_box, frame.picture_box))
-        cut_off = (at_crop & ~at_picture).any()
+        in_image = box + jnp.tile(frame.crop_box[:2], 2)
+        at_crop, at_image = (jnp.abs(in_image - side) <= EDGE for side in (frame.crop_box, frame.image_box))
+        cut_off = (at_crop & ~at_image).any()
         return (stability >= stable) & ~cut_off & (area < max_area), stability, box, bits
 
     def filter_some(state: tuple[Array, Selection]) -> tuple[Array, Selection]:

@@ -1,94 +1,17 @@
-"""Pictures and coordinates between the `original` and the `input` frame. Host code: pictures have any size.
+"""Images and coordinates between the `original` and the `input` frame. Host code: images have any size.
 
 Reference: section A of the paper; the official `ResizeLongestSide`, which resizes with Pillow.
 """
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from typing import BinaryIO
-
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
-
-MAX_PIXELS = 178_956_970  # of a picture that is read; where Pillow suspects a decompression bomb
-
-
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file as RGB, upright as its EXIF orientation says.
-
-    Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGB; transparent parts become white; of an animation, the
-    first picture.
-
-    Args:
-        max_pixels: refuse larger pictures before they are decoded.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: empty, not a picture, damaged, or too large.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"expected a picture at {path}, found no file")
-    if not path.is_file():
-        raise ValueError(f"expected a picture file, {path} is a folder or a device")
-    if path.stat().st_size == 0:
-        raise ValueError(f"expected a picture, {path} is an empty file")
-    return decode_image(path, path, max_pixels=max_pixels)
-
-
-def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` of a file that is there, or of one that is open.
-
-    Args:
-        name: what errors call it.
-
-    Raises:
-        ValueError: not a picture, damaged, or too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            file = Image.open(source)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large ({error}); scale it down first") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"expected a picture (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
-    with file:
-        if file.width * file.height > max_pixels:
-            raise ValueError(
-                f"{name} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
-            )
-        try:
-            upright = ImageOps.exif_transpose(file)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ValueError(f"{name} is damaged or cut off: {error}") from error
-    try:
-        return pillow_to_rgb(upright)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot show {name} as RGB: {error}") from error
-
-
-def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """A loaded picture of any mode, as `as_rgb` says.
-
-    Raises:
-        OSError, TypeError, ValueError: a mode without an RGB form.
-    """
-    if image.mode.startswith(("I", "F")):
-        array = np.asarray(image)
-        if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:
-            array = array.astype(np.uint16)
-        return as_rgb(array)
-    if image.has_transparency_data:
-        return as_rgb(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
+from PIL import Image
 
 
 def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H W 3"]:
-    """What users call a picture -> RGB, uint8.
+    """What users call an image -> RGB, uint8.
 
     Args:
         image: (H, W) or (H, W, 1) grey, (H, W, 3), or (H, W, 4) with opacity last, which is laid on white. uint8, or
@@ -104,16 +27,16 @@ def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H
     image = np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16):
         hint = "read files with sam_jax.read_image" if image.dtype.kind in "USO" else "scale to 0-255 and cast to uint8"
-        raise TypeError(f"expected a picture of dtype uint8 (0-255) or uint16, got {image.dtype}; {hint}")
+        raise TypeError(f"expected an image of dtype uint8 (0-255) or uint16, got {image.dtype}; {hint}")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"expected a picture of shape (H, W, 3), (H, W) or (H, W, 4), got {image.shape}"
+            f"expected an image of shape (H, W, 3), (H, W) or (H, W, 4), got {image.shape}"
             + ("; channels go last: transpose (1, 2, 0)" if image.ndim == 3 and image.shape[0] in (1, 3, 4) else "")
         )
     if image.size == 0:
-        raise ValueError(f"expected a picture with at least one pixel, got shape {image.shape}")
+        raise ValueError(f"expected an image with at least one pixel, got shape {image.shape}")
     if image.dtype == np.uint16:
         # 12-bit cameras and microscopes leave the upper bits of 16 empty: by container, they would come out black.
         top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if image.max() < 2**bits)
@@ -129,19 +52,19 @@ def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H
 
 
 def input_size(original_size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Size (h, w) of a picture whose longer side is scaled to `side`, rounded half up, at least one pixel."""
+    """Size (h, w) of an image whose longer side is scaled to `side`, rounded half up, at least one pixel."""
     scale = side / max(original_size)
     h, w = (max(1, int(length * scale + 0.5)) for length in original_size)
     return h, w
 
 
 def fit_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
-    """A picture in the input frame: resized by Pillow's bilinear filter, zero right and below.
+    """An image in the input frame: resized by Pillow's bilinear filter, zero right and below.
 
     Pillow widens the filter when it shrinks and rounds to uint8; a model sees the difference to other filters.
 
     Returns:
-        The frame and the size (h, w) of the picture in it.
+        The frame and the size (h, w) of the image in it.
     """
     h, w = input_size(image.shape[:2], side)
     frame = np.zeros((side, side, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""One function on every local device, each with its own pictures: as a program over a mesh, or with pmap."""
+"""One function on every local device, each with its own images: as a program over a mesh, or with pmap."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ RULES: tuple[tuple[str, PartitionSpec | str], ...] = (
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `data` (pictures) and `fsdp` (pictures and params), over the first `data * fsdp` devices.
+    """A mesh with axes `data` (images) and `fsdp` (images and params), over the first `data * fsdp` devices.
 
     Args:
         devices: of which to take them; None: all that there are. Those of a topology serve to compile for it.
@@ -39,7 +39,7 @@ def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = N
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Pictures over all devices of the mesh."""
+    """Images over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 

@@ -26,7 +26,7 @@ class Wrapped(NamedTuple):
     whole: Callable[[Any], Any]  # a placed state as one array each, for checkpoints and export
     step: Callable[[Any, Any, jax.Array], tuple[Any, Any]]  # (placed state, batch, key) -> the same; frees the old one
     evaluate: Callable[[Any, Any, jax.Array], Any]  # (placed state, batch, key) -> metrics
-    preview: Callable[[Any, Any, jax.Array], Any]  # (placed state, a few pictures, the same in all processes, key)
+    preview: Callable[[Any, Any, jax.Array], Any]  # (placed state, a few images, the same in all processes, key)
 
 
 def wrap(
@@ -45,9 +45,9 @@ def wrap(
         step: (state, batch, key, axis_name) -> (state, metrics), for a device's part of the batch if axis_name is given
             and for all of it else.
         evaluate: (state, batch, key, axis_name) -> metrics, likewise.
-        preview: (state, batch, key) -> arrays, for any number of pictures.
+        preview: (state, batch, key) -> arrays, for any number of images.
         params: an example or its shapes.
-        batch_size: pictures that are computed at a time, over all devices.
+        batch_size: images that are computed at a time, over all devices.
 
     Raises:
         ValueError: more devices than there are, or a batch that does not divide by them.
@@ -56,7 +56,7 @@ def wrap(
     count = data * config.fsdp
     if batch_size % count:
         raise ValueError(
-            f"expected a batch that {count} devices divide, got {batch_size} pictures at a time; "
+            f"expected a batch that {count} devices divide, got {batch_size} images at a time; "
             "change data.batch_size, accumulate, parallel.data or parallel.fsdp"
         )
     if config.mode == "pmap":

@@ -19,7 +19,7 @@ from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND
 def sample_pixel(key: Key[Array, ""], region: Bool[Array, "... H W"]) -> tuple[Int[Array, "... 2"], Bool[Array, "..."]]:
     """A pixel (x, y), uniform over each region, and whether the region has any.
 
-    A row is drawn by its share of the region and then a pixel within it, which needs no sum over the whole picture.
+    A row is drawn by its share of the region and then a pixel within it, which needs no sum over the whole image.
     """
     lead, (H, W) = region.shape[:-2], region.shape[-2:]
     per_row = region.sum(-1)
@@ -40,8 +40,8 @@ def to_input_frame(pixel: Int[Array, "... 2"], side: int, config: SamConfig) -> 
     return (pixel + 0.5) * (config.image_size / side) - 0.5
 
 
-def picture_pixels(sizes: Int[Array, "B 2"], side: int, config: SamConfig) -> Bool[Array, "B L L"]:
-    """Which pixels of a `side` x `side` frame lie in the picture and not in its padding."""
+def image_pixels(sizes: Int[Array, "B 2"], side: int, config: SamConfig) -> Bool[Array, "B L L"]:
+    """Which pixels of a `side` x `side` frame lie in the image and not in its padding."""
     centres = (jnp.arange(side) + 0.5) * (config.image_size / side)
     inside = centres < sizes[..., None]
     return inside[:, 0, :, None] & inside[:, 1, None, :]
@@ -52,7 +52,7 @@ def first_prompts(
 ) -> tuple[Float[Array, "B Q N 2"], Int[Array, "B Q N"]]:
     """A point uniform over each mask, or its box with Gaussian noise on every coordinate. N = 2 + point_rounds.
 
-    Decision: the noisy box is clamped to the picture.
+    Decision: the noisy box is clamped to the image.
     """
     choice_key, point_key, noise_key = jax.random.split(key, 3)
     pixel, _ = sample_pixel(point_key, batch.masks)

@@ -1,6 +1,6 @@
-"""Text prompts for training without texts: what CLIP's picture tower sees of each mask.
+"""Text prompts for training without texts: what CLIP's image tower sees of each mask.
 
-CLIP puts a picture and its description at nearly the same place, so a model that was prompted with embeddings of the
+CLIP puts an image and its description at nearly the same place, so a model that was prompted with embeddings of the
 objects themselves can be prompted with embeddings of texts.
 
 Reference: paper, section D.5 "Zero-shot text-to-mask".
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from sam_jax.clip.crops import crop_objects, square_boxes
 from sam_jax.config import ClipConfig, TextConfig
-from sam_jax.ops.crops import crop_objects, square_boxes
 from sam_jax.types import Batch
 
 
@@ -22,10 +22,10 @@ def object_views(
 ) -> tuple[Float[Array, "B Q S S 3"], Bool[Array, "B Q g g"], Bool[Array, "B Q"]]:
     """A square around each mask, enlarged at random, with the rest hidden at random.
 
-    Decision: crops come from the input frame, in which the step has the pictures, and are filled up outside of it.
+    Decision: crops come from the input frame, in which the step has the images, and are filled up outside of it.
 
     Returns:
-        pictures for `sam_jax.modeling.clip.embed_pictures`; the patches where the objects are; and which masks have
+        images for `sam_jax.clip.network.embed_images`; the patches where the objects are; and which masks have
         the text for their first prompt.
     """
     assert batch.images is not None
@@ -35,7 +35,7 @@ def object_views(
     expansion = jax.random.uniform(expand_key, shape, minval=low, maxval=high)
     edges = batch.boxes + jnp.array([0.0, 0.0, 1.0, 1.0])  # boxes hold pixels, inclusive
     hide = jax.random.bernoulli(hide_key, config.hide_probability, shape)
-    pictures, patches = crop_objects(
+    images, patches = crop_objects(
         batch.images, batch.sizes, batch.masks, square_boxes(edges, expansion), clip, hide=hide
     )
-    return pictures, patches, jax.random.bernoulli(choice_key, config.probability, shape)
+    return images, patches, jax.random.bernoulli(choice_key, config.probability, shape)

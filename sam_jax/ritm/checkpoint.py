@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import RITM_CONFIG_KEY, compare_shapes, param_shapes, read_tensors, write_tensors
+from sam_jax.checkpoints.format import RITM_CONFIG_KEY, compare_shapes, param_shapes, read_tensors, write_tensors
 from sam_jax.ritm.config import RitmConfig
 from sam_jax.ritm.network import init_params
 from sam_jax.types import Params

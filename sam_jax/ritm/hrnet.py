@@ -1,6 +1,6 @@
 """HRNet's backbone at inference: four resolutions side by side that exchange what they see.
 
-Pictures may be smaller than their arrays. Every convolution that looks at neighbours reads zeros outside the picture,
+Images may be smaller than their arrays. Every convolution that looks at neighbours reads zeros outside the image,
 as it would beyond the border of an array that just holds it, so the results do not depend on the array.
 
 Reference: Wang et al. 2019, "Deep High-Resolution Representation Learning for Visual Recognition".
@@ -25,7 +25,7 @@ BOTTLENECK = 4  # how many times wider the stem's blocks are outside than inside
 
 
 class Level(NamedTuple):
-    """What is picture at one resolution."""
+    """What is image at one resolution."""
 
     sizes: Int[Array, "B 2"]  # (h, w)
     inside: Bool[Array, "B H W 1"]
@@ -41,7 +41,7 @@ class Level(NamedTuple):
 
 
 class Conv(nn.Module):
-    """Convolution with zeros around the picture at `level`; kernel (k, k, in, out)."""
+    """Convolution with zeros around the image at `level`; kernel (k, k, in, out)."""
 
     features: int
     kernel: int = 1
@@ -133,7 +133,7 @@ class Exchange(nn.Module):
 
 
 class HRNet(nn.Module):
-    """Picture and encoded clicks -> features of all resolutions at a quarter of the picture's."""
+    """Image and encoded clicks -> features of all resolutions at a quarter of the image's."""
 
     config: RitmConfig
 

@@ -41,7 +41,7 @@ def look(
     *,
     shape: tuple[int, int],
 ) -> tuple[Float[Array, "H W 3"], Float[Array, "H W"]]:
-    """A part of the picture, 0-1, and of the previous probabilities, resized into arrays of `shape`.
+    """A part of the image, 0-1, and of the previous probabilities, resized into arrays of `shape`.
 
     Args:
         corner: (y, x) of the part's first pixel.
@@ -66,10 +66,10 @@ def probabilities(
     config: RitmConfig,
     flip: bool,
 ) -> Float[Array, "H W"]:
-    """Probabilities of the object in one picture; see `predict_logits`.
+    """Probabilities of the object in one image; see `predict_logits`.
 
     Args:
-        flip: average the logits with those of the mirrored picture.
+        flip: average the logits with those of the mirrored image.
     """
     images, maps, clicks = image[None], previous[None], points[None]
     if flip:
@@ -92,11 +92,11 @@ def place(
     *,
     shape: tuple[int, int],
 ) -> Float[Array, "P Q"]:
-    """Probabilities of a part -> of the picture, in an array of `shape`; zero outside the part.
+    """Probabilities of a part -> of the image, in an array of `shape`; zero outside the part.
 
     Args:
         size: (h, w) that the part has in `seen`.
-        corner: (y, x) of its first pixel in the picture.
+        corner: (y, x) of its first pixel in the image.
         extent: (h, w) that it has there.
     """
     positions, covered = [], []

@@ -1,4 +1,4 @@
-"""RITM as a pure function: picture, clicks and the previous mask in, logits out.
+"""RITM as a pure function: image, clicks and the previous mask in, logits out.
 
 Reference: Sofiiuk et al. 2021, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation".
 """
@@ -54,7 +54,7 @@ def predict_logits(
     sizes: Int[Array, "B 2"],
     config: RitmConfig,
 ) -> Float[Array, "B H W"]:
-    """Logits of one object per picture; it is where they are above 0.
+    """Logits of one object per image; it is where they are above 0.
 
     Args:
         images: RGB, 0-1.
@@ -62,7 +62,7 @@ def predict_logits(
             a previous mask ignore it.
         points: (x, y), pixels of `images`; fractions are taken as they are.
         labels: FOREGROUND, BACKGROUND, or PAD where there is no click.
-        sizes: (h, w) of the pictures in the upper left corners of their arrays. What lies beyond does not count, and
+        sizes: (h, w) of the images in the upper left corners of their arrays. What lies beyond does not count, and
             the logits there mean nothing.
     """
     shape = (images.shape[1], images.shape[2])
@@ -79,7 +79,7 @@ def click_disks(
 ) -> Float[Array, "B H W 2"]:
     """Disks around the clicks: 1 in them, else 0; those of foreground clicks first.
 
-    A click that lies both left of and above the picture is dropped, though its disk may reach into it: to the
+    A click that lies both left of and above the image is dropped, though its disk may reach into it: to the
     published code such coordinates mean that there is no click.
     """
     dx = jnp.arange(shape[1]) - points[:, :, None, None, 0]

@@ -16,8 +16,8 @@ from sam_jax.types import BACKGROUND, FOREGROUND, PAD
 THRESHOLD = 0.49
 """Probability above which the published evaluation takes a pixel for the object."""
 
-# Sides of the arrays that pictures and parts of them are put into: few, so that few shapes are compiled; near those of
-# the usual sets' pictures, and of the parts, whose longer side is 400 (for DAVIS 600).
+# Sides of the arrays that images and parts of them are put into: few, so that few shapes are compiled; near those of
+# the usual sets' images, and of the parts, whose longer side is 400 (for DAVIS 600).
 SIDES = (128, 192, 256, 320, 352, 384, 416, 480, 512, 608, 640, 736, 864, 1024)
 ZOOM = ZoomIn()
 MIN_SLOTS = 32  # of clicks; twice as many, and so on, where they do not suffice
@@ -29,7 +29,7 @@ def padded_side(side: int) -> int:
 
 
 class RitmPredictor:
-    """One object after another in one picture after another.
+    """One object after another in one image after another.
 
     Example:
         predictor = RitmPredictor(load_ritm("coco_lvis_h32_itermask.pth"))
@@ -39,8 +39,8 @@ class RitmPredictor:
         mask = probabilities > THRESHOLD
 
     Args:
-        zoom: None: the network always sees the whole picture.
-        flip: average with the mirrored picture.
+        zoom: None: the network always sees the whole image.
+        flip: average with the mirrored image.
     """
 
     def __init__(self, model: Ritm, zoom: ZoomIn | None = ZOOM, flip: bool = True) -> None:
@@ -50,14 +50,14 @@ class RitmPredictor:
         self.reset()
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Takes a picture, and forgets the object of the one before.
+        """Takes an image, and forgets the object of the one before.
 
         Args:
             image: (H, W, 3), uint8, 0-255; grey and RGBA are taken too.
             image_format: RGB or BGR.
 
         Raises:
-            TypeError, ValueError: not such a picture. The one that was set before stays.
+            TypeError, ValueError: not such an image. The one that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._size = image.shape[0], image.shape[1]
@@ -66,11 +66,11 @@ class RitmPredictor:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the object; the picture stays."""
+        """Forgets the object; the image stays."""
         self._answer: np.ndarray | None = None  # probabilities after the last click
         self._box: Box | None = None  # what was zoomed in on last
         if self._image is not None:
-            self._previous = jnp.zeros(self._image.shape[:2])  # the probabilities, padded as the picture is
+            self._previous = jnp.zeros(self._image.shape[:2])  # the probabilities, padded as the image is
 
     @property
     def box(self) -> Box | None:
@@ -84,15 +84,15 @@ class RitmPredictor:
         results in another order.
 
         Args:
-            points: (x, y), pixels of the original picture.
+            points: (x, y), pixels of the original image.
             labels: 1 in the object, 0 outside.
 
         Raises:
-            RuntimeError: no picture is set.
-            ValueError: no click, clicks outside the picture, other labels.
+            RuntimeError: no image is set.
+            ValueError: no click, clicks outside the image, other labels.
         """
         if self._image is None:
-            raise RuntimeError("no picture is set; call set_image(image) first")
+            raise RuntimeError("no image is set; call set_image(image) first")
         clicks, kinds = _checked(points, labels, self._size)
         whole = Box(0, self._size[0] - 1, 0, self._size[1] - 1)
         part = self._part(clicks, kinds)
@@ -104,7 +104,7 @@ class RitmPredictor:
         slots = _pack((clicks - corner[::-1]) * new[::-1] / old[::-1], kinds)
         result = probabilities(self.model.params, *seen, new, *slots, config=self.model.config, flip=self._flip)
         # What the network saw goes back into the box; also where, for want of an object to zoom in on, it saw the
-        # whole picture while there was a box from before. The published evaluation does that.
+        # whole image while there was a box from before. The published evaluation does that.
         target = self._box or whole
         corner, extent = np.array([target.top, target.left], np.int32), np.array(target.size, np.int32)
         self._previous = place(result, new, corner, extent, shape=self._image.shape[:2])
@@ -135,7 +135,7 @@ def _checked(
     if not np.isin(kinds, (FOREGROUND, BACKGROUND)).all():
         raise ValueError(f"expected labels {FOREGROUND} (in the object) and {BACKGROUND} (outside), got {kinds}")
     if not ((clicks >= 0) & (clicks < np.array(size[::-1]))).all():
-        raise ValueError(f"expected clicks in a picture of {size[1]} x {size[0]} pixels, got {clicks.tolist()}")
+        raise ValueError(f"expected clicks in an image of {size[1]} x {size[0]} pixels, got {clicks.tolist()}")
     return clicks, kinds
 
 

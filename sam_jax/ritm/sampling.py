@@ -1,7 +1,7 @@
-"""Bilinear sampling between pictures whose sizes are known only at run time, in arrays whose shapes are static.
+"""Bilinear sampling between images whose sizes are known only at run time, in arrays whose shapes are static.
 
-An array may be larger than the picture in its upper left corner; what lies outside is never read. Corners are aligned:
-the first and the last pixel of one picture fall on those of the other, as in PyTorch's `align_corners=True`.
+An array may be larger than the image in its upper left corner; what lies outside is never read. Corners are aligned:
+the first and the last pixel of one image fall on those of the other, as in PyTorch's `align_corners=True`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sample(
 def resize(
     x: Float[Array, "B H W D"], old: Int[Array, "B 2"], new: Int[Array, "B 2"], shape: tuple[int, int]
 ) -> Float[Array, "B h w D"]:
-    """Pictures of sizes `old` -> sizes `new`, in an array of `shape`.
+    """Images of sizes `old` -> sizes `new`, in an array of `shape`.
 
     One matrix per axis, which a compiler has done with sooner than with `sample`; for few pixels, as the network's.
     """
@@ -61,6 +61,6 @@ def resize(
 
 
 def inside(sizes: Int[Array, "B 2"], shape: tuple[int, int]) -> Bool[Array, "B H W 1"]:
-    """Which pixels of an array of `shape` belong to the pictures."""
+    """Which pixels of an array of `shape` belong to the images."""
     y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None]
     return ((y < sizes[:, 0, None, None]) & (x < sizes[:, 1, None, None]))[..., None]

@@ -1,4 +1,4 @@
-"""Which part of the picture the network looks at: after the first click, the object found so far and what is near.
+"""Which part of the image the network looks at: after the first click, the object found so far and what is near.
 
 The rules, roundings and quirks are those of the published evaluation. Boxes are (top, bottom, left, right) in pixels of
 the original frame, both ends included.

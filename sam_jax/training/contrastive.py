@@ -1,4 +1,4 @@
-"""Trains a CLIP on pictures and their texts: the right text of each picture among a batch's, and the other way round.
+"""Trains a CLIP on images and their texts: the right text of each image among a batch's, and the other way round.
 
 Reference: Radford et al. 2021, section 2.3.
 """
@@ -16,34 +16,34 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from sam_jax.clip.network import embed_images, embed_tokens
 from sam_jax.config import ClipConfig
-from sam_jax.modeling.clip import embed_pictures, embed_tokens
 from sam_jax.types import Params
 
 LARGEST_SCALE = math.log(100.0)  # of the logits
 
 
 class Pairs(NamedTuple):
-    """Pictures with a text each."""
+    """Images with a text each."""
 
-    pictures: Float[Array, "n S S 3"]  # normalised
+    images: Float[Array, "n S S 3"]  # normalised
     tokens: Int[Array, "n N"]
 
 
 def contrastive_loss(
     params: Params, pairs: Pairs, config: ClipConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy of pictures over texts and of texts over pictures.
+    """Cross-entropy of images over texts and of texts over images.
 
-    Where several pictures of a batch have the same text, each of them is as right as the others: so is it with few
+    Where several images of a batch have the same text, each of them is as right as the others: so is it with few
     different texts, of which a batch holds many twice.
 
     Returns:
-        the loss; and it with `accuracy`, the share of pictures whose likeliest text is theirs.
+        the loss; and it with `accuracy`, the share of images whose likeliest text is theirs.
     """
-    pictures = embed_pictures(params, pairs.pictures, config)
+    images = embed_images(params, pairs.images, config)
     texts = embed_tokens(params, pairs.tokens, config)
-    logits = jnp.exp(jnp.minimum(params["logit_scale"], LARGEST_SCALE)) * pictures @ texts.T
+    logits = jnp.exp(jnp.minimum(params["logit_scale"], LARGEST_SCALE)) * images @ texts.T
     same = (pairs.tokens[:, None] == pairs.tokens[None]).all(-1)
     share = same / same.sum(-1, keepdims=True)  # symmetric
     losses = [optax.softmax_cross_entropy(scores, share).mean() for scores in (logits, logits.T)]

@@ -21,27 +21,27 @@ from sam_jax.types import Params
 
 
 def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder: Path) -> None:
-    """Writes the embedding of each picture, float16, to a file of its own in `folder`; those that are there stay.
+    """Writes the embedding of each image, float16, to a file of its own in `folder`; those that are there stay.
 
-    The processes of a run share the work, and the folder. A picture that cannot be read gets no file: the loader finds
+    The processes of a run share the work, and the folder. An image that cannot be read gets no file: the loader finds
     the same and counts it.
 
     Args:
         params: of the whole model.
 
     Raises:
-        ValueError: the config changes pictures from step to step.
+        ValueError: the config changes images from step to step.
     """
     data, model = config.data, config.model
     if data.scale_range != (1.0, 1.0) or data.flip_probability or data.colour_jitter:
         raise ValueError(
-            "expected pictures as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
+            "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
             "or data.colour-jitter; leave them out, or the cache"
         )
     folder.mkdir(parents=True, exist_ok=True)
     todo = [i for i in share(range(len(source))) if not embedding_file(folder, i).exists()]
     encoder = Sam(model, params, jnp.dtype(config.dtype))
-    for index in tqdm(todo, desc="encoding pictures once", unit="picture", disable=not todo):
+    for index in tqdm(todo, desc="encoding images once", unit="image", disable=not todo):
         try:
             image = source[index].image()
         except BadRecord:

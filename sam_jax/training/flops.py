@@ -20,7 +20,7 @@ PEAK_FLOPS = {
 
 
 def encoder_flops(config: SamConfig) -> float:
-    """Of one picture, forward; a product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
+    """Of one image, forward; a product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
     D, side, hidden = config.encoder_dim, config.grid_size, int(config.encoder_dim * config.encoder_mlp_ratio)
     tokens = side**2
     windows = (-(-side // config.window_size)) ** 2 if config.window_size else 1
@@ -36,7 +36,7 @@ def encoder_flops(config: SamConfig) -> float:
 
 
 def decoder_flops(config: SamConfig, sparse_tokens: int) -> float:
-    """Of one prompt, forward, without what the prompts of a picture share."""
+    """Of one prompt, forward, without what the prompts of an image share."""
     D, pixels = config.prompt_dim, config.grid_size**2
     inner = D // config.decoder_attention_downsample
     tokens = 1 + config.num_mask_tokens + sparse_tokens
@@ -48,8 +48,8 @@ def decoder_flops(config: SamConfig, sparse_tokens: int) -> float:
     return 2.0 * (config.decoder_depth * layer + cross_attention + upscaling + masks)
 
 
-def picture_tower_flops(config: ClipConfig) -> float:
-    """Of one picture, forward; the last block's queries, which are one, count like the others."""
+def image_tower_flops(config: ClipConfig) -> float:
+    """Of one image, forward; the last block's queries, which are one, count like the others."""
     D, tokens = config.vision_dim, config.grid_size**2 + 1
     block = 12 * D * D + 2 * tokens * D
     return 2.0 * tokens * (config.patch_size**2 * 3 * D + config.vision_depth * block)
@@ -61,16 +61,16 @@ def step_flops(config: TrainConfig, *, encoder: str, clip: ClipConfig | None = N
 
     Args:
         encoder: "trained", "frozen" (forward only) or "cached" (not at all).
-        clip: of a run that trains the text prompt, whose picture tower sees every mask once.
+        clip: of a run that trains the text prompt, whose image tower sees every mask once.
     """
     rounds = 1 + config.prompts.point_rounds + config.prompts.refine_rounds
     tokens = 2 + config.prompts.point_rounds
     passes = {"trained": 3, "frozen": 1, "cached": 0}[encoder]
-    picture = passes * encoder_flops(config.model)
-    picture += 3 * rounds * config.data.masks_per_image * decoder_flops(config.model, tokens)
+    image = passes * encoder_flops(config.model)
+    image += 3 * rounds * config.data.masks_per_image * decoder_flops(config.model, tokens)
     if clip is not None:
-        picture += config.data.masks_per_image * picture_tower_flops(clip)
-    return config.data.batch_size * picture
+        image += config.data.masks_per_image * image_tower_flops(clip)
+    return config.data.batch_size * image
 
 
 def peak_flops(device: jax.Device) -> float | None:

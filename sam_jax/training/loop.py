@@ -14,12 +14,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from sam_jax.checkpoint import save_checkpoint
+from sam_jax.checkpoints import load_mae_encoder
+from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ClipConfig, SamConfig, TrainConfig
-from sam_jax.convert import load_mae_encoder
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
-from sam_jax.hub import load_model
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.parallel.start import start_processes
@@ -27,7 +27,7 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.flops import peak_flops, step_flops
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, refuse_other_run, save_preview
+from sam_jax.training.run import PREVIEW_IMAGES, Run, claim_folder, refuse_other_run, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params, preview_step, train_step, validation_step
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
 from sam_jax.training.trainable import CLIP, encoder_is_frozen
@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         claim_folder(out, config, resume)
     flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
     tqdm.write(
-        f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
+        f"{len(train_set)} images to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}; {flops / 1e12:.3g} TFLOP a step"
     )
 
@@ -101,9 +101,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             run.log.write(step, {f"validation_{name}": value for name, value in values.items()})
             rounds = " ".join(f"{value:.3f}" for value in values["iou"])
             tqdm.write(f"step {step}: validation loss {values['loss']:.3f}, mIoU after each round {rounds}")
-            pictures = _preview(program, state, whole_batches[0], run.key)
+            images = _preview(program, state, whole_batches[0], run.key)
             if main:
-                save_preview(pictures, out, step)
+                save_preview(images, out, step)
                 plot_curves(out)
 
         loader = make_loader(train_set, first_batch=run.first_step, **batch_args, **place)
@@ -120,7 +120,7 @@ def compile_program(config: TrainConfig, params: Params, clip: ClipConfig | None
     """The run's functions on its devices, and whether the encoder is "trained", "frozen" or "cached".
 
     Args:
-        clip: of a run that trains the text prompt; the params of its picture tower are in `params` too.
+        clip: of a run that trains the text prompt; the params of its image tower are in `params` too.
     """
     model, key = config.model, jax.random.key(config.seed)
     make = functools.partial(make_optimizer, config.optimizer, model)
@@ -129,7 +129,7 @@ def compile_program(config: TrainConfig, params: Params, clip: ClipConfig | None
     if config.data.batch_size % config.accumulate:
         raise ValueError(
             f"expected a batch that divides into {config.accumulate} parts (accumulate), "
-            f"got {config.data.batch_size} pictures"
+            f"got {config.data.batch_size} images"
         )
     program = wrap(
         init,
@@ -163,8 +163,8 @@ def validate(evaluate: Callable, state: Any, batches: list[Batch], key: jax.Arra
 
 
 def _preview(program: Wrapped, state: Any, batch: Batch, key: jax.Array) -> np.ndarray:
-    """What the model makes of a few validation pictures, beside the truth."""
-    few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], batch)
+    """What the model makes of a few validation images, beside the truth."""
+    few = jax.tree.map(lambda x: x[:PREVIEW_IMAGES], batch)
     return draw_predictions(few, *jax.device_get(program.preview(state, few, key)))
 
 

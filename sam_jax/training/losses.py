@@ -1,4 +1,4 @@
-"""Focal, dice and IoU losses, per mask and unreduced. All in float32, over the pixels of the picture only."""
+"""Focal, dice and IoU losses, per mask and unreduced. All in float32, over the pixels of the image only."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from sam_jax.types import Batch, Params
 if TYPE_CHECKING:
     from grain import DatasetIterator
 
-PREVIEW_PICTURES = 4
+PREVIEW_IMAGES = 4
 RECORD = "config.json"  # in a run's folder
 
 
@@ -185,7 +185,7 @@ class Run:
 
 
 def save_preview(image: np.ndarray, out: Path, step: int) -> None:
-    """A picture of predictions into the run's folder."""
+    """An image of predictions into the run's folder."""
     path = out / "predictions" / f"{step:07d}.png"
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:

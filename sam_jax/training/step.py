@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sam_jax.clip.network import embed_images
 from sam_jax.config import ClipConfig, FinetuneConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
-from sam_jax.modeling.clip import embed_pictures
-from sam_jax.prompting.simulate import first_prompts, next_points, picture_pixels, round_schedule
+from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule
 from sam_jax.prompting.text import object_views
 from sam_jax.training.losses import segmentation_loss
 from sam_jax.training.trainable import CLIP, join_params, split_params, without_clip
@@ -104,10 +104,10 @@ def resize_logits(logits: Float[Array, "... l l"], side: int) -> Float[Array, ".
     return jax.image.resize(logits, (*logits.shape[:-2], side, side), "bilinear", antialias=False)
 
 
-def draw_per_picture(function: Callable, key: Key[Array, ""], numbers: Int[Array, " B"], *batched: Any) -> Any:
-    """`function(key, *batched)`, each picture with a key of its own, folded from its number.
+def draw_per_image(function: Callable, key: Key[Array, ""], numbers: Int[Array, " B"], *batched: Any) -> Any:
+    """`function(key, *batched)`, each image with a key of its own, folded from its number.
 
-    So its draws do not depend on which pictures share its device.
+    So its draws do not depend on which images share its device.
     """
 
     def one(number: jax.Array, *row: Any) -> Any:
@@ -127,7 +127,7 @@ def run_rounds(
     clip: ClipConfig | None = None,
     numbers: Int[Array, " B"] | None = None,
 ) -> Rounds:
-    """Encodes each picture once and plays all rounds of prompts on it.
+    """Encodes each image once and plays all rounds of prompts on it.
 
     Round 0 has one prompt and asks for three masks; of these the one with the highest predicted IoU is fed back. Every
     later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask.
@@ -135,16 +135,16 @@ def run_rounds(
     With a CLIP the first prompt may be the embedding of the object, as of a text; it stays for the later rounds.
 
     Args:
-        params: of the whole model, and of the CLIP's picture tower under "clip".
+        params: of the whole model, and of the CLIP's image tower under "clip".
         clip: config of that tower; None: no text prompts.
-        numbers: of the pictures in the global batch, of which `batch` is a part; None: it is the whole.
+        numbers: of the images in the global batch, of which `batch` is a part; None: it is the whole.
     """
     model, dtype, remat = config.model, jnp.dtype(config.dtype), config.remat and training
     side, low_res = config.loss.size, model.low_res_size
     prompt_key, schedule_key, drop_key, rounds_key = jax.random.split(key, 4)
     numbers = jnp.arange(len(batch.sizes)) if numbers is None else numbers
     truth = batch.masks.astype(jnp.float32)
-    inside = picture_pixels(batch.sizes, side, model)
+    inside = image_pixels(batch.sizes, side, model)
     pixels = inside.astype(jnp.float32)
 
     if batch.embeddings is not None:
@@ -181,19 +181,19 @@ def run_rounds(
         chosen = jnp.take_along_axis(prediction.low_res_logits, trusted, 2)[:, :, 0]
         return terms | {"loss": loss}, chosen
 
-    points, labels = draw_per_picture(
+    points, labels = draw_per_image(
         lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
     )
     text: dict[str, jax.Array] = {}
     if clip is not None:
-        pictures, patches, has_text = draw_per_picture(
+        views, patches, has_text = draw_per_image(
             lambda key, part: object_views(key, part, clip, config.text),
             jax.random.fold_in(key, TEXT_DRAWS),
             numbers,
             batch,
         )
-        flat = pictures.reshape(-1, *pictures.shape[2:]), patches.reshape(-1, *patches.shape[2:])
-        objects = embed_pictures(params[CLIP], flat[0], clip, flat[1], dtype=dtype)
+        flat = views.reshape(-1, *views.shape[2:]), patches.reshape(-1, *patches.shape[2:])
+        objects = embed_images(params[CLIP], flat[0], clip, flat[1], dtype=dtype)
         text = {"text_embeddings": objects.reshape(*has_text.shape, -1), "has_text": has_text}
         labels = jnp.where(has_text[..., None], PAD, labels)
     first_key, later_key = jax.random.split(rounds_key)
@@ -209,7 +209,7 @@ def run_rounds(
         points, labels, logits, slot = carry
         round_key, adds = inputs
         predicted = resize_logits(logits, side) > 0
-        click, label = draw_per_picture(
+        click, label = draw_per_image(
             lambda key, predicted, truth, inside: next_points(key, predicted, truth, inside, model),
             round_key,
             numbers,
@@ -240,7 +240,7 @@ def sums_over_masks(terms: dict[str, jax.Array], valid: jax.Array) -> dict[str, 
 
 
 def cut_batch(batch: Any, parts: int) -> Any:
-    """Arrays (B, ...) -> (parts, B / parts, ...). Each device of a mesh keeps the pictures that it has."""
+    """Arrays (B, ...) -> (parts, B / parts, ...). Each device of a mesh keeps the images that it has."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
@@ -249,8 +249,8 @@ def total_of(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def picture_numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
-    """Of the pictures in the global batch."""
+def image_numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
+    """Of the images in the global batch."""
     B = len(batch.sizes)
     return jnp.arange(B) + (0 if axis_name is None else B * jax.lax.axis_index(axis_name))
 
@@ -285,7 +285,7 @@ def train_step(
         return metrics["loss"].sum(), metrics
 
     gradient = jax.grad(loss_fn, has_aux=True)
-    numbers = picture_numbers(batch, axis_name)
+    numbers = image_numbers(batch, axis_name)
     if config.accumulate == 1:
         grads, metrics = gradient(state.params, batch, numbers)
     else:
@@ -315,7 +315,7 @@ def validation_step(
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """The rounds without learning: per round the sums over the global batch's masks, and the number of `masks`."""
-    numbers = picture_numbers(batch, axis_name)
+    numbers = image_numbers(batch, axis_name)
     rounds = run_rounds(run_params(state, config), batch, key, config, training=False, clip=clip, numbers=numbers)
     return total_of(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
 

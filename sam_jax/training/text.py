@@ -6,9 +6,9 @@ import dataclasses
 
 from jaxtyping import Array, Key
 
-from sam_jax.clip import Clip
+from sam_jax.checkpoints.hub import load_clip
+from sam_jax.clip.model import Clip
 from sam_jax.config import ClipConfig, SamConfig, TrainConfig
-from sam_jax.hub import load_clip
 from sam_jax.modeling.prompt_encoder import init_text_projection
 from sam_jax.types import Params
 
@@ -23,7 +23,7 @@ def load_run_clip(config: TrainConfig) -> Clip | None:
         return None
     if config.finetune.cache_embeddings:
         raise ValueError(
-            "text prompts are made from the pictures, which finetune.cache-embeddings leaves out; "
+            "text prompts are made from the images, which finetune.cache-embeddings leaves out; "
             "leave out the cache, or text.clip"
         )
     low, high = config.text.expansion

@@ -71,5 +71,5 @@ def without_clip(params: Params) -> Params:
 
 
 def encoder_is_frozen(trained: Params) -> bool:
-    """Whether pictures can be encoded once for all steps."""
+    """Whether images can be encoded once for all steps."""
     return "image_encoder" not in trained

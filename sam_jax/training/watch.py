@@ -1,4 +1,4 @@
-"""What can be seen of a run while it goes: numbers, for TensorBoard too, curves, and predictions as pictures."""
+"""What can be seen of a run while it goes: numbers, for TensorBoard too, curves, and predictions as images."""
 
 from __future__ import annotations
 
@@ -153,21 +153,21 @@ def draw_predictions(
     labels: np.ndarray,
     first: np.ndarray,
     last: np.ndarray,
-    per_picture: int = 1,
+    per_image: int = 1,
 ) -> np.ndarray:
-    """A row per mask: the picture with its clicks, the truth, the mask after the first prompt and after the last round.
+    """A row per mask: the image with its clicks, the truth, the mask after the first prompt and after the last round.
 
     Args:
-        batch: whose pictures are there.
+        batch: whose images are there.
         points, labels: (B, Q, N, 2) and (B, Q, N), of the last round.
         first, last: (B, Q, L, L) masks at any one side.
-        per_picture: masks of each picture that are drawn.
+        per_image: masks of each image that are drawn.
     """
     assert batch.images is not None
     side = batch.images.shape[1]
     rows = []
     for b, image in enumerate(batch.images):
-        for q in np.flatnonzero(batch.valid[b])[:per_picture]:
+        for q in np.flatnonzero(batch.valid[b])[:per_image]:
             clicks = [(tuple(xy), int(label)) for xy, label in zip(points[b, q], labels[b, q], strict=True)]
             shown = [(xy, label) for xy, label in clicks if label in (0, 1)]
             corners = [xy for xy, label in clicks if label in (2, 3)]

@@ -1,4 +1,4 @@
-"""Layouts whose masks are pictures: a map of numbers beside each picture, or a folder of masks for each."""
+"""Layouts whose masks are images: a map of numbers beside each image, or a folder of masks for each."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Decode = Callable[[Path], Int[np.ndarray, "H W"]]
 
 @dataclasses.dataclass(frozen=True)
 class LabelMaps:
-    """A map, or several, beside each picture. Every number above 0 is a mask.
+    """A map, or several, beside each image. Every number above 0 is a mask.
 
     Args:
-        pictures: pattern of the pictures' paths in the folder of the data set.
-        maps: for each map what to replace in a picture's path, as (old, new) pairs; the first has to be there, further
+        images: pattern of the images' paths in the folder of the data set.
+        maps: for each map what to replace in an image's path, as (old, new) pairs; the first has to be there, further
             ones need not (the parts of objects).
         decode: how a map's pixels become numbers.
         keep: which numbers are masks.
         connected: every connected part of a number is a mask, and not all of it.
-        only: pictures in whose path this regular expression finds something; None: all.
+        only: images in whose path this regular expression finds something; None: all.
     """
 
-    pictures: str
+    images: str
     maps: tuple[tuple[tuple[str, str], ...], ...]
     decode: Decode = read_labels
     keep: Callable[[int], bool] = lambda value: value > 0
@@ -46,12 +46,12 @@ class LabelMaps:
     def open(self, root: Path, dataset: str) -> Source:
         """
         Raises:
-            FileNotFoundError: no picture, or no map to any.
+            FileNotFoundError: no image, or no map to any.
         """
-        paths = find_files(root, self.pictures, self.only)
+        paths = find_files(root, self.images, self.only)
         pairs = [(path, [_replace(path, root, changes) for changes in self.maps]) for path in paths]
         if not any(maps[0].is_file() for _, maps in pairs):
-            raise FileNotFoundError(f"no maps beside the pictures {self.pictures}, such as {pairs[0][1][0]}")
+            raise FileNotFoundError(f"no maps beside the images {self.images}, such as {pairs[0][1][0]}")
         return _MapSource(self, dataset, tuple((path, tuple(maps)) for path, maps in pairs))
 
 
@@ -91,22 +91,22 @@ class _MapSource:
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolders:
-    """A folder of masks for each picture, every file one mask.
+    """A folder of masks for each image, every file one mask.
 
     Args:
-        pictures: as for `LabelMaps`.
-        masks: what to replace in a picture's path to get the pattern of its masks, as (regular expression, new).
+        images: as for `LabelMaps`.
+        masks: what to replace in an image's path to get the pattern of its masks, as (regular expression, new).
     """
 
-    pictures: str
+    images: str
     masks: tuple[str, str]
 
     def open(self, root: Path, dataset: str) -> Source:
         """
         Raises:
-            FileNotFoundError: no picture.
+            FileNotFoundError: no image.
         """
-        paths = find_files(root, self.pictures)
+        paths = find_files(root, self.images)
         return _FolderSource(self, root, dataset, tuple(paths))
 
 
@@ -155,7 +155,7 @@ def _replace(path: Path, root: Path, changes: tuple[tuple[str, str], ...]) -> Pa
 
 
 def read_foreground(path: Path) -> Int[np.ndarray, "H W"]:
-    """1 where any channel of a picture (but alpha) is above 0.
+    """1 where any channel of an image (but alpha) is above 0.
 
     Raises:
         BadRecord: it cannot be read.

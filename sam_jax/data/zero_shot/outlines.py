@@ -22,8 +22,8 @@ class CocoFiles:
     """COCO-format files.
 
     Args:
-        files: (pattern of the files, folder of their pictures from the file's folder; None: one of the usual ones).
-        file_name: an entry of `images` -> the picture's path in its folder.
+        files: (pattern of the files, folder of their images from the file's folder; None: one of the usual ones).
+        file_name: an entry of `images` -> the image's path in its folder.
     """
 
     files: tuple[tuple[str, str | None], ...]
@@ -51,7 +51,7 @@ class CocoFiles:
 @dataclasses.dataclass(frozen=True)
 class _Item:
     path: Path
-    size: tuple[int, int] | None  # (h, w); None: the picture's
+    size: tuple[int, int] | None  # (h, w); None: the image's
     segmentations: tuple[Any, ...]  # in any of COCO's forms
 
 
@@ -65,24 +65,24 @@ class _ItemSource:
 
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
-        size = item.size or picture_size(item.path)
+        size = item.size or image_size(item.path)
         masks = tuple(to_rle(segmentation, size, str(item.path)) for segmentation in item.segmentations)
         for mask in masks:
             check_rle(mask, size, item.path)
         return Example(item.path, size, masks, self.dataset)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(h, w), without decoding.
 
     Raises:
-        BadRecord: no picture.
+        BadRecord: no image.
     """
     try:
         with Image.open(path) as file:
             return file.height, file.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadRecord("picture cannot be read", path, error) from error
+        raise BadRecord("image cannot be read", path, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class CocoVideos:
 
 
 Outlines = Iterable[tuple[str, list]]
-"""(path of a picture, its objects, each a list of polygons x, y, x, y, ...)."""
+"""(path of an image, its objects, each a list of polygons x, y, x, y, ...)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PolygonFiles:
     """JSON files of an annotation tool.
 
     Args:
-        files: (pattern of the files, folder of their pictures from the folder of the data set).
+        files: (pattern of the files, folder of their images from the folder of the data set).
         parse: content and path of a file -> outlines.
     """
 
@@ -160,7 +160,7 @@ class PolygonFiles:
 
 
 def via_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
-    """VGG Image Annotator: an entry per picture with `filename` and `regions`, as a list or numbered."""
+    """VGG Image Annotator: an entry per image with `filename` and `regions`, as a list or numbered."""
     for entry in content.values():
         regions = entry["regions"]
         shapes = [r["shape_attributes"] for r in (regions.values() if isinstance(regions, dict) else regions)]
@@ -168,7 +168,7 @@ def via_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
 
 
 def woodscape_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
-    """WoodScape: a file per picture, its name the only key; [x, y] pairs in `segmentation`. Void is no object."""
+    """WoodScape: a file per image, its name the only key; [x, y] pairs in `segmentation`. Void is no object."""
     (entry,) = content.values()
     objects = [a for a in entry["annotation"] if "void" not in [tag.lower() for tag in a.get("tags", [])]]
     yield f"{file.stem}.png", [[_flat(a["segmentation"])] for a in objects]

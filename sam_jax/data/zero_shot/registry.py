@@ -1,6 +1,6 @@
 """The 23 data sets of the paper's single-point evaluation, and those of this project's data folder.
 
-Reference: paper, table 7 (part, pictures, masks), figure 9a (difference to RITM). A reader takes the layout that a data
+Reference: paper, table 7 (part, images, masks), figure 9a (difference to RITM). A reader takes the layout that a data
 set is published in, from the folder NAME of the data folder.
 """
 
@@ -30,7 +30,7 @@ from sam_jax.data.zero_shot.outlines import (
     woodscape_polygons,
 )
 
-LARGE = 15_000  # masks: of data sets with more the paper takes random pictures
+LARGE = 15_000  # masks: of data sets with more the paper takes random images
 SAMPLE = 10_000  # ... until there are about so many
 
 
@@ -44,9 +44,9 @@ class ZeroShotDataset:
 
     Args:
         title: as the paper writes it.
-        shows: what is on the pictures.
+        shows: what is on the images.
         part: which part the paper took.
-        pictures, masks: of the paper's sample; 0: not in the paper.
+        images, masks: of the paper's sample; 0: not in the paper.
         licence: as its source states it. "see source": not known to this table.
         source: where to get it.
         layout: reader of a folder.
@@ -59,7 +59,7 @@ class ZeroShotDataset:
     title: str
     shows: str
     part: str
-    pictures: int
+    images: int
     masks: int
     licence: str
     source: str
@@ -86,7 +86,7 @@ class ZeroShotDataset:
 
 
 def _lvis_file(image: dict) -> str:
-    """Version 0.5 has names of COCO 2014 (COCO_val2014_000000000139.jpg) for pictures of val2017."""
+    """Version 0.5 has names of COCO 2014 (COCO_val2014_000000000139.jpg) for images of val2017."""
     return image["file_name"].rpartition("_")[2] if "file_name" in image else image["coco_url"].rpartition("/")[2]
 
 
@@ -133,7 +133,7 @@ PAPER_DATASETS: dict[str, ZeroShotDataset] = {
     ),
     "lvis": ZeroShotDataset(
         "LVIS v0.5", "everyday scenes", "val", 945, 9642,
-        "CC BY 4.0; pictures as in COCO", "lvisdataset.org, and val2017 of cocodataset.org",
+        "CC BY 4.0; images as in COCO", "lvisdataset.org, and val2017 of cocodataset.org",
         CocoFiles((("lvis_v0.5_val.json", "val2017"),), _lvis_file), sampled=True,
         difference=18.5,
     ),
@@ -264,7 +264,7 @@ PAPER_DATASETS: dict[str, ZeroShotDataset] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """A reader of the project's own folders; some take pictures from a folder beside theirs."""
+    """A reader of the project's own folders; some take images from a folder beside theirs."""
 
     read: Callable[[Path], Source]
 
@@ -280,12 +280,12 @@ LOCAL_DATASETS: dict[str, ZeroShotDataset] = {
     ),
     "coco_small": ZeroShotDataset(
         "COCO", "everyday scenes", "a part of val2017, at least 100 pixels", 0, 0,
-        "CC BY 4.0; pictures by their photographers", "cocodataset.org",
+        "CC BY 4.0; images by their photographers", "cocodataset.org",
         _Function(lambda root: read_coco(root / "instances.json", root / "images", "coco_small",
                                          keep_image=lambda image: image["coco_split"] == "val2017", min_area=100)),
     ),
     "grabcut20": ZeroShotDataset(
-        "GrabCut", "photographs of one object", "the 20 whose pictures are in BSDS500", 0, 0,
+        "GrabCut", "photographs of one object", "the 20 whose images are in BSDS500", 0, 0,
         "research", "github.com/flandrade/dataset-interactive-algorithms, beside bsds500",
         _Function(lambda root: read_grabcut(root, root.parent / "bsds500")),
     ),

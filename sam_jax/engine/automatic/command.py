@@ -1,4 +1,4 @@
-"""`sam-jax engine run`: pictures anywhere -> tars like SA-1B's, exactly once."""
+"""`sam-jax engine run`: images anywhere -> tars like SA-1B's, exactly once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sam_jax.engine.automatic.folder import as_os_errors
-from sam_jax.generator_options import PAPER, GeneratorOptions
+from sam_jax.everything.options import PAPER, GeneratorOptions
 
 if TYPE_CHECKING:
     from sam_jax.engine.automatic.folder import Folder
@@ -29,7 +29,7 @@ SETTINGS = "engine.settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Annotates pictures without people: everything mode, written as a data set like SA-1B.
+    """Annotates images without people: everything mode, written as a data set like SA-1B.
 
     Stop or kill it at any time: the same command goes on, and ends with the same bytes as if it had never been stopped.
     The tars train as they are (train.py --data.path OUT), or after sam-jax prepare OUT.
@@ -37,7 +37,7 @@ class Run:
     """
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Pictures, folders (searched with all below them), text files with a path or URL per line, and globs; on this
+    """Images, folders (searched with all below them), text files with a path or URL per line, and globs; on this
     machine or at URLs that fsspec knows, with its package for them: pip install s3fs for s3://, gcsfs for gs://, adlfs
     for abfs://. Keys and addresses are found as those packages say, such as AWS_ENDPOINT_URL for a server of one's
     own; workers need them, too."""
@@ -46,12 +46,12 @@ class Run:
     format: Literal["tar", "both"] = "tar"
     """both: in addition a TFDS data set of ArrayRecord files, as sam-jax prepare makes of the tars."""
     shards: int | None = None
-    """Tars to split the pictures into; without it one for each 1000 pictures."""
+    """Tars to split the images into; without it one for each 1000 images."""
     blur: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
     """Hides faces and plates: a function from RGB uint8 (H, W, 3) to the same. Masks are found before, in the original
     pixels; only what it gives is written."""
     max_bad_fraction: float = 0.01
-    """More pictures that can't be used are an error."""
+    """More images that can't be used are an error."""
     runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner"] = "DirectRunner"
     """Where Beam runs: this machine, or a cluster whose workers see inputs, model and out under the same names;
     PortableRunner: any job server of Beam's."""
@@ -72,10 +72,10 @@ def run(options: Run) -> int:
     """Annotates, and prints what there is.
 
     Returns:
-        Exit code: 1 if some pictures could not be used.
+        Exit code: 1 if some images could not be used.
 
     Raises:
-        FileNotFoundError, ValueError: no pictures; results of other settings in `out`; too many bad pictures, which
+        FileNotFoundError, ValueError: no images; results of other settings in `out`; too many bad images, which
             the manifest lists all the same.
         OSError: results can't be written, or an object store can't be reached; what is finished is kept.
         ImportError: Beam, or fsspec's package for a protocol, is not installed.
@@ -122,12 +122,12 @@ def _which_process(options: Run) -> tuple[int, int]:
 
 
 def _open(options: Run) -> Job:
-    """Checks what can be checked before hours of work, and notes down settings and pictures, or compares them."""
+    """Checks what can be checked before hours of work, and notes down settings and images, or compares them."""
     from sam_jax.engine.automatic.folder import Folder
-    from sam_jax.engine.automatic.inputs import LIST, find_pictures, write_list
+    from sam_jax.engine.automatic.inputs import LIST, find_images, write_list
     from sam_jax.engine.automatic.parts import load_blur
     from sam_jax.engine.automatic.shard import Job
-    from sam_jax.everything import check_settings
+    from sam_jax.everything.folders import check_settings
 
     if options.blur:
         load_blur(options.blur)
@@ -146,9 +146,9 @@ def _open(options: Run) -> Job:
     if out.exists(SETTINGS):
         check_settings(out.read(SETTINGS).decode(), settings, f"{out.shown}/{SETTINGS}")
     if not (out.exists(SETTINGS) and out.exists(LIST)):
-        pictures = find_pictures(options.inputs, out)
+        listed_images = find_images(options.inputs, out)
         out.write(SETTINGS, json.dumps(settings, indent=1).encode())
-        write_list(out, pictures)
+        write_list(out, listed_images)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + _digest(out, LIST).encode()).hexdigest()
     return Job(out, options.generator, digest, options.blur, options.max_bad_fraction)
 
@@ -182,9 +182,9 @@ def _finish(options: Run, job: Job, shards: Sequence[Shard], reports: Sequence[S
     bad = [entry for report in reports for entry in report.bad]
     without_masks = [name for report in reports for name in report.without_masks]
     total = sum(shard.count for shard in shards)
-    pictures, masks = (sum(getattr(report, name) for report in reports) for name in ("pictures", "masks"))
+    images, masks = (sum(getattr(report, name) for report in reports) for name in ("pictures", "masks"))
     manifest = {
-        "pictures": pictures,
+        "pictures": images,
         "masks": masks,
         "without_masks": without_masks,
         "bad": bad,
@@ -196,11 +196,11 @@ def _finish(options: Run, job: Job, shards: Sequence[Shard], reports: Sequence[S
     job.out.write(MANIFEST, json.dumps(manifest, indent=1).encode())
     job.out.remove_if_empty(WORK)
     empty = f", {len(without_masks)} more without masks" if without_masks else ""
-    print(f"{masks} masks of {pictures} pictures in {len(reports)} tars{empty}, in {job.out.shown}")
+    print(f"{masks} masks of {images} images in {len(reports)} tars{empty}, in {job.out.shown}")
     for reason, count in Counter(entry["reason"] for entry in bad).items():
-        print(f"sam-jax: left out, {count} pictures: {reason}; see {job.out.shown}/{MANIFEST}", file=sys.stderr)
+        print(f"sam-jax: left out, {count} images: {reason}; see {job.out.shown}/{MANIFEST}", file=sys.stderr)
     if len(bad) > max(BAD_ALWAYS_ALLOWED, options.max_bad_fraction * total):
-        raise ValueError(f"{len(bad)} of {total} pictures can't be used; allow more with --max-bad-fraction")
+        raise ValueError(f"{len(bad)} of {total} images can't be used; allow more with --max-bad-fraction")
     if options.format == "both":
         _prepare(Path(job.out.shown))
     return 1 if bad else 0
@@ -213,4 +213,4 @@ def _prepare(out: Path) -> Any:
 
     if not find_prepared(out):
         prepared = prepare(Prepare(out, out, format="sa1b"))
-        print(f"{prepared.pictures} pictures with {prepared.masks} masks, in {prepared.path}")
+        print(f"{prepared.images} images with {prepared.masks} masks, in {prepared.path}")

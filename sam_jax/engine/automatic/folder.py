@@ -136,7 +136,7 @@ class Folder:
 def as_os_errors() -> Iterator[None]:
     """Errors of object stores' clients, such as no connection and no credentials, become OSErrors, which users read.
 
-    Not as early as in `Folder`: a store that can't be reached must end a run, and not make a bad picture of each.
+    Not as early as in `Folder`: a store that can't be reached must end a run, and not make a bad image of each.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Which pictures: found by folder, list or glob on any file system, numbered, and split into shards.
+"""Which images: found by folder, list or glob on any file system, numbered, and split into shards.
 
-The list is written down once, before the first picture is annotated: a restart sees the same pictures under the same
+The list is written down once, before the first image is annotated: a restart sees the same images under the same
 numbers. Shards are ranges of its lines, so that a worker is told two numbers and not ten thousand names.
 """
 
@@ -17,23 +17,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam_jax.data.images import IMAGE_SUFFIXES
 from sam_jax.engine.automatic.folder import Folder, open_url
-from sam_jax.everything import SUFFIXES
 
 LIST = "pictures.jsonl"
-PICTURES_PER_SHARD = 1000
+IMAGES_PER_SHARD = 1000
 MOST_ID = 10**10  # so that the numbers of masks, in a record of 100,000 each, stay exact in JSON's doubles
 
 
-class Picture(NamedTuple):
-    id: int  # of SA-1B: the picture's files are sa_<id>.jpg and sa_<id>.json
+class ListedImage(NamedTuple):
+    id: int  # of SA-1B: the image's files are sa_<id>.jpg and sa_<id>.json
     name: str  # relative to the input that it was found by
     url: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Pictures that go into one tar: a range of bytes of the list."""
+    """Images that go into one tar: a range of bytes of the list."""
 
     number: int
     start: int
@@ -48,33 +48,33 @@ class Shard:
     def report(self) -> str:
         return f"reports/{self.number:06d}.json"
 
-    def pictures(self, out: Folder) -> list[Picture]:
-        return [Picture(**json.loads(line)) for line in out.read(LIST, self.start, self.end).splitlines()]
+    def images(self, out: Folder) -> list[ListedImage]:
+        return [ListedImage(**json.loads(line)) for line in out.read(LIST, self.start, self.end).splitlines()]
 
 
-def find_pictures(inputs: Sequence[str], out: Folder) -> list[Picture]:
-    """All pictures of the inputs, sorted by name and numbered.
+def find_images(inputs: Sequence[str], out: Folder) -> list[ListedImage]:
+    """All images of the inputs, sorted by name and numbered.
 
     Args:
-        inputs: each a picture, a folder (searched with all below it), a text file with a path or URL per line (relative
+        inputs: each an image, a folder (searched with all below it), a text file with a path or URL per line (relative
             ones are relative to the file), or a glob; local or at a URL.
-        out: what lies in it are results and no pictures.
+        out: what lies in it are results and no images.
 
     Raises:
         FileNotFoundError: an input that is not there.
-        ValueError: no picture at all.
+        ValueError: no image at all.
     """
     found = {url: name for given in inputs for name, url in _find(given) if not url.startswith(f"{out.url}/")}
     if not found:
-        raise ValueError(f"no pictures in {', '.join(inputs)}; looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     ordered = sorted((name, url) for url, name in found.items())
-    return [Picture(id, *entry) for id, entry in zip(_ids([name for name, _ in ordered]), ordered, strict=True)]
+    return [ListedImage(id, *entry) for id, entry in zip(_ids([name for name, _ in ordered]), ordered, strict=True)]
 
 
-def write_list(out: Folder, pictures: Iterable[Picture]) -> None:
+def write_list(out: Folder, images: Iterable[ListedImage]) -> None:
     with out.writing(LIST) as file:
-        for picture in pictures:
-            file.write(json.dumps(picture._asdict()).encode() + b"\n")
+        for listed in images:
+            file.write(json.dumps(listed._asdict()).encode() + b"\n")
 
 
 def read_shards(out: Folder, number: int | None) -> list[Shard]:
@@ -84,14 +84,14 @@ def read_shards(out: Folder, number: int | None) -> list[Shard]:
         number: of shards; None for one for each `PICTURES_PER_SHARD`.
 
     Raises:
-        ValueError: more shards than pictures.
+        ValueError: more shards than images.
     """
     with out.reading(LIST) as file:
         ends = np.cumsum([0, *map(len, file)])
     count = len(ends) - 1
-    number = math.ceil(count / PICTURES_PER_SHARD) if number is None else number
+    number = math.ceil(count / IMAGES_PER_SHARD) if number is None else number
     if not 1 <= number <= count:
-        raise ValueError(f"expected between 1 and {count} shards, one for each picture at most, got {number}")
+        raise ValueError(f"expected between 1 and {count} shards, one for each image at most, got {number}")
     cuts = [i * count // number for i in range(number + 1)]
     return [
         Shard(i, int(ends[first]), int(ends[last]), last - first)
@@ -100,24 +100,24 @@ def read_shards(out: Folder, number: int | None) -> list[Shard]:
 
 
 def _find(given: str) -> list[tuple[str, str]]:
-    """(name, URL) of the pictures of one input."""
+    """(name, URL) of the images of one input."""
     file_system, path = open_url(given)
     if file_system.isdir(path):
         root, files = path, file_system.find(path)
     elif file_system.isfile(path):
         root = path.rpartition("/")[0]
-        if PurePosixPath(path).suffix.lower() not in SUFFIXES:
+        if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
             return _read_lines(given, file_system.cat_file(path), file_system.unstrip_protocol(root))
         files = [path]
     elif re.search(r"[*?\[]", path):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         files = file_system.glob(path)
     else:
-        raise FileNotFoundError(f"no picture, folder, list or glob at {given}")
+        raise FileNotFoundError(f"no image, folder, list or glob at {given}")
     return [
         (file.removeprefix(root).lstrip("/"), file_system.unstrip_protocol(file))
         for file in files
-        if PurePosixPath(file).suffix.lower() in SUFFIXES
+        if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
     ]
 
 
@@ -126,7 +126,7 @@ def _read_lines(given: str, content: bytes, root: str) -> list[tuple[str, str]]:
     try:
         lines = [line.strip() for line in content.decode().splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"expected pictures or a text file with a path per line, {given} is neither") from error
+        raise ValueError(f"expected images or a text file with a path per line, {given} is neither") from error
     entries = []
     for line in filter(None, lines):
         absolute = line.startswith("/") or re.match(r"[a-z0-9+.-]+://", line)
@@ -136,7 +136,7 @@ def _read_lines(given: str, content: bytes, root: str) -> list[tuple[str, str]]:
 
 
 def _ids(names: Sequence[str]) -> Iterable[int]:
-    """The pictures' own numbers if all are named as SA-1B's, sa_123.jpg, and differ; else their positions."""
+    """The images' own numbers if all are named as SA-1B's, sa_123.jpg, and differ; else their positions."""
     matches = [re.fullmatch(r"sa_(\d+)", PurePosixPath(name).stem) for name in names]
     own = {int(match[1]) for match in matches if match}
     if len(own) == len(names) and max(own) < MOST_ID:

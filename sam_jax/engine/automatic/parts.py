@@ -1,6 +1,6 @@
-"""A picture and its masks as they go into a tar: the blocks of its two files. A tar is such parts and an end mark.
+"""An image and its masks as they go into a tar: the blocks of its two files. A tar is such parts and an end mark.
 
-Bytes depend on the picture and its masks alone: no time, no owner.
+Bytes depend on the image and its masks alone: no time, no owner.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from sam_jax.automatic_mask_generator import Record
 from sam_jax.data.bad_records import BadRecord
-from sam_jax.engine.automatic.inputs import Picture
-from sam_jax.everything import sa1b_content
+from sam_jax.engine.automatic.inputs import ListedImage
+from sam_jax.everything.formats import sa1b_content
+from sam_jax.everything.generator import Record
 
 Blur = Callable[[np.ndarray], np.ndarray]
 QUALITY = 95  # of a JPEG that is written anew
-IDS_PER_PICTURE = 100_000  # masks have numbers of their own in the whole data set; the paper's grid has 9216 at most
+IDS_PER_IMAGE = 100_000  # masks have numbers of their own in the whole data set; the paper's grid has 9216 at most
 
 
 def load_blur(name: str) -> Blur:
@@ -45,32 +45,32 @@ def load_blur(name: str) -> Blur:
 
 
 def make_part(
-    picture: Picture, encoded: bytes, image: np.ndarray, records: Sequence[Record], blur: Blur | None
+    listed: ListedImage, encoded: bytes, image: np.ndarray, records: Sequence[Record], blur: Blur | None
 ) -> bytes:
     """The blocks of sa_<id>.jpg and sa_<id>.json; without masks of the latter alone.
 
     Args:
-        encoded: the picture's file.
+        encoded: the image's file.
         image: (H, W, 3), RGB, upright: what was segmented.
         blur: see `to_jpeg`.
 
     Raises:
         BadRecord: `blur` failed.
-        ValueError: `blur` gives something else than a picture of the same shape.
+        ValueError: `blur` gives something else than an image of the same shape.
     """
-    name = f"sa_{picture.id}"
-    content = sa1b_content(f"{name}.jpg", picture.id, image.shape[:2], records, picture.id * IDS_PER_PICTURE)
+    name = f"sa_{listed.id}"
+    content = sa1b_content(f"{name}.jpg", listed.id, image.shape[:2], records, listed.id * IDS_PER_IMAGE)
     files = {f"{name}.json": json.dumps(content).encode()}
     if records:
-        files = {f"{name}.jpg": to_jpeg(picture, encoded, image, blur)} | files
+        files = {f"{name}.jpg": to_jpeg(listed, encoded, image, blur)} | files
     return join_files(files)
 
 
-def to_jpeg(picture: Picture, encoded: bytes, image: np.ndarray, blur: Blur | None) -> bytes:
-    """The picture as it is given away: an RGB JPEG that lies upright keeps its bytes.
+def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur | None) -> bytes:
+    """The image as it is given away: an RGB JPEG that lies upright keeps its bytes.
 
     Decision: masks are found in the original pixels and `blur` changes only what is written, so that no object is cut
-    where a face in it is blurred; the paper blurs the pictures that it releases. With `blur` the JPEG is always a
+    where a face in it is blurred; the paper blurs the images that it releases. With `blur` the JPEG is always a
     new one, without metadata such as places.
 
     Raises:
@@ -85,10 +85,10 @@ def to_jpeg(picture: Picture, encoded: bytes, image: np.ndarray, blur: Blur | No
         try:
             blurred = blur(image.copy())
         except Exception as error:
-            raise BadRecord("blur failed", picture.url, f"{type(error).__name__}: {error}") from error
+            raise BadRecord("blur failed", listed.url, f"{type(error).__name__}: {error}") from error
         if getattr(blurred, "shape", None) != image.shape or getattr(blurred, "dtype", None) != np.uint8:
             got = f"{getattr(blurred, 'shape', type(blurred).__name__)} {getattr(blurred, 'dtype', '')}".strip()
-            raise ValueError(f"expected of --blur a picture of shape {image.shape}, uint8, got {got} for {picture.url}")
+            raise ValueError(f"expected of --blur an image of shape {image.shape}, uint8, got {got} for {listed.url}")
         image = blurred
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)

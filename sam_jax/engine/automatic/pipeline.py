@@ -1,4 +1,4 @@
-"""The Beam pipeline: shards -> a model handler that annotates each. No picture goes through Beam itself."""
+"""The Beam pipeline: shards -> a model handler that annotates each. No image goes through Beam itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from tqdm import tqdm
 
-from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.data.beam import POLL, open_pipeline, watching
 from sam_jax.engine.automatic.folder import WORK, as_os_errors
 from sam_jax.engine.automatic.inputs import Shard
 from sam_jax.engine.automatic.shard import Job, ShardReport, annotate_shard
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
 POLL_ELSEWHERE = 30.0  # seconds: looking costs requests
 KINDS = (ValueError, TypeError, OSError, ImportError)  # errors for the user
@@ -23,7 +23,7 @@ KINDS = (ValueError, TypeError, OSError, ImportError)  # errors for the user
 class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]):
     """RunInference loads the generator once per worker, and keeps it as long as the worker lives.
 
-    An example is a shard, and its prediction the shard's report. Pictures are batched inside the shard, where they
+    An example is a shard, and its prediction the shard's report. Images are batched inside the shard, where they
     are read ahead, in an order that a restart repeats.
     """
 
@@ -48,7 +48,7 @@ class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]
 
 
 def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:
-    """Writes the shards that are not finished, with a progress bar in pictures.
+    """Writes the shards that are not finished, with a progress bar in images.
 
     Args:
         options: of Beam's pipeline, such as --runner=FlinkRunner.
@@ -70,14 +70,14 @@ def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers:
 
 
 class _Progress:
-    """Counts pictures by what lies in the output folder: their parts on this machine, elsewhere whole shards."""
+    """Counts images by what lies in the output folder: their parts on this machine, elsewhere whole shards."""
 
     def __init__(self, job: Job, shards: Sequence[Shard], todo: Sequence[Shard]) -> None:
         self.job, self.open = job, {shard.number: shard for shard in todo}
         self.finished = sum(shard.count for shard in shards) - sum(shard.count for shard in todo)
         there = self.finished + self._parts()
         self.bar = tqdm(
-            total=sum(shard.count for shard in shards), initial=there, unit="picture", smoothing=0.1, mininterval=0.5
+            total=sum(shard.count for shard in shards), initial=there, unit="image", smoothing=0.1, mininterval=0.5
         )
 
     def look(self) -> None:

@@ -1,6 +1,6 @@
-"""One worker's work: the pictures of a shard through everything mode, into one tar.
+"""One worker's work: the images of a shard through everything mode, into one tar.
 
-Every picture's part is written as soon as it is ready: a killed run loses seconds, not the hours that a shard of
+Every image's part is written as soon as it is ready: a killed run loses seconds, not the hours that a shard of
 thousands takes. The tar is the parts one after the other; the shard's report is written last and names what is whole.
 """
 
@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam_jax.automatic_mask_generator import Record, SamAutomaticMaskGenerator
 from sam_jax.data.bad_records import BadRecord, BadRecords
+from sam_jax.data.images import READER_THREADS, decode_image, read_batches
 from sam_jax.engine.automatic.folder import WORK, Folder, open_url
-from sam_jax.engine.automatic.inputs import Picture, Shard
+from sam_jax.engine.automatic.inputs import ListedImage, Shard
 from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part, read_part
-from sam_jax.everything import THREADS, read_batches
-from sam_jax.generator_options import GeneratorOptions
-from sam_jax.ops.transforms import decode_image
+from sam_jax.everything.generator import Record, SamAutomaticMaskGenerator
+from sam_jax.everything.options import GeneratorOptions
 
 PART = ".part"
 LOOKING = 16  # threads that read reports: an object store takes its time for each
@@ -42,11 +41,11 @@ class Job:
     max_bad_fraction: float = 0.01
 
     def fingerprint(self, shard: Shard) -> str:
-        """Another one means that a shard was made of other pictures or by other settings."""
+        """Another one means that a shard was made of other images or by other settings."""
         return hashlib.sha256(f"{self.settings} {shard}".encode()).hexdigest()
 
     def read_report(self, shard: Shard) -> ShardReport | None:
-        """None if the shard is not finished: no report, one of other pictures or settings, or no whole tar."""
+        """None if the shard is not finished: no report, one of other images or settings, or no whole tar."""
         if not self.out.exists(shard.report):
             return None
         report = ShardReport(**json.loads(self.out.read(shard.report)))
@@ -69,12 +68,12 @@ class ShardReport:
     sha256: str
     pictures: int  # in the tar
     masks: int
-    without_masks: list[str]  # names of pictures where nothing was found, which are not in the tar
-    bad: list[dict[str, str]]  # name, reason and detail of pictures that can't be used
+    without_masks: list[str]  # names of images where nothing was found, which are not in the tar
+    bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
 
 
 class _Loaded(NamedTuple):
-    picture: Picture
+    listed: ListedImage
     encoded: bytes
     image: np.ndarray
 
@@ -82,59 +81,59 @@ class _Loaded(NamedTuple):
 def annotate_shard(job: Job, shard: Shard, generator: SamAutomaticMaskGenerator) -> ShardReport:
     """Writes the tar of a shard and its report; what is there already is not done again.
 
-    Pictures go through the model in groups that depend on the list alone, so that a run that goes on computes the
+    Images go through the model in groups that depend on the list alone, so that a run that goes on computes the
     same batches as one that was never stopped.
 
     Raises:
-        ValueError: too many bad pictures, or `blur` gives something else than pictures.
+        ValueError: too many bad images, or `blur` gives something else than images.
         OSError: a result can't be written.
     """
     if (report := job.read_report(shard)) is not None:
         return report
-    pictures = shard.pictures(job.out)
+    listed_images = shard.images(job.out)
     work = f"{WORK}/{shard.number:06d}"
     there = _whole_parts(job.out, work)
     at_once = generator.batch_size
-    groups = [pictures[i : i + at_once] for i in range(0, len(pictures), at_once)]
-    todo = [group for group in groups if any(_part(picture) not in there for picture in group)]
-    bad = _annotate(job, todo, work, generator, BadRecords(job.max_bad_fraction, len(pictures)))
-    report = _join(job, shard, [picture for picture in pictures if picture not in bad], bad, work)
+    groups = [listed_images[i : i + at_once] for i in range(0, len(listed_images), at_once)]
+    todo = [group for group in groups if any(_part(listed) not in there for listed in group)]
+    bad = _annotate(job, todo, work, generator, BadRecords(job.max_bad_fraction, len(listed_images)))
+    report = _join(job, shard, [listed for listed in listed_images if listed not in bad], bad, work)
     job.out.write(shard.report, json.dumps(dataclasses.asdict(report), indent=1).encode(), work)
     job.out.remove(work)
     return report
 
 
 def _annotate(
-    job: Job, groups: Sequence[list[Picture]], work: str, generator: SamAutomaticMaskGenerator, limit: BadRecords
-) -> dict[Picture, BadRecord]:
-    """Writes the parts of the pictures, reading ahead and writing behind; gives those that can't be used."""
+    job: Job, groups: Sequence[list[ListedImage]], work: str, generator: SamAutomaticMaskGenerator, limit: BadRecords
+) -> dict[ListedImage, BadRecord]:
+    """Writes the parts of the images, reading ahead and writing behind; gives those that can't be used."""
     blur = load_blur(job.blur) if job.blur else None
-    bad: dict[Picture, BadRecord] = {}
-    writing: deque[tuple[Picture, Future[None]]] = deque()
+    bad: dict[ListedImage, BadRecord] = {}
+    writing: deque[tuple[ListedImage, Future[None]]] = deque()
 
-    def read(group: list[Picture]) -> list[_Loaded | tuple[Picture, BadRecord]]:
-        return [_read(picture, generator.check_image) for picture in group]
+    def read(group: list[ListedImage]) -> list[_Loaded | tuple[ListedImage, BadRecord]]:
+        return [_read(listed, generator.check_image) for listed in group]
 
     def finish(most: int) -> None:
         while len(writing) > most:
-            picture, future = writing.popleft()
+            listed, future = writing.popleft()
             try:
                 future.result()
             except BadRecord as error:
-                bad[picture] = error
-            limit.count(bad.get(picture))
+                bad[listed] = error
+            limit.count(bad.get(listed))
 
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+    with ThreadPoolExecutor(READER_THREADS) as readers, ThreadPoolExecutor(READER_THREADS) as writers:
         try:
             for ((_, contents),) in read_batches(readers, groups, read, 1, _never):
                 loaded = [content for content in contents if isinstance(content, _Loaded)]
                 for content in contents:
                     if not isinstance(content, _Loaded):
-                        picture, bad[picture] = content
-                        limit.count(bad[picture])
+                        listed, bad[listed] = content
+                        limit.count(bad[listed])
                 results = generator.generate_batch([content.image for content in loaded])
                 for content, records in zip(loaded, results, strict=True):
-                    writing.append((content.picture, writers.submit(_save, job.out, work, content, records, blur)))
+                    writing.append((content.listed, writers.submit(_save, job.out, work, content, records, blur)))
                 finish(2 * generator.batch_size)
             finish(0)
         finally:
@@ -142,37 +141,39 @@ def _annotate(
     return bad
 
 
-def _read(picture: Picture, check: Callable[[np.ndarray], np.ndarray]) -> _Loaded | tuple[Picture, BadRecord]:
+def _read(listed: ListedImage, check: Callable[[np.ndarray], np.ndarray]) -> _Loaded | tuple[ListedImage, BadRecord]:
     """The file and its pixels; of one that can't be used the reason."""
     try:
-        file_system, path = open_url(picture.url)
+        file_system, path = open_url(listed.url)
         encoded = file_system.cat_file(path)
     except OSError as error:
-        return picture, BadRecord("picture cannot be read", picture.url, f"{type(error).__name__}: {error}")
+        return listed, BadRecord("image cannot be read", listed.url, f"{type(error).__name__}: {error}")
     try:
-        return _Loaded(picture, encoded, check(decode_image(io.BytesIO(encoded), picture.name)))
+        return _Loaded(listed, encoded, check(decode_image(io.BytesIO(encoded), listed.name)))
     except (ValueError, TypeError) as error:
-        return picture, BadRecord("picture cannot be used", picture.url, error)
+        return listed, BadRecord("image cannot be used", listed.url, error)
 
 
 def _save(out: Folder, work: str, loaded: _Loaded, records: Sequence[Record], blur: Blur | None) -> None:
-    part = make_part(loaded.picture, loaded.encoded, loaded.image, records, blur)
-    out.write(f"{work}/{_part(loaded.picture)}", part, work)
+    part = make_part(loaded.listed, loaded.encoded, loaded.image, records, blur)
+    out.write(f"{work}/{_part(loaded.listed)}", part, work)
 
 
-def _join(job: Job, shard: Shard, pictures: Sequence[Picture], bad: dict[Picture, BadRecord], work: str) -> ShardReport:
-    """The parts of the pictures as one tar."""
+def _join(
+    job: Job, shard: Shard, listed_images: Sequence[ListedImage], bad: dict[ListedImage, BadRecord], work: str
+) -> ShardReport:
+    """The parts of the images as one tar."""
     digest, length, masks = hashlib.sha256(), 0, 0
     without_masks = []
     with job.out.writing(shard.tar, work) as file:
-        for picture, part, found in _read_parts(job.out, work, pictures):
+        for listed, part, found in _read_parts(job.out, work, listed_images):
             if found:
                 file.write(part)
                 digest.update(part)
                 length += len(part)
                 masks += found
             else:
-                without_masks.append(picture.name)
+                without_masks.append(listed.name)
         mark = end_mark(length)
         file.write(mark)
         digest.update(mark)
@@ -181,26 +182,28 @@ def _join(job: Job, shard: Shard, pictures: Sequence[Picture], bad: dict[Picture
         tar=shard.tar,
         bytes=length + len(mark),
         sha256=digest.hexdigest(),
-        pictures=len(pictures) - len(without_masks),
+        pictures=len(listed_images) - len(without_masks),
         masks=masks,
         without_masks=without_masks,
         bad=[
-            {"name": picture.name, "reason": bad[picture].reason, "detail": bad[picture].detail}
-            for picture in sorted(bad, key=lambda picture: picture.name)
+            {"name": listed.name, "reason": bad[listed].reason, "detail": bad[listed].detail}
+            for listed in sorted(bad, key=lambda listed: listed.name)
         ],
     )
 
 
-def _read_parts(out: Folder, work: str, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, bytes, int]]:
-    """(picture, its part, number of masks)."""
+def _read_parts(
+    out: Folder, work: str, listed_images: Sequence[ListedImage]
+) -> Iterator[tuple[ListedImage, bytes, int]]:
+    """(image, its part, number of masks)."""
 
-    def read(picture: Picture) -> tuple[bytes, int]:
-        part = out.read(f"{work}/{_part(picture)}")
+    def read(listed: ListedImage) -> tuple[bytes, int]:
+        part = out.read(f"{work}/{_part(listed)}")
         return part, len(read_part(part)["annotations"])
 
-    with ThreadPoolExecutor(THREADS) as readers:
-        for ((picture, (part, found)),) in read_batches(readers, pictures, read, 1, _never):
-            yield picture, part, found
+    with ThreadPoolExecutor(READER_THREADS) as readers:
+        for ((listed, (part, found)),) in read_batches(readers, listed_images, read, 1, _never):
+            yield listed, part, found
 
 
 def _whole_parts(out: Folder, work: str) -> set[str]:
@@ -214,12 +217,12 @@ def _whole_parts(out: Folder, work: str) -> set[str]:
         return True
 
     names = [name for name in out.names(work) if name.endswith(PART)]
-    with ThreadPoolExecutor(THREADS) as readers:
+    with ThreadPoolExecutor(READER_THREADS) as readers:
         return set(itertools.compress(names, readers.map(is_whole, names)))
 
 
-def _part(picture: Picture) -> str:
-    return f"{picture.id}{PART}"
+def _part(listed: ListedImage) -> str:
+    return f"{listed.id}{PART}"
 
 
 def _never(item: object, reason: str) -> None:

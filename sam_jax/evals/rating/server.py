@@ -86,7 +86,7 @@ def create_app(study: Study, access: Access) -> FastAPI:
             content = render(study.jobs[number], view)
         except (OSError, ValueError) as error:
             print(f"{app.title}: {error}", file=sys.stderr)
-            raise HTTPException(409, "this picture can't be shown") from error  # where it lies is not for raters
+            raise HTTPException(409, "this image can't be shown") from error  # where it lies is not for raters
         return Response(content, media_type="image/png")
 
     @app.post("/api/ratings")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.evals.result_files import read_results
-from sam_jax.evals.truth import Truth, TruthPicture, shorten
+from sam_jax.evals.truth import GroundTruthImage, Truth, shorten
 from sam_jax.files import write_atomically
 from sam_jax.ops.rle import Rle, rle_area
 
@@ -92,17 +92,17 @@ class Study:
         self._shown: dict[int, _Shown] = {}  # jobs without a rating
         self.ratings = self._read()
 
-    def check_pictures(self) -> None:
+    def check_images(self) -> None:
         """
         Raises:
-            ValueError: a picture can't be read or has another size than its mask: nobody could rate it.
+            ValueError: an image can't be read or has another size than its mask: nobody could rate it.
         """
         for job in {job.picture: job for job in self.jobs}.values():
             try:
                 with Image.open(job.picture) as image:
                     size = sorted(image.size)  # EXIF may turn it
             except OSError as error:
-                raise ValueError(f"expected a picture at {job.picture}: {error}") from error
+                raise ValueError(f"expected an image at {job.picture}: {error}") from error
             if size != sorted(job.segmentation["size"]):
                 raise ValueError(
                     f"expected {job.picture} to have its mask's size {job.segmentation['size']}, got {size}"
@@ -178,12 +178,12 @@ def sample_study(
 ) -> dict[str, Any]:
     """Draws objects that all sources have a mask of, and shuffles their masks.
 
-    Masks are of one object if picture, category and prompt are the same: `prompt_bbox` or else `bbox`, or
+    Masks are of one object if image, category and prompt are the same: `prompt_bbox` or else `bbox`, or
     `point_coords`. A detector's results and those of a model that was asked with its boxes go together, and so do the
     annotations.
 
     Args:
-        truth: the pictures.
+        truth: the images.
         sources: name -> file in COCO's result format; the file of `truth` stands for the annotated masks.
         masks: of each source; fewer if there are fewer.
         min_area: pixels; an object whose largest mask has fewer is not drawn.
@@ -213,7 +213,7 @@ def sample_study(
     jobs = [
         dataclasses.asdict(
             Job(
-                str(truth.pictures[key[0]].path.resolve()),
+                str(truth.images[key[0]].path.resolve()),
                 rows[key],
                 key[3] if key[2] == "box" else None,
                 key[3] if key[2] == "point" else None,
@@ -241,17 +241,17 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> None:
 
 
 def _read_source(truth: Truth, file: Path) -> dict[tuple, Rle]:
-    """(picture, category, kind of prompt, prompt) -> mask; of several the best."""
-    rows: list[tuple[TruthPicture, dict]]
+    """(image, category, kind of prompt, prompt) -> mask; of several the best."""
+    rows: list[tuple[GroundTruthImage, dict]]
     if file.resolve() == truth.file.resolve():
-        rows = [(p, o) for p in truth.pictures.values() for o in p.objects() if not o["iscrowd"]]
+        rows = [(p, o) for p in truth.images.values() for o in p.objects() if not o["iscrowd"]]
     else:
         results = read_results(file, truth, "segmentation")
-        rows = [(truth.pictures[id_], result) for id_, of_picture in results.items() for result in of_picture]
+        rows = [(truth.images[id_], result) for id_, of_image in results.items() for result in of_image]
     masks: dict[tuple, Rle] = {}
-    for picture, row in rows:
-        check_rle(row["segmentation"], picture.size, f"{file}, {picture.name}")
-        masks.setdefault((picture.id, row["category_id"], *_prompt(row, file)), row["segmentation"])
+    for image, row in rows:
+        check_rle(row["segmentation"], image.size, f"{file}, {image.name}")
+        masks.setdefault((image.id, row["category_id"], *_prompt(row, file)), row["segmentation"])
     return masks
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from sam_jax.data.images import read_image
 from sam_jax.evals.rating.study import Job
 from sam_jax.ops.rle import decode_rle
-from sam_jax.ops.transforms import read_image
 
 VIEWS = ("picture", "overlay", "mask", "zoom", "zoom_overlay")
 MAX_SIDE = 2000  # pixels of a view
@@ -20,22 +20,22 @@ RED, YELLOW, PURPLE, BLUE, WHITE = (255, 0, 0), (253, 231, 37), (68, 1, 84), (30
 
 
 def render(job: Job, view: str) -> bytes:
-    """A view as PNG: the picture, the mask in red over it, the mask in yellow on purple, all with a blue dot or box
-    that it was asked for with; and from near, without that, the picture and the mask over it.
+    """A view as PNG: the image, the mask in red over it, the mask in yellow on purple, all with a blue dot or box
+    that it was asked for with; and from near, without that, the image and the mask over it.
 
-    A mask over a picture has an outline, white outside and red inside: on a red bus, too, one sees where it ends.
+    A mask over an image has an outline, white outside and red inside: on a red bus, too, one sees where it ends.
 
     Raises:
-        FileNotFoundError, ValueError: the picture can't be read, or has another size than the mask.
+        FileNotFoundError, ValueError: the image can't be read, or has another size than the mask.
     """
     assert view in VIEWS
     image, mask = _load(job.picture), decode_rle(job.segmentation)
     if image.shape[:2] != mask.shape:
-        raise ValueError(f"expected a picture of the mask's size {mask.shape}, {job.picture} has {image.shape[:2]}")
+        raise ValueError(f"expected an image of the mask's size {mask.shape}, {job.picture} has {image.shape[:2]}")
     near = view in ("zoom", "zoom_overlay")
     x0, y0, x1, y1 = _surroundings(job, mask) if near else (0, 0, mask.shape[1], mask.shape[0])
     image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]
-    # From near, pixels are shown large, so that the mask's boundary is seen against the picture's.
+    # From near, pixels are shown large, so that the mask's boundary is seen against the image's.
     scale = min(MAX_SIDE / max(mask.shape), max(1.0, 800 / max(mask.shape)))
     size = tuple(max(1, round(length * scale)) for length in mask.shape[::-1])
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -57,7 +57,7 @@ def _load(path: str) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _surroundings(job: Job, mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
-    """A part (x0, y0, x1, y1) of the picture around mask and prompt, with a quarter of its side on each side."""
+    """A part (x0, y0, x1, y1) of the image around mask and prompt, with a quarter of its side on each side."""
     H, W = mask.shape
     ys, xs = np.nonzero(mask)
     x, y, w, h = job.box or (*(job.point or (W / 2, H / 2)), 1, 1)

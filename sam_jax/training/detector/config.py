@@ -20,7 +20,7 @@ STAGE_IOUS = (0.5, 0.6, 0.7)  # of each box head: from which IoU on a box is its
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Which anchors and boxes a step learns from, drawn anew each time. Per picture."""
+    """Which anchors and boxes a step learns from, drawn anew each time. Per image."""
 
     anchors: int = 256
     anchor_positives: float = 0.5  # at most this share are an object's

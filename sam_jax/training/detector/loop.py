@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.convert import load_mae_encoder
+from sam_jax.checkpoints import load_mae_encoder
+from sam_jax.checkpoints.detector import save_detector
+from sam_jax.checkpoints.hub import load_model
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
-from sam_jax.detection.convert import save_detector
 from sam_jax.detection.detector import Detections, init_detector
-from sam_jax.hub import load_model
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.parallel.start import start_processes
@@ -25,7 +25,7 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import PREVIEW_PICTURES, Run, claim_folder, refuse_other_run, save_preview
+from sam_jax.training.run import PREVIEW_IMAGES, Run, claim_folder, refuse_other_run, save_preview
 from sam_jax.training.step import TrainState, init_state, model_params
 from sam_jax.types import Batch, Params
 
@@ -54,7 +54,7 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
     if main:
         claim_folder(out, config, resume)
     tqdm.write(
-        f"{len(train_set)} pictures to train on, {len(validation_set)} to validate, "
+        f"{len(train_set)} images to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"
     )
     batch_args: dict[str, Any] = {
@@ -81,7 +81,7 @@ def train_detector(config: DetectorTrainConfig, *, resume: bool = False) -> Path
                 f"step {step}: validation loss {values['loss']:.3f}; boxes found with IoU 0.5: "
                 f"{values['found']:.1%}, with 0.75: {values['found_closely']:.1%}"
             )
-            few = jax.tree.map(lambda x: x[:PREVIEW_PICTURES], whole_batches[0])
+            few = jax.tree.map(lambda x: x[:PREVIEW_IMAGES], whole_batches[0])
             found = jax.device_get(program.preview(state, few, run.key))
             if main:
                 save_preview(draw_detections(few, found), out, step)
@@ -149,7 +149,7 @@ def validate(program: Wrapped, state: Any, batches: list[Batch], key: jax.Array)
 
 
 def draw_detections(batch: Batch, found: Detections, most: int = 12) -> np.ndarray:
-    """A row per picture: the true boxes, and the best detections."""
+    """A row per image: the true boxes, and the best detections."""
     assert batch.images is not None
     rows = []
     for image, boxes, valid, ours, is_there in zip(

@@ -1,4 +1,4 @@
-"""The detector's losses: sums over a device's pictures, divided by counts over all."""
+"""The detector's losses: sums over a device's images, divided by counts over all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sam_jax.detection.roi_align import crop_masks
 from sam_jax.modeling import normalize_images
 from sam_jax.training.detector.config import STAGE_IOUS, DetectorTrainConfig, SamplingConfig
 from sam_jax.training.detector.targets import match_boxes, sample_boxes, usable
-from sam_jax.training.step import draw_per_picture, total_of
+from sam_jax.training.step import draw_per_image, total_of
 from sam_jax.types import Batch, Params
 
 Terms = dict[str, Float[Array, ""]]
@@ -59,7 +59,7 @@ def detector_losses(
     classification and the boxes, and of the masks.
 
     Args:
-        numbers: of the pictures in the global batch, of which `batch` is a device's part.
+        numbers: of the images in the global batch, of which `batch` is a device's part.
 
     Returns:
         the losses; maps and proposals, to find objects with.
@@ -80,16 +80,16 @@ def detector_losses(
     )
     truth = true_objects(batch)
     logits, deltas = score_anchors(params, maps, model, dtype=dtype)
-    pictures = total_of(jnp.float32(len(numbers)), axis_name)
+    images = total_of(jnp.float32(len(numbers)), axis_name)
     draw = functools.partial(_anchor_losses, config=config)
-    sums = draw_per_picture(
+    sums = draw_per_image(
         draw, anchor_key, numbers, jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), truth.boxes, truth.exists
     )
-    terms = {name: value.sum() / (pictures * config.sampling.anchors) for name, value in sums.items()}
+    terms = {name: value.sum() / (images * config.sampling.anchors) for name, value in sums.items()}
 
     fixed_logits, fixed_deltas = jax.lax.stop_gradient((logits, deltas))
     proposals = select_proposals(fixed_logits, fixed_deltas, batch.sizes, model, config.sampling.pre_nms)
-    boxes, objects, positive, valid = draw_per_picture(
+    boxes, objects, positive, valid = draw_per_image(
         functools.partial(_sample_proposals, sampling=config.sampling), box_key, numbers, proposals, truth
     )
     terms |= _box_losses(params, maps, batch.sizes, truth, boxes, objects, positive, valid, config, axis_name)
@@ -100,7 +100,7 @@ def detector_losses(
 def _anchor_losses(
     key: Array, logits: Array, deltas: Array, truth: Array, exists: Array, *, config: DetectorTrainConfig
 ) -> Terms:
-    """Sums of one picture (with a leading axis of 1) over the sampled anchors."""
+    """Sums of one image (with a leading axis of 1) over the sampled anchors."""
     sampling, anchors = config.sampling, jnp.concatenate(make_anchors(config.model))
     match = match_boxes(anchors, truth[0], exists[0], *sampling.anchor_ious, best_for_each=True)
     sample = sample_boxes(key, match.positive, match.negative, sampling.anchors, sampling.anchor_positives)

@@ -11,7 +11,7 @@ from sam_jax.detection.boxes import pairwise_iou
 from sam_jax.detection.detector import Detections, find_objects
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.losses import detector_losses, true_objects
-from sam_jax.training.step import TrainState, model_params, picture_numbers, total_of, update_state
+from sam_jax.training.step import TrainState, image_numbers, model_params, total_of, update_state
 from sam_jax.training.trainable import join_params
 from sam_jax.types import Batch, Params
 
@@ -34,7 +34,7 @@ def train_step(
     Returns:
         the new state; each loss, their sum, `objects`, `grad_norm` and `skipped`.
     """
-    step_key, numbers = jax.random.fold_in(key, state.step), picture_numbers(batch, axis_name)
+    step_key, numbers = jax.random.fold_in(key, state.step), image_numbers(batch, axis_name)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = join_params(trained, state.frozen, config.finetune)
@@ -59,7 +59,7 @@ def validation_step(
 
     `found`: a detection overlaps the object's box with an IoU of at least 0.5; `found_closely`: of at least 0.75.
     """
-    params, numbers = model_params(state, config), picture_numbers(batch, axis_name)
+    params, numbers = model_params(state, config), image_numbers(batch, axis_name)
     terms, maps, proposals = detector_losses(params, batch, key, numbers, config, training=False, axis_name=axis_name)
     detections = find_objects(params, maps, proposals, batch.sizes, config.model, dtype=jnp.dtype(config.dtype))
     best = best_overlaps(detections, batch)
@@ -80,7 +80,7 @@ def best_overlaps(detections: Detections, batch: Batch) -> Float[Array, "B Q"]:
 
 
 def preview_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, config: DetectorTrainConfig) -> Detections:
-    """What is found on a few pictures."""
-    params, numbers = model_params(state, config), picture_numbers(batch, None)
+    """What is found on a few images."""
+    params, numbers = model_params(state, config), image_numbers(batch, None)
     _, maps, proposals = detector_losses(params, batch, key, numbers, config, training=False, axis_name=None)
     return find_objects(params, maps, proposals, batch.sizes, config.model, dtype=jnp.dtype(config.dtype))

@@ -1,4 +1,4 @@
-"""Which box belongs to which object, and which boxes a step learns from. One picture; shapes are static."""
+"""Which box belongs to which object, and which boxes a step learns from. One image; shapes are static."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.format import CONFIG_KEY, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints.guess import POSITIONS, guess_config
+from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
+from sam_jax.checkpoints.layout import Naming, params_from_state, state_from_params, without_text_prompt
 from sam_jax.config import SIZES, ClipConfig, SamConfig
-from sam_jax.convert.guess import POSITIONS, guess_config
-from sam_jax.convert.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.convert.layout import Naming, params_from_state, state_from_params, without_text_prompt
 from sam_jax.files import replacing, write_atomically
 from sam_jax.types import Params
 

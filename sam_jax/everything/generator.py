@@ -1,4 +1,4 @@
-"""Everything mode: all masks of a picture, from a grid of points. Names and results as in the official code.
+"""Everything mode: all masks of an image, from a grid of points. Names and results as in the official code.
 
 Per crop: encode once, then per batch of points one device program decodes, filters and packs (`sam_jax.ops.select`).
 The host turns the bits into run lengths, while the device is at the next batch, and removes duplicates at the end.
@@ -57,7 +57,7 @@ class MaskGeneratorConfig:
     box_nms_thresh: float = 0.7
     """Of two masks of a crop whose boxes overlap with an IoU above this, the one of higher predicted IoU stays."""
     crop_n_layers: int = 0
-    """Layers of crops that are segmented like pictures of their own; layer n has 2^n x 2^n."""
+    """Layers of crops that are segmented like images of their own; layer n has 2^n x 2^n."""
     crop_nms_thresh: float = 0.7
     """Likewise between crops; the mask of the smaller crop stays."""
     crop_overlap_ratio: float = 512 / 1500
@@ -71,7 +71,7 @@ class MaskGeneratorConfig:
     output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"] = "binary_mask"
     """Form of a record's `segmentation`: an array (H, W), run lengths, or COCO's compressed run lengths."""
     max_mask_area: float = 1.0
-    """Masks that cover at least this share of the picture are dropped; 1 keeps all."""
+    """Masks that cover at least this share of the image are dropped; 1 keeps all."""
     drop_small_masks: bool = False
     """Drop a mask whose every island is smaller than min_mask_region_area; else its largest one stays."""
     max_masks: int = 0
@@ -127,7 +127,7 @@ class MaskGeneratorConfig:
 PRESETS = {
     # What the released code does if nothing is said.
     "official": MaskGeneratorConfig(),
-    # How SA-1B was made (paper, B); there, with another checkpoint and from pictures of full resolution.
+    # How SA-1B was made (paper, B); there, with another checkpoint and from images of full resolution.
     "paper": MaskGeneratorConfig(
         crop_n_layers=2,
         crop_n_points_downscale_factor=2,
@@ -163,14 +163,14 @@ PRESETS = {
 
 
 class _Candidates(NamedTuple):
-    """Masks of one picture on their way to records; every field has one entry per mask."""
+    """Masks of one image on their way to records; every field has one entry per mask."""
 
     iou_predictions: np.ndarray
     stability_scores: np.ndarray
     boxes: np.ndarray  # (N, 4), outermost pixels
     points: np.ndarray  # (N, 2)
     crop_boxes: np.ndarray  # (N, 4)
-    counts: np.ndarray  # (N,) of arrays: run lengths in the picture
+    counts: np.ndarray  # (N,) of arrays: run lengths in the image
 
     def take(self, rows: np.ndarray) -> _Candidates:
         return _Candidates(*(field[rows] for field in self))
@@ -181,7 +181,7 @@ class _Candidates(NamedTuple):
 
 
 class SamAutomaticMaskGenerator:
-    """All masks of one picture after another.
+    """All masks of one image after another.
 
     Example:
         generator = SamAutomaticMaskGenerator(load_model("vit_b"), points_per_side=16)
@@ -191,7 +191,7 @@ class SamAutomaticMaskGenerator:
         model: what predicts the masks.
         config: a `MaskGeneratorConfig`, or the name of a preset: one of `PRESETS`.
         devices: where to compute; None for the first local device.
-        pictures_per_device: pictures that `generate_batch` encodes and decodes together on each device.
+        images_per_device: images that `generate_batch` encodes and decodes together on each device.
         overrides: fields of `MaskGeneratorConfig`.
 
     Raises:
@@ -205,7 +205,7 @@ class SamAutomaticMaskGenerator:
         config: MaskGeneratorConfig | str = "official",
         *,
         devices: LocalDevices | None = None,
-        pictures_per_device: int = 1,
+        images_per_device: int = 1,
         **overrides: Any,
     ) -> None:
         if isinstance(config, str):
@@ -214,22 +214,22 @@ class SamAutomaticMaskGenerator:
             config = PRESETS[config]
         if "point_grids" in overrides:
             overrides = {"points_per_side": None} | overrides
-        if pictures_per_device < 1:
-            raise ValueError(f"expected pictures_per_device of at least 1, got {pictures_per_device}")
+        if images_per_device < 1:
+            raise ValueError(f"expected images_per_device of at least 1, got {images_per_device}")
         self.config = dataclasses.replace(config, **overrides)
         self.devices = devices or LocalDevices((jax.local_devices()[0],))
-        self.pictures_per_device = pictures_per_device
+        self.images_per_device = images_per_device
         self._model_config = model.config
         self._params = self.devices.replicate(model.params)
         self._encode, self._segment = _programs(self.devices, model.config, model.dtype, self.config.multimask_output)
 
     @property
     def batch_size(self) -> int:
-        """Pictures that are computed together."""
-        return len(self.devices) * self.pictures_per_device
+        """Images that are computed together."""
+        return len(self.devices) * self.images_per_device
 
     def generate(self, image: np.ndarray) -> list[Record]:
-        """All masks of a picture.
+        """All masks of an image.
 
         Args:
             image: (H, W, 3), RGB, uint8; grey and RGBA are taken too.
@@ -240,12 +240,12 @@ class SamAutomaticMaskGenerator:
             asked with, `stability_score`, `crop_box` (x, y, w, h).
 
         Raises:
-            TypeError, ValueError: not a picture, or too small for the layers of crops.
+            TypeError, ValueError: not an image, or too small for the layers of crops.
         """
         return self.generate_batch([image])[0]
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[list[Record]]:
-        """`generate` for several pictures of any sizes, `batch_size` at a time."""
+        """`generate` for several images of any sizes, `batch_size` at a time."""
         images = [self.check_image(image) for image in images]
         layouts = [self._layout(image) for image in images]
         results = []
@@ -261,7 +261,7 @@ class SamAutomaticMaskGenerator:
         return results
 
     def check_image(self, image: np.ndarray) -> np.ndarray:
-        """The picture as RGB (H, W, 3), or the error that `generate` would raise."""
+        """The image as RGB (H, W, 3), or the error that `generate` would raise."""
         image = as_rgb(image)
         self._layout(image)
         return image
@@ -272,8 +272,8 @@ class SamAutomaticMaskGenerator:
     def _segment_crops(
         self, images: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], layer: int
     ) -> list[_Candidates]:
-        """Masks of one crop of each picture, without duplicates, in the pictures' frames."""
-        # A last batch that is not full is filled with its first picture, whose prompts then are not valid.
+        """Masks of one crop of each image, without duplicates, in the images' frames."""
+        # A last batch that is not full is filled with its first image, whose prompts then are not valid.
         fill = [*range(len(images)), *[0] * (self.batch_size - len(images))]
         side = self._model_config.image_size
         crops = [image[y0:y1, x0:x1] for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True)]
@@ -282,9 +282,9 @@ class SamAutomaticMaskGenerator:
         encoded = self._encode(
             self._params, *self._scatter([inputs[i] for i in fill], [np.array(input_sizes[i], np.int32) for i in fill])
         )
-        picture_sizes = [image.shape[:2] for image in images]
-        thresholds = [self._thresholds(H * W) for H, W in picture_sizes]
-        frames = make_frames(sizes, boxes, picture_sizes, thresholds, self._model_config)
+        image_sizes = [image.shape[:2] for image in images]
+        thresholds = [self._thresholds(H * W) for H, W in image_sizes]
+        frames = make_frames(sizes, boxes, image_sizes, thresholds, self._model_config)
         (frame_batch,) = self._scatter([frames[i] for i in fill])
 
         grid = self.config.grids()[layer]
@@ -305,7 +305,7 @@ class SamAutomaticMaskGenerator:
                 batch = self._scatter(asked, valid)
                 computing = (start, self._segment(self._params, encoded, *batch, frame_batch))
             if taken is not None:
-                self._collect(*taken, picture_sizes, boxes, points, found)
+                self._collect(*taken, image_sizes, boxes, points, found)
             taken = None if selected is None else (selected[0], self._take(selected[1]))
             selected = computing
         results = []
@@ -329,10 +329,10 @@ class SamAutomaticMaskGenerator:
         return lowest_iou, c.stability_score_thresh, c.stability_score_offset, largest
 
     def _scatter(self, *batches: Sequence[Any]) -> tuple[Any, ...]:
-        """Lists with an entry (array or pytree) per picture -> arrays (devices, pictures, ...)."""
+        """Lists with an entry (array or pytree) per image -> arrays (devices, images, ...)."""
 
         def stack(*entries: np.ndarray) -> np.ndarray:
-            return np.stack(entries).reshape(len(self.devices), self.pictures_per_device, *entries[0].shape)
+            return np.stack(entries).reshape(len(self.devices), self.images_per_device, *entries[0].shape)
 
         return tuple(self.devices.scatter(jax.tree.map(stack, *batch)) for batch in batches)
 
@@ -348,39 +348,39 @@ class SamAutomaticMaskGenerator:
         self,
         start: int,
         taken: Sequence[Selection],
-        picture_sizes: Sequence[tuple[int, int]],
+        image_sizes: Sequence[tuple[int, int]],
         boxes: Sequence[tuple[int, int, int, int]],
         points: Sequence[np.ndarray],
         found: list[list[_Candidates]],
     ) -> None:
-        """Brings the masks of one batch of points to the host and appends them to `found` of each picture."""
+        """Brings the masks of one batch of points to the host and appends them to `found` of each image."""
         per_point = 3 if self.config.multimask_output else 1
         for device, (count, *fields) in enumerate(taken):
             index, iou, stability, found_boxes, bits = (np.asarray(field)[:count] for field in fields)
             own, prompt = np.divmod(index, per_point * self.config.points_per_batch)
-            first = device * self.pictures_per_device
-            for picture in range(first, min(first + self.pictures_per_device, len(found))):
-                rows = np.flatnonzero(own == picture - first)
-                x0, y0 = boxes[picture][:2]
+            first = device * self.images_per_device
+            for position in range(first, min(first + self.images_per_device, len(found))):
+                rows = np.flatnonzero(own == position - first)
+                x0, y0 = boxes[position][:2]
                 runs = np.empty(len(rows), object)
                 for j, row in enumerate(rows):
                     # Only the bytes of its box are looked at, and one below: the last bit must be zero.
                     left, top, right, bottom = found_boxes[row]
                     part = bits[row, left : right + 1, top // 8 : (bottom + 1) // 8 + 1]
-                    runs[j] = counts_from_bits(part, picture_sizes[picture], (x0 + left, y0 + top // 8 * 8))
-                found[picture].append(
+                    runs[j] = counts_from_bits(part, image_sizes[position], (x0 + left, y0 + top // 8 * 8))
+                found[position].append(
                     _Candidates(
                         iou[rows],
                         stability[rows],
                         found_boxes[rows],
-                        points[picture][start + prompt[rows] // per_point],
-                        np.tile(np.array(boxes[picture]), (len(rows), 1)),
+                        points[position][start + prompt[rows] // per_point],
+                        np.tile(np.array(boxes[position]), (len(rows), 1)),
                         runs,
                     )
                 )
 
     def _records(self, candidates: _Candidates, crops: int, size: tuple[int, int]) -> list[Record]:
-        """The last steps for a picture of `size` (H, W), after all its crops."""
+        """The last steps for an image of `size` (H, W), after all its crops."""
         c = self.config
         if crops > 1:
             x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -435,7 +435,7 @@ def _xywh(box: np.ndarray) -> list[int]:
 def _programs(
     devices: LocalDevices, config: SamConfig, dtype: Any, multimask_output: bool
 ) -> tuple[Callable, Callable]:
-    """What runs on the devices: encode pictures, and segment them at a batch of points."""
+    """What runs on the devices: encode images, and segment them at a batch of points."""
     # A processor takes the masks one by one; elsewhere a loop of single masks would leave the device idle.
     at_once = 1 if devices.devices[0].platform == "cpu" else 16
 

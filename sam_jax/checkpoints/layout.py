@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import check_params, expected_shapes
+from sam_jax.checkpoints.format import check_params, expected_shapes
 from sam_jax.config import SamConfig
 from sam_jax.types import Params
 

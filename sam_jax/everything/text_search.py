@@ -1,4 +1,4 @@
-"""Finds objects by text among all masks of a picture, with any model and any CLIP: no text prompt is needed."""
+"""Finds objects by text among all masks of an image, with any model and any CLIP: no text prompt is needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
-from sam_jax.clip import OBJECTS_AT_ONCE, Clip
+from sam_jax.clip.model import OBJECTS_AT_ONCE, Clip
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.ops.rle import counts_from_rle, mask_from_counts
 
 
@@ -17,7 +17,7 @@ class Found(NamedTuple):
 
     record: dict[str, Any]  # of the mask generator
     similarity: float  # cosine between the text and the object
-    margin: float  # by which the text is more similar to this object than to the mean one of the picture
+    margin: float  # by which the text is more similar to this object than to the mean one of the image
 
 
 def search(
@@ -25,7 +25,7 @@ def search(
 ) -> list[list[Found]]:
     """For each text, the masks of everything mode that are most like it, the best first.
 
-    CLIP ranks and does not decide: there is a best mask for a text about nothing in the picture, too. `margin` helps to
+    CLIP ranks and does not decide: there is a best mask for a text about nothing in the image, too. `margin` helps to
     tell.
 
     Args:
@@ -34,7 +34,7 @@ def search(
         top: most masks for each text.
 
     Raises:
-        TypeError, ValueError: not such a picture; bad texts, before the picture is looked at.
+        TypeError, ValueError: not such an image; bad texts, before the image is looked at.
     """
     if top < 1:
         raise ValueError(f"expected to find at least 1 mask, got top {top}")

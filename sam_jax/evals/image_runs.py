@@ -1,4 +1,4 @@
-"""A long evaluation picture by picture: predict what is missing, then score. A bad picture is named and left out."""
+"""A long evaluation image by image: predict what is missing, then score. A bad image is named and left out."""
 
 from __future__ import annotations
 
@@ -15,85 +15,85 @@ from sam_jax.data.bad_records import BadRecord
 from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
-from sam_jax.evals.truth import TruthPicture
+from sam_jax.evals.truth import GroundTruthImage
 from sam_jax.parallel.gather import gather, share, together
 
 Failures = dict[str, str]
-"""Name of a picture that can't be used -> why."""
+"""Name of an image that can't be used -> why."""
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
 
 def predict_missing(
     folder: ResultFolder,
-    pictures: Sequence[TruthPicture],
-    predict: Callable[[list[TruthPicture], list[np.ndarray]], list[list[Result]]],
+    gt_images: Sequence[GroundTruthImage],
+    predict: Callable[[list[GroundTruthImage], list[np.ndarray]], list[list[Result]]],
     batch_size: int,
     label: str,
 ) -> Failures:
-    """Predicts the pictures that have no results yet, `batch_size` at a time; the next ones are read meanwhile.
+    """Predicts the images that have no results yet, `batch_size` at a time; the next ones are read meanwhile.
 
-    Several processes, which see the same folder, share the pictures; each returns when all are done.
+    Several processes, which see the same folder, share the images; each returns when all are done.
 
     Returns:
-        The pictures that can't be read, the same in every process.
+        The images that can't be read, the same in every process.
     """
     failures: Failures = {}
-    todo = folder.missing(share(pictures))
-    with together(), tqdm(total=len(todo), desc=f"{label}: predict", unit="picture") as bar:
+    todo = folder.missing(share(gt_images))
+    with together(), tqdm(total=len(todo), desc=f"{label}: predict", unit="image") as bar:
         good = _read_ahead(todo, 2 * batch_size, failures)
         while batch := list(itertools.islice(good, batch_size)):
-            members = [picture for picture, _ in batch]
-            for picture, results in zip(members, predict(members, [image for _, image in batch]), strict=True):
-                folder.write(picture, results)
+            members = [gt_image for gt_image, _ in batch]
+            for gt_image, results in zip(members, predict(members, [image for _, image in batch]), strict=True):
+                folder.write(gt_image, results)
             bar.update(len(batch))
         bar.update(len(failures))
     everywhere = {name: why for part in gather(failures) for name, why in part.items()}
-    return {picture.name: everywhere[picture.name] for picture in pictures if picture.name in everywhere}
+    return {gt_image.name: everywhere[gt_image.name] for gt_image in gt_images if gt_image.name in everywhere}
 
 
 def _read_ahead(
-    pictures: Iterable[TruthPicture], ahead: int, failures: Failures
-) -> Iterator[tuple[TruthPicture, np.ndarray]]:
-    remaining = iter(pictures)
+    gt_images: Iterable[GroundTruthImage], ahead: int, failures: Failures
+) -> Iterator[tuple[GroundTruthImage, np.ndarray]]:
+    remaining = iter(gt_images)
     with ThreadPoolExecutor(2) as pool:
-        waiting = [(picture, pool.submit(picture.image)) for picture in itertools.islice(remaining, ahead)]
+        waiting = [(gt_image, pool.submit(gt_image.image)) for gt_image in itertools.islice(remaining, ahead)]
         while waiting:
-            picture, future = waiting.pop(0)
+            gt_image, future = waiting.pop(0)
             waiting += [(following, pool.submit(following.image)) for following in itertools.islice(remaining, 1)]
             try:
-                yield picture, future.result()
+                yield gt_image, future.result()
             except BadRecord as error:
-                failures[picture.name] = str(error)
+                failures[gt_image.name] = str(error)
 
 
-def score_pictures(
+def score_images(
     score: Callable[[Task], Outcome], tasks: dict[str, Task], failures: Failures, *, workers: int, label: str
 ) -> list[Outcome]:
-    """`score` of each picture, in order; with more than one worker in as many processes, so all must be picklable.
+    """`score` of each image, in order; with more than one worker in as many processes, so all must be picklable.
 
     Args:
-        tasks: picture's name -> what `score` takes.
-        failures: pictures for which `score` raises a ValueError are added; their outcome is left out.
+        tasks: image's name -> what `score` takes.
+        failures: images for which `score` raises a ValueError are added; their outcome is left out.
 
     Raises:
-        ValueError: no picture can be scored.
+        ValueError: no image can be scored.
     """
     outcomes = []
     done = _each(_Attempt(score), list(tasks.values()), workers)
-    for name, outcome in zip(tasks, tqdm(done, total=len(tasks), desc=f"{label}: score", unit="picture"), strict=True):
+    for name, outcome in zip(tasks, tqdm(done, total=len(tasks), desc=f"{label}: score", unit="image"), strict=True):
         if isinstance(outcome, _Failed):
             failures[name] = outcome.reason
         else:
             outcomes.append(outcome)
     if not outcomes:
         first = next(iter(failures.items()), None)
-        raise ValueError(f"{label}: none of {len(failures)} pictures can be scored; the first: {first}")
+        raise ValueError(f"{label}: none of {len(failures)} images can be scored; the first: {first}")
     return outcomes
 
 
 def describe_failures(failures: dict[str, Failures]) -> str:
-    """Lines for a report: which pictures each method's figures are without."""
+    """Lines for a report: which images each method's figures are without."""
     return list_section(
         LEFT_OUT,
         [f"{method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()],

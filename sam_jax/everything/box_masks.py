@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sam_jax.evals.mask_scores import Result
-from sam_jax.evals.segmenters import model_identity
-from sam_jax.model import Sam
+from sam_jax.model import Sam, model_identity
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.ops.rle import encode_rle
 from sam_jax.predictor import embed
+from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.types import Prompts
 
 
@@ -31,8 +29,8 @@ class BoxSegmenter(Protocol):
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
-    ) -> list[list[Result]]:
-        """A mask for each box (x0, y0, x1, y1) of each picture: `segmentation` and `predicted_iou`."""
+    ) -> list[list[dict[str, Any]]]:
+        """A mask for each box (x0, y0, x1, y1) of each image: `segmentation` and `predicted_iou`."""
         ...
 
 
@@ -45,7 +43,7 @@ class SamBoxes:
 
     Args:
         refine: ask the second time; else the best of three is the answer.
-        batch_size: pictures that pass the model together. The last ones are filled up to it: one shape to compile.
+        batch_size: images that pass the model together. The last ones are filled up to it: one shape to compile.
     """
 
     model: Sam
@@ -62,8 +60,8 @@ class SamBoxes:
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
-    ) -> list[list[Result]]:
-        results: list[list[Result]] = [[] for _ in images]
+    ) -> list[list[dict[str, Any]]]:
+        results: list[list[dict[str, Any]]] = [[] for _ in images]
         if not any(map(len, boxes)):
             return results
         fill = max(0, self.batch_size - len(images))
@@ -104,8 +102,8 @@ class FilledBox:
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
-    ) -> list[list[Result]]:
-        results: list[list[Result]] = []
+    ) -> list[list[dict[str, Any]]]:
+        results: list[list[dict[str, Any]]] = []
         for image, row in zip(images, boxes, strict=True):
             results.append([])
             for x0, y0, x1, y1 in np.rint(row).astype(int).clip(0):

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from sam_jax.clip.crops import crop_objects, square_boxes
+from sam_jax.clip.network import embed_images, embed_tokens
+from sam_jax.clip.tokenizer import tokenize
 from sam_jax.config import ClipConfig
-from sam_jax.modeling.clip import embed_pictures, embed_tokens
-from sam_jax.ops.crops import crop_objects, square_boxes
-from sam_jax.tokenizer import tokenize
 from sam_jax.types import Params
 
 TEXTS_AT_ONCE = (1, 8, 64)  # groups that texts are embedded in: few to compile for
 OBJECTS_AT_ONCE = 16
-SIZE_STEP = 256  # pictures are padded to multiples of it, so that few sizes compile
+SIZE_STEP = 256  # images are padded to multiples of it, so that few sizes compile
 EXPANSION = 1.5  # of an object's box: the middle of what training draws
 
 
@@ -30,7 +30,7 @@ class Clip:
 
     Args:
         config: the model's numbers.
-        params: as `sam_jax.modeling.clip.init_clip_params` gives them; moved to the default device.
+        params: as `sam_jax.clip.network.init_clip_params` gives them; moved to the default device.
         dtype: of the arithmetic.
     """
 
@@ -45,7 +45,7 @@ class Clip:
         """Embeddings of texts, of length 1.
 
         Raises:
-            TypeError, ValueError, ImportError: as `sam_jax.tokenizer.tokenize`.
+            TypeError, ValueError, ImportError: as `sam_jax.clip.tokenizer.tokenize`.
         """
         tokens = tokenize(texts, self.config.text_length)
         embeddings = np.zeros((len(tokens), self.config.embedding_dim), np.float32)
@@ -63,7 +63,7 @@ class Clip:
     def embed_objects(
         self, image: UInt8[np.ndarray, "H W 3"], masks: Bool[np.ndarray, "n H W"]
     ) -> Float[np.ndarray, "n E"]:
-        """Embeddings of the objects that masks cut out of a picture, of length 1, to be compared with those of texts.
+        """Embeddings of the objects that masks cut out of an image, of length 1, to be compared with those of texts.
 
         Each is the mean of two views of a square around the object: with what is around it, and without.
 
@@ -117,9 +117,9 @@ def _embed_objects(
     squares = square_boxes(boxes, jnp.float32(EXPANSION))
     views = []
     for hide in (False, True):
-        pictures, patches = crop_objects(
+        images, patches = crop_objects(
             image[None], size[None], masks[None], squares[None], config, hide=jnp.full((1, len(masks)), hide)
         )
-        views.append(embed_pictures({"visual": visual}, pictures[0], config, patches[0], dtype=dtype))
+        views.append(embed_images({"visual": visual}, images[0], config, patches[0], dtype=dtype))
     mean = sum(views)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)

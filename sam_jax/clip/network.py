@@ -1,8 +1,8 @@
-"""CLIP: a picture tower and a text tower whose embeddings share a space, as pure functions.
+"""CLIP: an image tower and a text tower whose embeddings share a space, as pure functions.
 
 Names are the official ones, with the text tower's in `text`.
 
-Reference: Radford et al. 2021. The object mask of the picture tower: Kirillov et al. 2023, section D.5.
+Reference: Radford et al. 2021. The object mask of the image tower: Kirillov et al. 2023, section D.5.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ class Transformer(nn.Module):
         return x
 
 
-class PictureTower(nn.Module):
+class ImageTower(nn.Module):
     config: ClipConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pictures: jax.Array, object_patches: jax.Array | None = None) -> jax.Array:
+    def __call__(self, images: jax.Array, object_patches: jax.Array | None = None) -> jax.Array:
         c, D = self.config, self.config.vision_dim
         normal = nn.initializers.normal(D**-0.5)
-        x = PatchConv(3, D, c.patch_size, self.dtype, use_bias=False, name="conv1")(pictures)
+        x = PatchConv(3, D, c.patch_size, self.dtype, use_bias=False, name="conv1")(images)
         output_token = self.param("class_embedding", normal, (D,)).astype(self.dtype)
         x = jnp.concatenate(
             [jnp.broadcast_to(output_token, (len(x), 1, D)), x.reshape(len(x), c.grid_size**2, D)], axis=1
@@ -147,39 +147,39 @@ class TextTower(nn.Module):
 @functools.partial(jax.jit, static_argnums=0)
 def init_clip_params(config: ClipConfig, key: jax.Array) -> Params:
     """Random float32 params: {"visual", "text", "logit_scale"}."""
-    picture_key, text_key = jax.random.split(key)
+    image_key, text_key = jax.random.split(key)
     side = config.image_size
     return {
-        "visual": PictureTower(config).init(
-            picture_key, jnp.zeros((1, side, side, 3)), jnp.ones((1,) + (config.grid_size,) * 2, bool)
+        "visual": ImageTower(config).init(
+            image_key, jnp.zeros((1, side, side, 3)), jnp.ones((1,) + (config.grid_size,) * 2, bool)
         )["params"],
         "text": TextTower(config).init(text_key, jnp.zeros((1, config.text_length), jnp.int32))["params"],
         "logit_scale": jnp.float32(FIRST_LOGIT_SCALE),
     }
 
 
-def embed_pictures(
+def embed_images(
     params: Params,
-    pictures: Float[Array, "n S S 3"],
+    images: Float[Array, "n S S 3"],
     config: ClipConfig,
     object_patches: Bool[Array, "n g g"] | None = None,
     *,
     dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "n E"]:
-    """Embeddings of pictures, of length 1.
+    """Embeddings of images, of length 1.
 
     Args:
-        params: of the picture tower at least, under "visual".
-        pictures: normalised RGB, S = config.image_size; see `sam_jax.ops.crops`.
+        params: of the image tower at least, under "visual".
+        images: normalised RGB, S = config.image_size; see `sam_jax.clip.crops`.
         object_patches: where the object is. In the last layer the output token attends to these patches and to itself.
     """
-    if pictures.shape[1:] != (config.image_size, config.image_size, 3):
+    if images.shape[1:] != (config.image_size, config.image_size, 3):
         raise ValueError(
-            f"expected pictures of shape (n, {config.image_size}, {config.image_size}, 3) for CLIP {config.name!r}, "
-            f"got {pictures.shape}"
+            f"expected images of shape (n, {config.image_size}, {config.image_size}, 3) for CLIP {config.name!r}, "
+            f"got {images.shape}"
         )
-    tower = PictureTower(config, dtype)
-    return _unit(tower.apply({"params": params["visual"]}, pictures, object_patches))
+    tower = ImageTower(config, dtype)
+    return _unit(tower.apply({"params": params["visual"]}, images, object_patches))
 
 
 def embed_tokens(
@@ -190,7 +190,7 @@ def embed_tokens(
     Args:
         params: of the text tower at least, under "text".
         tokens: of whole texts, padded at their ends with anything smaller than the token that ends a text, or with
-            that; see `sam_jax.tokenizer`.
+            that; see `sam_jax.clip.tokenizer`.
     """
     if tokens.shape[1] > config.text_length:
         raise ValueError(

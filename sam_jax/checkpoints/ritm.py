@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import compare_shapes, rewrite
-from sam_jax.convert.files import is_pytorch, load_pytorch
+from sam_jax.checkpoints.files import is_pytorch, load_pytorch
+from sam_jax.checkpoints.format import compare_shapes, rewrite
 from sam_jax.ritm.checkpoint import expected_shapes, read_ritm, save_ritm
 from sam_jax.ritm.config import RITM_SIZES, RitmConfig
+from sam_jax.ritm.model import Ritm
 from sam_jax.types import Params
 
 # Applied one after the other to `path/to/param` of our tree; {} stands for the number in a leading axis.
@@ -186,3 +187,9 @@ def _read_published(path: Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray
     if not isinstance(state, Mapping) or not all(hasattr(value, "numpy") for value in state.values()):
         raise ValueError(f"expected 'state_dict' in {path} to map names to tensors")
     return content["config"], {name: tensor.float().numpy() for name, tensor in state.items()}
+
+
+def load_ritm(path: str | Path) -> Ritm:
+    """A model from a published `.pth` or from our own file; see `load_ritm_params`."""
+    params, config = load_ritm_params(path)
+    return Ritm(config, params)

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from filelock import FileLock
 from tqdm import tqdm
 
-from sam_jax.checkpoint import load_checkpoint, load_clip_checkpoint, save_checkpoint
-from sam_jax.clip import Clip
+from sam_jax.checkpoints.format import load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.clip.model import Clip
 from sam_jax.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, VIT_B, VIT_H, VIT_L, ClipConfig, SamConfig
 from sam_jax.model import Sam
 from sam_jax.types import Params
@@ -110,7 +110,7 @@ def load_model(
     elif name in releases:
         params, config = load_checkpoint(_converted(releases[name], Path(cache_dir or default_cache_dir())))
     elif Path(name).exists():
-        from sam_jax.convert import load_any
+        from sam_jax.checkpoints import load_any
 
         params, config = load_any(Path(name))
     else:
@@ -138,7 +138,7 @@ def load_clip(
     Raises:
         ValueError, ConnectionError, ImportError: as `load_model`.
     """
-    from sam_jax.convert.clip import load_any_clip
+    from sam_jax.checkpoints.clip import load_any_clip
 
     name = str(name_or_path)
     if name in releases:
@@ -168,7 +168,7 @@ def _converted(release: Release[SamConfig], cache_dir: Path) -> Path:
             f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
             f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
         )
-    from sam_jax.convert import load_any
+    from sam_jax.checkpoints import load_any
 
     return _convert_once(release, target, load_any)
 

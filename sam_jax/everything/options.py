@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from sam_jax.automatic_mask_generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+    from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class GeneratorOptions:
     """Holes and islands of fewer pixels are removed."""
     points_per_batch: int | None = None
     """Points decoded together."""
-    pictures_per_device: int = 1
-    """Pictures encoded and decoded together on each device. More keep an accelerator busy."""
+    images_per_device: int = 1
+    """Images encoded and decoded together on each device. More keep an accelerator busy."""
     devices: Literal["mesh", "pmap"] = "mesh"
     """All local devices as one program over a mesh, or with pmap."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -45,7 +45,7 @@ class GeneratorOptions:
         Raises:
             ValueError: a value out of its range.
         """
-        from sam_jax.automatic_mask_generator import PRESETS
+        from sam_jax.everything.generator import PRESETS
 
         preset = PRESETS[self.preset or ("tiny" if self.model == "tiny" else "official")]
         fields = {field.name for field in dataclasses.fields(preset)}
@@ -65,15 +65,15 @@ class GeneratorOptions:
         """
         import jax
 
-        from sam_jax.automatic_mask_generator import SamAutomaticMaskGenerator
-        from sam_jax.hub import load_model
+        from sam_jax.checkpoints.hub import load_model
+        from sam_jax.everything.generator import SamAutomaticMaskGenerator
         from sam_jax.parallel.local import LocalDevices
 
         return SamAutomaticMaskGenerator(
             load_model(self.model, dtype=self.dtype),
             self.config(),
             devices=LocalDevices(tuple(jax.local_devices()), self.devices),
-            pictures_per_device=self.pictures_per_device,
+            images_per_device=self.images_per_device,
         )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sam_jax.checkpoints.layout import Naming, foreign_shapes
 from sam_jax.config import SIZES, VIT_B, SamConfig
-from sam_jax.convert.layout import Naming, foreign_shapes
 
 Shape = tuple[int, ...]
 POSITIONS: dict[Naming, str] = {"official": "image_encoder.pos_embed", "huggingface": "vision_encoder.pos_embed"}

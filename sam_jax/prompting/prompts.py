@@ -20,7 +20,7 @@ PROMPT_BUCKETS = (1, 4, 16, 64)  # more go in several calls: memory grows with t
 class Prompt:
     """What one mask is asked for with, in the original frame. Every part is optional, and so is any mix.
 
-    Points must lie in the picture. A box may stick out of it and is cut to it: detectors round outwards.
+    Points must lie in the image. A box may stick out of it and is cut to it: detectors round outwards.
     """
 
     points: Float[np.ndarray, "N 2"] | None = None  # (x, y), pixels
@@ -93,7 +93,7 @@ class Prompt:
         return embedding / length
 
     def check(self, size: tuple[int, int]) -> None:
-        """Points and box against a picture of size (H, W), before anything slow is done with them.
+        """Points and box against an image of size (H, W), before anything slow is done with them.
 
         Raises:
             ValueError: says what was expected and what came.
@@ -120,7 +120,7 @@ class Prompt:
         outside = points[((points < 0) | (points >= (W, H))).any(-1)]
         if len(outside):
             raise ValueError(
-                f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the picture of {W} x {H} pixels "
+                f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the image of {W} x {H} pixels "
                 f"(width x height); x must be in 0..{W - 1} and y in 0..{H - 1}"
             )
         return points, labels
@@ -136,7 +136,7 @@ class Prompt:
             raise ValueError(f"box must have x1 > x0 and y1 > y0, got ({x0:g}, {y0:g}, {x1:g}, {y1:g})")
         H, W = size
         if x1 <= 0 or y1 <= 0 or x0 >= W or y0 >= H:
-            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the picture of {W} x {H} pixels")
+            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image of {W} x {H} pixels")
         return np.clip([[x0, y0], [x1, y1]], 0, (W, H))
 
 
@@ -146,14 +146,14 @@ def bucket(count: int, buckets: Sequence[int]) -> int:
 
 
 def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int, int]], config: SamConfig) -> Prompts:
-    """Ragged prompts of several pictures -> one padded `Prompts`.
+    """Ragged prompts of several images -> one padded `Prompts`.
 
     Slots that are filled up carry label PAD and take part in nothing; whole prompts that are filled up give masks to be
     cut off. A prompt without points, box and text has no token at all, as in the official code.
 
     Args:
-        prompts: for each picture its prompts.
-        sizes: (H, W) of each picture, for the way into the input frame.
+        prompts: for each image its prompts.
+        sizes: (H, W) of each image, for the way into the input frame.
     """
     tokens = [[prompt.tokens(size, config) for prompt in row] for row, size in zip(prompts, sizes, strict=True)]
     B, Q = len(prompts), bucket(max((len(row) for row in prompts), default=0), PROMPT_BUCKETS)

@@ -3,9 +3,9 @@
 Only reading and writing `.pth` files needs PyTorch.
 """
 
-from sam_jax.convert.files import check_destination, convert_file, load_any, save_any
-from sam_jax.convert.layout import params_from_state, state_from_params
-from sam_jax.convert.mae import load_mae_encoder
+from sam_jax.checkpoints.files import check_destination, convert_file, load_any, save_any
+from sam_jax.checkpoints.layout import params_from_state, state_from_params
+from sam_jax.checkpoints.mae import load_mae_encoder
 
 __all__ = [
     "check_destination",

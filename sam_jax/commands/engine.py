@@ -18,24 +18,24 @@ Project = tyro.conf.Positional[Path]
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """Makes a project of a folder of pictures, or adds the folder's new pictures to a project.
+    """Makes a project of a folder of images, or adds the folder's new images to a project.
 
-    Example: sam-jax engine init project --pictures photos --held-out 0.1
+    Example: sam-jax engine init project --images photos --held-out 0.1
     """
 
     project: Project
     """Folder of the project: its store, datasets and models."""
-    pictures: Path
-    """Folder of the pictures, with all below it. They stay where they are."""
+    images: Path
+    """Folder of the images, with all below it. They stay where they are."""
     model: str = "tiny"
     """Name or path of the model to begin with."""
     held_out: float = 0.1
-    """Share of the pictures that models are judged on and never trained on; people annotate them like the rest."""
+    """Share of the images that models are judged on and never trained on; people annotate them like the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Shows stage, pictures, masks, datasets and models of a project."""
+    """Shows stage, images, masks, datasets and models of a project."""
 
     project: Project
     """Folder of the project."""
@@ -45,7 +45,7 @@ class Status:
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Gives pictures that somebody opened and left to others. Their masks stay.
+    """Gives images that somebody opened and left to others. Their masks stay.
 
     Example: sam-jax engine release project --annotator bob --idle-hours 0
     """
@@ -55,7 +55,7 @@ class Release:
     annotator: str | None = None
     """Whose; without it everybody's."""
     idle_hours: float = 24.0
-    """Only pictures that were opened, and whose masks were changed, at least so long ago."""
+    """Only images that were opened, and whose masks were changed, at least so long ago."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Promote:
-    """Measures a candidate on the held-out pictures, and uses it from now on if it is not worse than the current model.
+    """Measures a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
 
-    There is no --force: a model that is worse on pictures it has not seen would draw worse masks, on which the next
+    There is no --force: a model that is worse on images it has not seen would draw worse masks, on which the next
     model would be trained. More data, or another config, is the way.
     """
 
@@ -105,7 +105,7 @@ class Promote:
 
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """Puts the model's confident masks into pictures that nobody has opened, for people to accept, edit or reject.
+    """Puts the model's confident masks into images that nobody has opened, for people to accept, edit or reject.
 
     Boxes come from a class-agnostic detector that was trained on people's masks (sam-jax engine train --detector).
     """
@@ -120,15 +120,15 @@ class Prefill:
     """Boxes of the detector below it are left out."""
     min_predicted_iou: float | None = None
     """Masks below it are left out; with everything mode 0.88 where nothing is said."""
-    pictures: int = 0
-    """Most pictures to fill; 0 means all."""
+    max_images: int = 0
+    """Most images to fill; 0 means all."""
     batch: int = 4
-    """Pictures that are computed together, with a detector."""
+    """Images that are computed together, with a detector."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Remaining:
-    """Lists the pictures that nobody has finished, without the held-out ones: what the automatic stage takes.
+    """Lists the images that nobody has finished, without the held-out ones: what the automatic stage takes.
 
     Example: sam-jax engine remaining project --out rest.txt; sam-jax engine run rest.txt --out automatic
     """
@@ -141,7 +141,7 @@ class Remaining:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Writes PROJECT/report/report.md: status, and plots of masks per picture, sizes, concavity, centres and time."""
+    """Writes PROJECT/report/report.md: status, and plots of masks per image, sizes, concavity, centres and time."""
 
     project: Project
     """Folder of the project."""
@@ -169,7 +169,7 @@ class Engine:
 
 
 def engine(options: Engine) -> int:
-    """Runs one command; gives the exit code: 1 where a model was not promoted or pictures can't be read."""
+    """Runs one command; gives the exit code: 1 where a model was not promoted or images can't be read."""
     match options.command:
         case Init() as command:
             return _init(command)
@@ -196,9 +196,9 @@ def engine(options: Engine) -> int:
 def _init(options: Init) -> int:
     from sam_jax.engine.stages import init
 
-    store, new = init(options.project, options.pictures, options.model, options.held_out)
-    held_out = sum(picture.split == "held_out" for picture in store.pictures())
-    print(f"{new} new pictures, {len(store.pictures())} in all, {held_out} of them held out, in {options.project}")
+    store, new = init(options.project, options.images, options.model, options.held_out)
+    held_out = sum(image.split == "held_out" for image in store.images())
+    print(f"{new} new images, {len(store.images())} in all, {held_out} of them held out, in {options.project}")
     return 0
 
 
@@ -215,7 +215,7 @@ def _release(options: Release) -> int:
     from sam_jax.engine.store import Store
 
     released = Store(options.project, create=False).release(options.idle_hours, options.annotator)
-    print("\n".join([f"{len(released)} pictures are free again", *(picture.name for picture in released)]))
+    print("\n".join([f"{len(released)} images are free again", *(image.name for image in released)]))
     return 0
 
 
@@ -267,8 +267,8 @@ def _prefill(options: Prefill) -> int:
     if options.min_predicted_iou is not None:
         settings["min_predicted_iou"] = options.min_predicted_iou
     proposer = open_proposer(store, options.detector, everything=everything, **settings)
-    report = prefill(store, proposer, options.pictures)
-    print(f"{report.masks} masks on {report.pictures} pictures, by {proposer.name}")
+    report = prefill(store, proposer, options.max_images)
+    print(f"{report.masks} masks on {report.images} images, by {proposer.name}")
     for name, reason in report.failures.items():
         print(f"sam-jax: not read: {name}: {reason}", file=sys.stderr)
     return 1 if report.failures else 0
@@ -289,5 +289,5 @@ def _remaining(options: Remaining) -> int:
 
     paths = unfinished(Store(options.project, create=False))
     write_atomically(options.out, "".join(f"{path}\n" for path in paths))
-    print(f"{len(paths)} pictures, in {options.out}")
+    print(f"{len(paths)} images, in {options.out}")
     return 0

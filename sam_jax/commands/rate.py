@@ -14,18 +14,18 @@ class Sample:
     """Draws objects that every source has a mask of, and shuffles the masks.
 
     A source is a file in COCO's result format, such as eval.py configs/eval_instances.py leaves; the file of
-    annotations stands for the annotated masks. Masks go together by picture, category and prompt.
+    annotations stands for the annotated masks. Masks go together by image, category and prompt.
     Example: sam-jax rate sample --annotations coco.json --source sam=sam.results.json --source truth=coco.json
     """
 
     annotations: Path
-    """COCO or LVIS file that names the pictures."""
+    """COCO or LVIS file that names the images."""
     source: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=FILE")] = ()
     """What to compare; twice or more."""
     images: Path | None = None
-    """Folder of the pictures; without it the annotations' own or its subfolder images."""
+    """Folder of the images; without it the annotations' own or its subfolder images."""
     split: str | None = None
-    """Take the pictures whose coco_split is this."""
+    """Take the images whose coco_split is this."""
     masks: int = 100
     """Of each source."""
     min_area: int = 24 * 24
@@ -119,7 +119,7 @@ def _serve(step: Serve) -> None:
         raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
     access = access_of(step.host, step.token)
     study = Study(step.study)
-    study.check_pictures()
+    study.check_images()
     try:
         with FileLock(step.study / ".serving.lock", timeout=0):
             greeting = f"{len(study.ratings)} of {len(study.jobs)} masks rated."

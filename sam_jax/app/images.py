@@ -1,4 +1,4 @@
-"""Pictures of a folder for people to annotate, and nothing outside it.
+"""Images of a folder for people to annotate, and nothing outside it.
 
 A name comes from the scan and goes into the store; requests carry the store's ids. Names are looked at again whenever a
 file is opened, for a link may have been put there since.
@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sam_jax.engine.records import Picture
-from sam_jax.everything import SUFFIXES
-from sam_jax.ops.transforms import read_image
+from sam_jax.data.images import IMAGE_SUFFIXES, read_image
+from sam_jax.engine.records import StoredImage
 
 JPEG_QUALITY = 92
 
@@ -30,20 +29,20 @@ class Scan(NamedTuple):
 
 
 def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = False) -> Scan:
-    """All pictures below a folder. Links to files are followed as long as they stay in it, links to folders never.
+    """All images below a folder. Links to files are followed as long as they stay in it, links to folders never.
 
     Args:
         leave_out: a folder below it that is not looked into: the project's own.
-        may_be_empty: to find no picture is no error.
+        may_be_empty: to find no image is no error.
 
     Raises:
         FileNotFoundError, NotADirectoryError: not a folder.
-        ValueError: no picture in it.
+        ValueError: no image in it.
     """
     if not root.exists():
-        raise FileNotFoundError(f"expected a folder of pictures at {root}, found nothing")
+        raise FileNotFoundError(f"expected a folder of images at {root}, found nothing")
     if not root.is_dir():
-        raise NotADirectoryError(f"expected a folder of pictures, {root} is a file")
+        raise NotADirectoryError(f"expected a folder of images, {root} is a file")
     names, refused = [], []
     for name in _files(root, leave_out and leave_out.resolve()):
         try:
@@ -54,7 +53,7 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
         else:
             names.append(name)
     if not names and not may_be_empty:
-        raise ValueError(f"no pictures in {root}; looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return Scan(sorted(names), sorted(refused))
 
 
@@ -64,7 +63,7 @@ def _files(root: Path, leave_out: Path | None) -> Iterator[str]:
         below[:] = sorted(name for name in below if not name.startswith(".") and (here / name).resolve() != leave_out)
         for name in files:
             path = here / name
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file():
                 yield path.relative_to(root).as_posix()
 
 
@@ -79,30 +78,30 @@ def locate(root: Path, name: str) -> Path:
     try:
         path = (folder / name).resolve(strict=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"expected a picture at {name}, found no file") from error
+        raise FileNotFoundError(f"expected an image at {name}, found no file") from error
     except (OSError, RuntimeError) as error:  # a ring of links
         raise ValueError(f"cannot follow {name}: {error}") from error
     if not path.is_relative_to(folder):
-        raise ValueError(f"{name} leads out of the folder of pictures")
+        raise ValueError(f"{name} leads out of the folder of images")
     return path
 
 
-def read_picture(picture: Picture, max_pixels: int) -> np.ndarray:
-    """A picture as RGB, (H, W, 3), upright.
+def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
+    """An image as RGB, (H, W, 3), upright.
 
     Raises:
-        FileNotFoundError, ValueError: gone, outside its folder, not a picture, damaged or too large. No message tells
+        FileNotFoundError, ValueError: gone, outside its folder, not an image, damaged or too large. No message tells
             where the folder is.
     """
-    path = locate(Path(picture.root), picture.name)
+    path = locate(Path(stored.root), stored.name)
     try:
         return read_image(path, max_pixels=max_pixels)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(path), picture.name)) from error
+        raise ValueError(str(error).replace(str(path), stored.name)) from error
 
 
 def to_jpeg(image: np.ndarray) -> bytes:
-    """What browsers show, upright and without the file's metadata: where a picture was taken is nobody's business."""
+    """What browsers show, upright and without the file's metadata: where an image was taken is nobody's business."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

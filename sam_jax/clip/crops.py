@@ -1,4 +1,4 @@
-"""Objects cut out of pictures, as CLIP takes them: a square around each, resized, normalised.
+"""Objects cut out of images, as CLIP takes them: a square around each, resized, normalised.
 
 Each axis of a crop is one matrix, so that crops of any place and size have one static shape and run on the device.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sam_jax.config import ClipConfig
 
-SHARPNESS = -0.5  # of the cubic kernel: Pillow's, with which CLIP's pictures were resized
+SHARPNESS = -0.5  # of the cubic kernel: Pillow's, with which CLIP's images were resized
 INSIDE = 0.5  # a patch is the object's if so much of it is
 
 
@@ -31,10 +31,10 @@ def crop_matrix(
     """Cubic resampling, antialiased, of the part [start, stop) of an axis to `count` pixels.
 
     Args:
-        length: pixels of the axis, of which the first `valid` are picture.
+        length: pixels of the axis, of which the first `valid` are image.
 
     Returns:
-        weights that sum to 1, as Pillow's do, or to 0 for a pixel whose centre is outside of the picture.
+        weights that sum to 1, as Pillow's do, or to 0 for a pixel whose centre is outside of the image.
     """
     step = ((stop - start) / count)[..., None]
     centres = start[..., None] + (jnp.arange(count) + 0.5) * step
@@ -65,15 +65,15 @@ def crop_objects(
     *,
     hide: Bool[Array, "B Q"],
 ) -> tuple[Float[Array, "B Q S S 3"], Bool[Array, "B Q g g"]]:
-    """Crops of Q objects of each picture, normalised, and the patches where the objects are.
+    """Crops of Q objects of each image, normalised, and the patches where the objects are.
 
-    Decision: what lies outside of the picture, and what is hidden, is 0 after the normalisation, the mean colour, as in
+    Decision: what lies outside of the image, and what is hidden, is 0 after the normalisation, the mean colour, as in
     SAM's own padding. A patch belongs to an object that covers half of it; where an object covers no patch so far, the
     patches that it covers most do.
 
     Args:
         images: RGB, 0-255, padded on the right and bottom with anything.
-        sizes: (h, w) of the part that is picture.
+        sizes: (h, w) of the part that is image.
         masks: of the whole padded image, at any scale: L / H = K / W.
         squares: from `square_boxes`, pixels of `images`.
         hide: whether pixels outside of the object are zeroed.

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import CLIP_CONFIG_KEY, CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
-from sam_jax.config import CLIP_B32, CLIP_SIZES, ClipConfig
-from sam_jax.convert.files import (
+from sam_jax.checkpoints.files import (
     State,
     agree_on_config,
     is_pytorch,
@@ -26,7 +24,9 @@ from sam_jax.convert.files import (
     read_safetensors_metadata,
     read_state,
 )
-from sam_jax.convert.torchscript import is_torchscript, read_torchscript
+from sam_jax.checkpoints.format import CLIP_CONFIG_KEY, CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
+from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
+from sam_jax.config import CLIP_B32, CLIP_SIZES, ClipConfig
 from sam_jax.types import Params
 
 HEAD_DIM = 64  # of every tower that OpenAI released; shapes do not tell
@@ -227,7 +227,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> Cl
         )
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"expected a CLIP with a ViT picture tower, {source} has {len(shapes)} other tensors: {sorted(shapes)[:8]} "
+            f"expected a CLIP with a ViT image tower, {source} has {len(shapes)} other tensors: {sorted(shapes)[:8]} "
             f"({error}); CLIPs with a ResNet are not known here"
         ) from error
     return _named(config)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import (
+from sam_jax.checkpoints.files import read_state
+from sam_jax.checkpoints.format import (
     DETECTOR_CONFIG_KEY,
     compare_shapes,
     param_shapes,
@@ -21,15 +22,14 @@ from sam_jax.checkpoint import (
     rewrite,
     write_tensors,
 )
-from sam_jax.convert.files import read_state
-from sam_jax.convert.mae import resize_bicubic
+from sam_jax.checkpoints.mae import resize_bicubic
+from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.detection.config import DETECTORS, DetectorConfig
 from sam_jax.detection.detector import init_detector
-from sam_jax.detection.pickles import read_pickled_tensors
 from sam_jax.types import Params
 
 POSITIONS = "backbone.net.pos_embed"
-PRETRAINING_GRID = 14  # of masked autoencoders on pictures of 224 pixels
+PRETRAINING_GRID = 14  # of masked autoencoders on images of 224 pixels
 # In published files beside the weights: constants, which the config has too.
 CONSTANTS = r"^pixel_(mean|std)$|\.cell_anchors\.\d+$|\.fed_loss_cls_weights$"
 # Applied one after the other to `path/to/param` of our tree.
@@ -72,7 +72,7 @@ def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tup
 
     No code in a file is run: a .pkl goes through a reader that knows arrays and containers alone, a .pth through
     `torch.load(weights_only=True)`. detectron2 keeps position embeddings at the size of the pre-training and resizes
-    them with every picture; here they are resized once.
+    them with every image; here they are resized once.
 
     Args:
         config: of a detectron2 file; None: the published detector with the same size, heads and classes.

@@ -14,30 +14,30 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from sam_jax.app.commands import Annotate, annotate
+from sam_jax.commands.annotate import Annotate, annotate
+from sam_jax.commands.engine import Engine, engine
+from sam_jax.commands.rate import Rate, rate
+from sam_jax.data.images import read_image
 from sam_jax.data.prepare import Prepare, prepare
-from sam_jax.engine.cli import Engine, engine
-from sam_jax.evals.rating.commands import Rate, rate
+from sam_jax.everything.options import DEFAULT, GeneratorOptions
 from sam_jax.files import replacing
-from sam_jax.generator_options import DEFAULT, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
-from sam_jax.ops.prompts import Prompt
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_box
-from sam_jax.ops.transforms import read_image
+from sam_jax.prompting.prompts import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Cuts an object out of a picture.
+    """Cuts an object out of an image.
 
-    Writes into the output folder, named after the picture: an overlay of the best mask, every mask as a PNG, and a JSON
+    Writes into the output folder, named after the image: an overlay of the best mask, every mask as a PNG, and a JSON
     with COCO run lengths, boxes, areas and predicted IoUs. Example: sam-jax segment cat.jpg --point 320,210
 
     A model that was trained for text prompts takes a text too: sam-jax segment car.jpg --text "a wheel" --model MODEL
     """
 
-    picture: tyro.conf.Positional[Path]
-    """JPEG, PNG or any other picture."""
+    image: tyro.conf.Positional[Path]
+    """JPEG, PNG or any other image."""
     point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
     """x,y of a pixel in the object; may be given many times."""
     negative_point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
@@ -58,19 +58,19 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Everything:
-    """Finds all masks of pictures or of folders of pictures.
+    """Finds all masks of images or of folders of images.
 
-    Stop it at any time: the same command goes on. A picture that can't be read is reported at the end.
+    Stop it at any time: the same command goes on. An image that can't be read is reported at the end.
     Example: sam-jax everything photos --out masks --format overlay
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, and folders that are searched with all below them."""
+    """Images, and folders that are searched with all below them."""
     out: Path = Path("everything")
-    """Folder for the results, one per picture, with the names and subfolders of the pictures."""
+    """Folder for the results, one per image, with the names and subfolders of the images."""
     format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
-    """coco: one instances.json for all; sa1b: a JSON per picture; png: a folder of masks and metadata.csv per picture;
-    overlay: the picture with its masks in colours."""
+    """coco: one instances.json for all; sa1b: a JSON per image; png: a folder of masks and metadata.csv per image;
+    overlay: the image with its masks in colours."""
     generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = DEFAULT
 
 
@@ -83,17 +83,17 @@ class Detect:
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """A COCO-format JSON file, or pictures and folders, whose entries then have the file's name too."""
+    """A COCO-format JSON file, or images and folders, whose entries then have the file's name too."""
     model: Path
     """Detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth)."""
     out: Path = Path("detections.json")
     """Result file; replaced when all is done."""
     images: Path | None = None
-    """Folder of a JSON file's pictures, where they are not near it."""
+    """Folder of a JSON file's images, where they are not near it."""
     min_score: float | None = None
     """Objects with a score above this; without it as the detector was published (0.05, LVIS 0.02)."""
     batch: int = 1
-    """Pictures computed together."""
+    """Images computed together."""
     boxes_only: bool = False
     """Leave segmentations out."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,14 +102,14 @@ class Detect:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Finds objects by text: ranks all masks of a picture by what CLIP makes of them. Takes any model.
+    """Finds objects by text: ranks all masks of an image by what CLIP makes of them. Takes any model.
 
-    Writes into the output folder, named after the picture: an overlay of each text's best mask, and a JSON with the
+    Writes into the output folder, named after the image: an overlay of each text's best mask, and a JSON with the
     best masks for each text. Example: sam-jax search street.jpg --text "a wheel" --text "a red car"
     """
 
-    picture: tyro.conf.Positional[Path]
-    """JPEG, PNG or any other picture."""
+    image: tyro.conf.Positional[Path]
+    """JPEG, PNG or any other image."""
     text: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """What to look for; may be given many times."""
     model: str = "tiny"
@@ -179,10 +179,10 @@ DEMO_PROMPTS = {
 
 
 def segment(options: Segment) -> None:
-    from sam_jax.hub import load_clip, load_model
+    from sam_jax.checkpoints.hub import load_clip, load_model
     from sam_jax.predictor import SamPredictor
 
-    image = read_image(options.picture)
+    image = read_image(options.image)
     positive = [_numbers(text, 2, "--point") for text in options.point]
     negative = [_numbers(text, 2, "--negative-point") for text in options.negative_point]
     points, labels = positive + negative, [1] * len(positive) + [0] * len(negative)
@@ -199,12 +199,12 @@ def segment(options: Segment) -> None:
     result = predictor.predict_prompts([prompt], multimask_output=not options.single)
     order = np.argsort(-result.iou_predictions[0], kind="stable")
     masks, scores = result.masks[0][order], result.iou_predictions[0][order]
-    stem = options.picture.stem
+    stem = options.image.stem
     files = {
         f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [tuple(box)]),
         **{f"{stem}_mask_{i}.png": mask.astype(np.uint8) * 255 for i, mask in enumerate(masks)},
         f"{stem}.json": {
-            "picture": options.picture.name,
+            "picture": options.image.name,
             "model": options.model,
             "prompt": {"points": points, "labels": labels, "box": None if box is None else box.tolist()}
             | ({} if options.text is None else {"text": options.text}),
@@ -215,14 +215,15 @@ def segment(options: Segment) -> None:
 
 
 def everything(options: Everything) -> int:
-    from sam_jax.everything import find_pictures, segment_pictures
+    from sam_jax.data.images import find_images
+    from sam_jax.everything.folders import segment_images
 
     settings = options.generator.settings()
-    pictures = find_pictures(options.inputs, options.out)
+    image_files = find_images(options.inputs, options.out)
     generator = options.generator.load()
-    report = segment_pictures(generator, pictures, options.out, options.format, settings)
+    report = segment_images(generator, image_files, options.out, options.format, settings)
     already = f", {report.skipped} were there" if report.skipped else ""
-    print(f"{report.masks} masks of {report.finished} pictures{already}, in {options.out}")
+    print(f"{report.masks} masks of {report.finished} images{already}, in {options.out}")
     if report.finished and not report.masks:
         print("no mask passed the filters; --pred-iou-thresh and --stability-score-thresh let more through")
     for path, reason in report.failures.items():
@@ -233,8 +234,8 @@ def everything(options: Everything) -> int:
 def detect(options: Detect) -> int:
     import jax.numpy as jnp
 
-    from sam_jax.detection.convert import load_detector
-    from sam_jax.detection.run import detect_pictures, find_targets
+    from sam_jax.checkpoints.detector import load_detector
+    from sam_jax.detection.run import detect_images, find_targets
 
     if options.batch < 1:
         raise ValueError(f"expected --batch of at least 1, got {options.batch}")
@@ -242,7 +243,7 @@ def detect(options: Detect) -> int:
     params, config = load_detector(options.model)
     if options.min_score is not None:
         config = dataclasses.replace(config, score_threshold=options.min_score)
-    report = detect_pictures(
+    report = detect_images(
         params,
         config,
         targets,
@@ -251,20 +252,20 @@ def detect(options: Detect) -> int:
         masks=not options.boxes_only,
         dtype=jnp.dtype(options.dtype),
     )
-    print(f"{report.objects} objects on {report.pictures} pictures, in {options.out}")
+    print(f"{report.objects} objects on {report.images} images, in {options.out}")
     for path, reason in report.failures.items():
         print(f"sam-jax: not read: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
     return 1 if report.failures else 0
 
 
 def search(options: Search) -> None:
-    from sam_jax.automatic_mask_generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
-    from sam_jax.hub import load_clip, load_model
-    from sam_jax.text_search import search as find
+    from sam_jax.checkpoints.hub import load_clip, load_model
+    from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+    from sam_jax.everything.text_search import search as find
 
     if not options.text:
         raise ValueError('expected what to look for: --text "a wheel"; it may be given many times')
-    image = read_image(options.picture)
+    image = read_image(options.image)
     generator = SamAutomaticMaskGenerator(load_model(options.model), MaskGeneratorConfig(output_mode="coco_rle"))
     found = find(generator, load_clip(options.clip), image, options.text, options.top)
     answers = [
@@ -277,18 +278,18 @@ def search(options: Search) -> None:
         }
         for text, row in zip(options.text, found, strict=True)
     ]
-    stem = options.picture.stem
+    stem = options.image.stem
     overlays = {
         f"{stem}_{i}.png": draw_masks(image, [decode_rle(row[0].record["segmentation"])])
         for i, row in enumerate(found)
         if row
     }
-    content = {"picture": options.picture.name, "model": options.model, "clip": options.clip, "found": answers}
+    content = {"picture": options.image.name, "model": options.model, "clip": options.clip, "found": answers}
     _write_files(options.out, overlays | {f"{stem}.json": content})
 
 
 def demo(options: Demo) -> None:
-    from sam_jax.hub import load_model
+    from sam_jax.checkpoints.hub import load_model
     from sam_jax.predictor import SamPredictor
 
     with resources.as_file(resources.files("sam_jax") / "assets" / "demo.jpg") as path:
@@ -318,9 +319,9 @@ def demo(options: Demo) -> None:
 
 
 def convert(options: Convert) -> None:
-    from sam_jax.convert import convert_file
-    from sam_jax.detection.convert import convert_detector
-    from sam_jax.ritm import convert_ritm
+    from sam_jax.checkpoints import convert_file
+    from sam_jax.checkpoints.detector import convert_detector
+    from sam_jax.checkpoints.ritm import convert_ritm
 
     pickled = options.source.suffix == ".pkl"
     write = convert_ritm if options.ritm else convert_detector if pickled else convert_file
@@ -329,7 +330,7 @@ def convert(options: Convert) -> None:
 
 
 def export(options: Export) -> None:
-    from sam_jax.convert import check_destination, save_any
+    from sam_jax.checkpoints import check_destination, save_any
     from sam_jax.training.export import load_run
 
     check_destination(options.target, overwrite=options.overwrite)
@@ -357,7 +358,7 @@ def _records(masks: Sequence[np.ndarray], scores: Sequence[float]) -> list[dict]
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Writes PNG pictures and JSON, each under a temporary name first, and prints where."""
+    """Writes PNG images and JSON, each under a temporary name first, and prints where."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with replacing(folder / name) as temporary:
@@ -371,7 +372,7 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Mistakes of the user end with a message and exit code 2, not with a traceback.
 
-    1: some pictures could not be read or segmented; 130: interrupted.
+    1: some images could not be read or segmented; 130: interrupted.
     """
     options: Segment | Everything | Detect | Search | Annotate | Prepare | Convert | Export | Engine | Rate | Demo = (
         tyro.cli(
@@ -406,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Prepare():
                 prepared = prepare(options)
                 left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())
-                print(f"{prepared.pictures} pictures with {prepared.masks} masks{left_out}, in {prepared.path}")
+                print(f"{prepared.images} images with {prepared.masks} masks{left_out}, in {prepared.path}")
             case Convert():
                 convert(options)
             case Export():

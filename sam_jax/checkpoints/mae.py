@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoint import expected_shapes
+from sam_jax.checkpoints.files import read_state
+from sam_jax.checkpoints.format import expected_shapes
 from sam_jax.config import SamConfig
-from sam_jax.convert.files import read_state
 from sam_jax.types import Params
 
 POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"

@@ -18,23 +18,23 @@ STAGES: dict[str, Literal["assisted-manual", "semi-automatic"]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Annotate:
-    """Opens a page to annotate pictures with the model's help: click, drag boxes, brush, name, save.
+    """Opens a page to annotate images with the model's help: click, drag boxes, brush, name, save.
 
     Every mask is on disk when the page says so; the same command goes on. Several people may annotate at once, each
-    with own pictures. Example: sam-jax annotate photos --model vit_b --project fruits
+    with own images. Example: sam-jax annotate photos --model vit_b --project fruits
     """
 
     folder: tyro.conf.Positional[Path]
-    """Folder of pictures, with all below it."""
+    """Folder of images, with all below it."""
     model: str | None = None
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format. Without it the project's own, which
     sam-jax engine promote chooses; tiny in a new project."""
     project: Path = Path("project")
-    """Folder of the project, made if need be. The pictures stay where they are."""
+    """Folder of the project, made if need be. The images stay where they are."""
     stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None
     """assisted: start from clicks; semi: complete what the model proposes. Without it as the project says."""
     held_out: float = 0.0
-    """Share of the pictures that models are judged on and never trained on."""
+    """Share of the images that models are judged on and never trained on."""
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
     port: int = 8009
@@ -43,11 +43,11 @@ class Annotate:
     """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
     given, it is drawn."""
     label_studio: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Of a Label Studio whose pictures are fetched into the project when somebody clicks on them, such as
+    """Of a Label Studio whose images are fetched into the project when somebody clicks on them, such as
     http://localhost:8080; its token from LABEL_STUDIO_API_KEY. The model is its ML backend at /label-studio, with
     or without this. The folder may be empty then."""
     max_megapixels: float = 50.0
-    """Larger pictures are refused."""
+    """Larger images are refused."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
@@ -63,11 +63,11 @@ def annotate(options: Annotate) -> None:
         from sam_jax.web.serving import access_of, serve_app
     except ImportError as error:
         raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+    from sam_jax.app.images import scan
     from sam_jax.app.label_studio_files import LabelStudio
-    from sam_jax.app.pictures import scan
+    from sam_jax.checkpoints.hub import load_model
     from sam_jax.engine.models import model_in_use
     from sam_jax.engine.store import Store
-    from sam_jax.hub import load_model
 
     if not 0 < options.max_megapixels <= 1000:
         raise ValueError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
@@ -81,9 +81,9 @@ def annotate(options: Annotate) -> None:
     store = Store(options.project)
     name, version = model_in_use(store, options.model)
     model = load_model(name, dtype=options.dtype)
-    new = store.add_pictures(options.folder, found.names, options.held_out)
+    new = store.add_images(options.folder, found.names, options.held_out)
     if options.stage is not None:
         store.set_stage(STAGES[options.stage])
     max_pixels = round(options.max_megapixels * 1_000_000)
     app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
-    serve_app(app, access, options.port, f"{len(found.names)} pictures, {new} of them new, in {options.project}.")
+    serve_app(app, access, options.port, f"{len(found.names)} images, {new} of them new, in {options.project}.")

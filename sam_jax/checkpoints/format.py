@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sam_jax.clip.network import init_clip_params
 from sam_jax.config import ClipConfig, SamConfig
 from sam_jax.files import replacing
 from sam_jax.modeling import init_params
-from sam_jax.modeling.clip import init_clip_params
 from sam_jax.types import Params
 
 CONFIG_KEY, CLIP_CONFIG_KEY = "sam_jax_config", "sam_jax_clip_config"

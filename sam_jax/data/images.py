@@ -1,0 +1,179 @@
+"""Image files: which there are, and what is in them. Everybody who looks for images or reads them does it here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from sam_jax.ops.transforms import as_rgb
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
+MAX_PIXELS = 178_956_970  # of an image that is read; where Pillow suspects a decompression bomb
+READER_THREADS = 2
+Item = TypeVar("Item")
+Content = TypeVar("Content")
+
+
+class ImageFile(NamedTuple):
+    path: Path
+    name: PurePosixPath  # under which its results go: relative to the folder that was given
+
+    @property
+    def image_id(self) -> int:
+        """The number of an SA-1B image (sa_123.jpg); of others 53 bits of a hash of the name."""
+        number = re.fullmatch(r"sa_(\d+)", self.name.stem)
+        if number:
+            return int(number[1])
+        return int.from_bytes(hashlib.blake2b(str(self.name).encode(), digest_size=8).digest()) >> 11
+
+
+def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
+    """Files as they are given, and all images below the folders; those below `out` are results.
+
+    Raises:
+        FileNotFoundError: an input that is not there.
+        ValueError: no image at all, or two whose results would have the same name.
+    """
+    found: dict[PurePosixPath, ImageFile] = {}
+    results = out.resolve()
+    for given in inputs:
+        if given.is_dir():
+            files = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+            )
+            new = [ImageFile(path, PurePosixPath(path.relative_to(given).as_posix())) for path in files]
+        elif given.exists():
+            new = [ImageFile(given, PurePosixPath(given.name))]
+        else:
+            raise FileNotFoundError(f"no image or folder at {given}")
+        for image_file in new:
+            if results in image_file.path.resolve().parents:
+                continue
+            other = found.setdefault(image_file.name.with_suffix(""), image_file)
+            if other.path != image_file.path:
+                raise ValueError(
+                    f"the results of {other.path} and {image_file.path} would have the same name; "
+                    "rename one, or run them into different output folders"
+                )
+    if not found:
+        raise ValueError(f"no images in {', '.join(map(str, inputs))}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return list(found.values())
+
+
+def find_image(stem: Path) -> Path | None:
+    """The image of that name with any of the known endings."""
+    for suffix in IMAGE_SUFFIXES:
+        for ending in (suffix, suffix.upper()):
+            path = stem.with_name(stem.name + ending)
+            if path.is_file():
+                return path
+    return None
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file as RGB, upright as its EXIF orientation says.
+
+    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; transparent parts become white; of an animation, the
+    first image.
+
+    Args:
+        max_pixels: refuse larger images before they are decoded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, not an image, damaged, or too large.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"expected an image at {path}, found no file")
+    if not path.is_file():
+        raise ValueError(f"expected an image file, {path} is a folder or a device")
+    if path.stat().st_size == 0:
+        raise ValueError(f"expected an image, {path} is an empty file")
+    return decode_image(path, path, max_pixels=max_pixels)
+
+
+def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` of a file that is there, or of one that is open.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: not an image, damaged, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            file = Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large ({error}); scale it down first") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"expected an image (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
+    with file:
+        if file.width * file.height > max_pixels:
+            raise ValueError(
+                f"{name} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
+            )
+        try:
+            upright = ImageOps.exif_transpose(file)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ValueError(f"{name} is damaged or cut off: {error}") from error
+    try:
+        return pillow_to_rgb(upright)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot show {name} as RGB: {error}") from error
+
+
+def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """A loaded image of any mode, as `as_rgb` says.
+
+    Raises:
+        OSError, TypeError, ValueError: a mode without an RGB form.
+    """
+    if image.mode.startswith(("I", "F")):
+        array = np.asarray(image)
+        if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:
+            array = array.astype(np.uint16)
+        return as_rgb(array)
+    if image.has_transparency_data:
+        return as_rgb(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def read_batches(
+    readers: ThreadPoolExecutor,
+    items: Iterable[Item],
+    read: Callable[[Item], Content],
+    batch_size: int,
+    failed: Callable[[Item, str], None],
+) -> Iterator[list[tuple[Item, Content]]]:
+    """What can be read, `batch_size` at a time and read ahead; of the rest the reason goes to `failed`."""
+    remaining = iter(items)
+    reading: deque[tuple[Item, Future[Content]]] = deque()
+    batch = []
+    while True:
+        while len(reading) < batch_size + READER_THREADS and (item := next(remaining, None)) is not None:
+            reading.append((item, readers.submit(read, item)))
+        if not reading:
+            break
+        item, future = reading.popleft()
+        try:
+            batch.append((item, future.result()))
+        except (OSError, ValueError, TypeError) as error:
+            failed(item, str(error))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -26,8 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
-from vitdet_cases import CASES, SIZES, SMALL, make_images, random_state, summary
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # for cases
+
+from cases.vitdet import CASES, SIZES, SMALL, make_images, random_state, summary
 from sam_jax.checkpoints.detector import from_detectron2
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import (

@@ -50,3 +50,34 @@ def browser():
 def tiny_model():
     """The embedded model: one compilation for all tests that a process runs with it."""
     return sam_jax.load_model("tiny")
+
+
+@pytest.fixture
+def run_config(tmp_path, monkeypatch):
+    """A training run of four steps on the examples of a folder, validated at its end."""
+    from cases.training import make_config, write_examples
+    from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
+    from sam_jax.data import training_sets
+
+    (tmp_path / "data").mkdir()
+    examples = write_examples(tmp_path / "data")
+    monkeypatch.setitem(training_sets.TRAINING_SETS, "synthetic", lambda root: examples)
+    data = DataConfig(
+        tmp_path / "data",
+        format="named",
+        datasets=("synthetic",),
+        batch_size=2,
+        masks_per_image=2,
+        scale_range=(0.8, 1.5),
+    )
+    return make_config(
+        out=tmp_path / "run",
+        data=data,
+        prompts=PromptConfig(point_rounds=1, refine_rounds=1),
+        steps=4,
+        validate_every=4,
+        validation_batches=1,
+        save_every=2,
+        log_every=1,
+        parallel=ParallelConfig("mesh", 1, 1),
+    )

@@ -6,12 +6,12 @@ from io import BytesIO
 import httpx2 as httpx
 import numpy as np
 import pytest
-from app_cases import BASE, SIZE, make_store, mask_message, serve, write_images
 from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools.coco import COCO
 
 import sam_jax
+from cases.app import BASE, SIZE, make_store, mask_message, serve, write_images
 from sam_jax.app import session as session_file
 from sam_jax.app.server import create_app
 from sam_jax.commands import main as cli

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from app_cases import BASE, SIZE, make_store
 from fastapi.testclient import TestClient
 
+from cases.app import BASE, SIZE, make_store
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.server import create_app
 from sam_jax.engine.records import MaskRecord

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import pytest
-from app_cases import make_store, write_images
 
+from cases.app import make_store, write_images
 from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
 from sam_jax.engine.store import Store
 

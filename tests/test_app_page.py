@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_cases import SIZE, mask_message, serve, wait_until, write_images
 
+from cases.app import SIZE, mask_message, serve, wait_until, write_images
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 import schemathesis
-from app_cases import BASE, SIZE, basic, make_store, mask_message, serve, write_images
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -17,6 +16,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from cases.app import BASE, SIZE, basic, make_store, mask_message, serve, write_images
 from sam_jax.app.images import locate, scan
 from sam_jax.app.server import create_app
 from sam_jax.web.guard import MAX_BODY, Access, is_loopback, new_token

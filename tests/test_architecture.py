@@ -83,3 +83,12 @@ def test_inference_needs_neither_torch_nor_the_training_code():
         "sys.exit(str(bad) if bad else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_test_module_imports_another():
+    """What they share is in `cases`."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [m for m in modules if m.split(".")[-1].startswith("test_") or m.startswith("tests")], path

@@ -8,6 +8,7 @@ import scipy.io
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from cases.bsds import write_truth
 from sam_jax.evals.boundaries import COSTS_PER_PIXEL, OUTLIER_COST, match_boundaries, thin
 from sam_jax.evals.bsds import (
     count_matches,
@@ -155,15 +156,6 @@ def test_scores_by_hand():
     assert both.ois == pytest.approx(2 * (16 / 18) * (16 / 20) / (16 / 18 + 16 / 20))
     with pytest.raises(ValueError, match="at least one image"):
         score_counts(np.zeros((0, 3, 4), int))
-
-
-def write_truth(path, truths):
-    """A .mat file as BSDS500 has it."""
-    people = np.empty((1, len(truths)), object)
-    for i, truth in enumerate(truths):
-        people[0, i] = {"Segmentation": truth.astype(np.uint16), "Boundaries": truth.astype(np.uint8)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, {"groundTruth": people})
 
 
 @pytest.fixture

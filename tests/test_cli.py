@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_ops import make_image
-from test_training import SMALL
 
+from cases.images import make_image
+from cases.models import SMALL
 from sam_jax import read_image
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.commands import main as cli

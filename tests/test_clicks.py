@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
+from cases.images import rectangle
 from sam_jax.evals.clicks import deepest_pixel, first_click, inscribed_radius, next_click, random_click
 from sam_jax.evals.metrics import mask_iou
-
-
-def rectangle(x0: int, y0: int, x1: int, y1: int, size=(20, 30)) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
 
 
 def test_the_first_click_is_the_middle_and_the_image_border_counts():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from cases.models import SMALL_CLIP
 from sam_jax.checkpoints.clip import clip_state_from_params, config_from_huggingface, load_any_clip
 from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, load_clip_checkpoint, save_checkpoint
 from sam_jax.clip.network import embed_images, embed_tokens, init_clip_params
@@ -17,12 +18,13 @@ from sam_jax.clip.tokenizer import tokenize
 from sam_jax.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
 
 # The four published structures, small: patches an image has, depths and widths of the towers that differ.
-SMALL = ClipConfig("small", 32, 8, 128, 2, 2, 64, 2, 1, 77, 49408, 32)
+
+
 STRUCTURES = {
-    "clip_b32": SMALL,
-    "clip_b16": dataclasses.replace(SMALL, patch_size=4),
-    "clip_l14": dataclasses.replace(SMALL, image_size=28, patch_size=7, vision_depth=3, embedding_dim=48),
-    "clip_l14_336": dataclasses.replace(SMALL, image_size=42, patch_size=7, vision_depth=3, embedding_dim=48),
+    "clip_b32": SMALL_CLIP,
+    "clip_b16": dataclasses.replace(SMALL_CLIP, patch_size=4),
+    "clip_l14": dataclasses.replace(SMALL_CLIP, image_size=28, patch_size=7, vision_depth=3, embedding_dim=48),
+    "clip_l14_336": dataclasses.replace(SMALL_CLIP, image_size=42, patch_size=7, vision_depth=3, embedding_dim=48),
 }
 TEXTS = ["a wheel", "a photo of the red car on the left"]
 OFFICIAL = json.loads(Path(__file__).parent.joinpath("data", "clip_tokens.json").read_text())
@@ -97,7 +99,7 @@ def test_published_sizes_have_their_parameters(name, count):
 
 @pytest.fixture(scope="module")
 def params():
-    return init_clip_params(SMALL, jax.random.key(0))
+    return init_clip_params(SMALL_CLIP, jax.random.key(0))
 
 
 class _Towers(torch.nn.Module):
@@ -113,32 +115,32 @@ class _Towers(torch.nn.Module):
                     module.add_module(part, torch.nn.Module())
                 module = module._modules[part]
             module.register_buffer(last, torch.tensor(value).half())
-        self.register_buffer("input_resolution", torch.tensor(SMALL.image_size))
+        self.register_buffer("input_resolution", torch.tensor(SMALL_CLIP.image_size))
 
     def forward(self) -> int:
         return 1
 
 
 def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypatch):
-    state = clip_state_from_params(params, SMALL)
+    state = clip_state_from_params(params, SMALL_CLIP)
     for name in ("visual.transformer.resblocks.1.attn.in_proj_weight", "token_embedding.weight", "ln_final.weight"):
         assert name in state  # OpenAI's names
     torch.jit.save(torch.jit.script(_Towers(state)), tmp_path / "clip.pt")
     torch.save({name: torch.tensor(value) for name, value in state.items()}, tmp_path / "state.pt")
     loaded, config = load_any_clip(tmp_path / "state.pt")
-    assert dataclasses.replace(config, name="small") == SMALL
+    assert dataclasses.replace(config, name="small") == SMALL_CLIP
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     loaded, config = load_any_clip(tmp_path / "clip.pt")
-    assert dataclasses.replace(config, name="small") == SMALL
+    assert dataclasses.replace(config, name="small") == SMALL_CLIP
     half = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), dict(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, half)
 
 
 def test_ours_is_written_and_read_and_not_taken_for_a_sam(params, tmp_path):
-    save_checkpoint(tmp_path / "clip.safetensors", params, SMALL)
+    save_checkpoint(tmp_path / "clip.safetensors", params, SMALL_CLIP)
     loaded, config = load_any_clip(tmp_path / "clip.safetensors")
-    assert config == SMALL
+    assert config == SMALL_CLIP
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
     with pytest.raises(ValueError, match=r"expected a checkpoint of Segment Anything, .* is a CLIP"):
         load_checkpoint(tmp_path / "clip.safetensors")
@@ -154,7 +156,7 @@ class _Code:
 
 
 def test_bad_checkpoints_are_called_so(params, tmp_path):
-    state = clip_state_from_params(params, SMALL)
+    state = clip_state_from_params(params, SMALL_CLIP)
     del state["ln_final.weight"]
     torch.save({name: torch.tensor(value) for name, value in state.items()}, tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"missing ln_final\.weight"):
@@ -181,13 +183,13 @@ def test_a_mask_of_everything_changes_nothing_and_one_of_a_part_shuts_out_the_re
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
     embed = jax.jit(embed_images, static_argnums=2)
-    plain = embed(params, images, SMALL)
-    np.testing.assert_allclose(embed(params, images, SMALL, np.ones((2, 4, 4), bool)), plain, atol=1e-6)
+    plain = embed(params, images, SMALL_CLIP)
+    np.testing.assert_allclose(embed(params, images, SMALL_CLIP, np.ones((2, 4, 4), bool)), plain, atol=1e-6)
     patches = np.zeros((2, 4, 4), bool)
     patches[:, :2] = True
-    assert np.abs(embed(params, images, SMALL, patches) - plain).max() > 1e-3
+    assert np.abs(embed(params, images, SMALL_CLIP, patches) - plain).max() > 1e-3
     # With one layer, which is then the last, patches outside of the mask reach the output token by no way.
-    shallow = dataclasses.replace(SMALL, vision_depth=1)
+    shallow = dataclasses.replace(SMALL_CLIP, vision_depth=1)
     params = init_clip_params(shallow, jax.random.key(0))
     changed = images.copy()
     changed[:, 16:] += 1.0

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_training import SMALL, make_batch
 
+from cases.models import SMALL
+from cases.training import make_batch
 from sam_jax.config import FinetuneConfig, LossConfig, ParallelConfig, PromptConfig, TrainConfig
 from sam_jax.modeling import init_params
 from sam_jax.training.loop import compile_program

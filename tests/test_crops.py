@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_clip import SMALL
 
+from cases.models import SMALL_CLIP
 from sam_jax.clip.crops import crop_objects, square_boxes
 from sam_jax.clip.model import Clip
 from sam_jax.clip.network import init_clip_params
@@ -24,7 +24,7 @@ def make_image() -> np.ndarray:
     return frame
 
 
-def crop(frame, mask, square, config=SMALL, hide=False):
+def crop(frame, mask, square, config=SMALL_CLIP, hide=False):
     pixels, patches = crop_objects(
         jnp.asarray(frame)[None],
         jnp.array([SIZE]),
@@ -40,9 +40,9 @@ def crop(frame, mask, square, config=SMALL, hide=False):
 def test_a_crop_is_pillows(make_image, square):
     pixels, _ = crop(make_image, np.ones((80, 80), bool), square)
     resized = Image.fromarray(make_image[: SIZE[0], : SIZE[1]]).resize((32, 32), Image.Resampling.BICUBIC, box=square)
-    expected = (np.asarray(resized) - np.array(SMALL.pixel_mean)) / np.array(SMALL.pixel_std)
+    expected = (np.asarray(resized) - np.array(SMALL_CLIP.pixel_mean)) / np.array(SMALL_CLIP.pixel_std)
     # Pillow resamples with 8-bit weights and rounds between its two passes.
-    assert np.abs(pixels - expected).max() < 2.1 / min(SMALL.pixel_std)
+    assert np.abs(pixels - expected).max() < 2.1 / min(SMALL_CLIP.pixel_std)
 
 
 def test_outside_of_the_image_is_zero_and_so_is_what_is_hidden(make_image):
@@ -81,7 +81,7 @@ def test_squares_keep_centres_and_take_the_longer_side():
 
 
 def test_objects_and_texts_are_embedded_in_groups_as_alone():
-    clip = Clip(SMALL, init_clip_params(SMALL, jax.random.key(0)))
+    clip = Clip(SMALL_CLIP, init_clip_params(SMALL_CLIP, jax.random.key(0)))
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     masks = np.zeros((18, 40, 60), bool)
     for i in range(18):

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 import numpy as np
 import pycocotools.mask
 import pytest
-from data_cases import (
+from PIL import Image
+
+from cases.data import (
     check,
     coco_json,
     encoded,
@@ -19,8 +21,6 @@ from data_cases import (
     write_images,
     write_tar,
 )
-from PIL import Image
-
 from sam_jax import read_image
 from sam_jax.config import DataConfig
 from sam_jax.data.bad_records import BadRecord, BadRecords

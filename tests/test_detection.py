@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vitdet_cases import CASES, PRETRAINING, SIZES, SMALL, make_images, random_state, summary
 
+from cases.vitdet import CASES, PRETRAINING, SIZES, SMALL, make_images, random_state, summary
 from sam_jax.checkpoints.detector import (
     POSITIONS,
     detector_shapes,

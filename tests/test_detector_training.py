@@ -2,59 +2,25 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from test_loop import write_examples
-from test_training import SMALL, make_batch
 
+from cases.models import DETECTOR, SMALL
+from cases.training import make_batch, make_detector_config, write_examples
 from sam_jax.checkpoints.detector import load_detector
 from sam_jax.checkpoints.format import save_checkpoint
-from sam_jax.config import DataConfig, FinetuneConfig, OptimizerConfig, ParallelConfig
+from sam_jax.config import DataConfig, FinetuneConfig, ParallelConfig
 from sam_jax.data import training_sets
-from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import init_detector
 from sam_jax.modeling import init_params
-from sam_jax.training.detector.config import DetectorTrainConfig, SamplingConfig
 from sam_jax.training.detector.loop import compile_program, initial_params, train_detector
 from sam_jax.training.detector.step import train_step
 from sam_jax.training.detector.targets import match_boxes, sample_boxes
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import init_state
 from sam_jax.training.watch import read_metrics
-
-DETECTOR = DetectorConfig(
-    name="smallest",
-    encoder=SMALL,
-    category_ids=(1,),
-    cascade=True,
-    channels=16,
-    fc_dim=32,
-    convolutions=1,
-    anchor_cells=4.0,
-    box_size=28.0,
-    pre_nms=40,
-    proposals=30,
-    detections=10,
-)
-
-
-def make_config(**changes) -> DetectorTrainConfig:
-    base = DetectorTrainConfig(
-        out=Path("unused"),
-        model=DETECTOR,
-        data=DataConfig(batch_size=2, masks_per_image=3),
-        sampling=SamplingConfig(anchors=64, boxes=24, pre_nms=40),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=5, decay_steps=(150,), layer_decay=1.0, clip_norm=5.0
-        ),
-        mask_size=32,
-        drop_path=0.0,
-        remat=False,
-    )
-    return dataclasses.replace(base, **changes)
 
 
 def test_boxes_are_matched_by_iou_and_each_object_has_its_best_anchor():
@@ -93,7 +59,7 @@ def test_as_many_boxes_are_drawn_as_there_are_and_positives_come_first(positives
 
 @pytest.mark.slow
 def test_one_batch_is_learned_by_heart():
-    config = make_config(model=dataclasses.replace(DETECTOR, cascade=False))
+    config = make_detector_config(model=dataclasses.replace(DETECTOR, cascade=False))
     batch, key = make_batch(), jax.random.key(1)
     make = functools.partial(make_optimizer, config.optimizer, SMALL)
     state = init_state(init_detector(config.model, jax.random.key(0)), key, config, make)
@@ -115,7 +81,7 @@ def run_config(tmp_path, monkeypatch):
     examples = write_examples(tmp_path / "data")
     monkeypatch.setitem(training_sets.TRAINING_SETS, "synthetic", lambda root: examples)
     save_checkpoint(tmp_path / "sam.safetensors", init_params(SMALL, jax.random.key(7)), SMALL)
-    return make_config(
+    return make_detector_config(
         out=tmp_path / "run",
         model=dataclasses.replace(DETECTOR, cascade=False),
         data=DataConfig(tmp_path / "data", format="named", datasets=("synthetic",), batch_size=2, masks_per_image=2),
@@ -162,8 +128,8 @@ def test_pmap_and_mesh_give_the_same_step(run_config):
 
 def test_what_cannot_be_trained_is_said(tmp_path):
     with pytest.raises(ValueError, match="one class"):
-        make_config(model=dataclasses.replace(DETECTOR, category_ids=(1, 2)))
+        make_detector_config(model=dataclasses.replace(DETECTOR, category_ids=(1, 2)))
     with pytest.raises(ValueError, match="one start"):
-        initial_params(make_config(init_from="tiny", init_encoder_from=tmp_path))
+        initial_params(make_detector_config(init_from="tiny", init_encoder_from=tmp_path))
     with pytest.raises(ValueError, match="expected an image encoder like"):
-        initial_params(make_config(init_from="tiny"))
+        initial_params(make_detector_config(init_from="tiny"))

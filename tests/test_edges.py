@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_bsds import write_truth
-from test_training import SMALL
 
 import sam_jax
+from cases.bsds import write_truth
+from cases.models import SMALL
 from sam_jax.evals import edges as edges_module
 from sam_jax.evals.bsds import count_matches, score_counts
 from sam_jax.evals.edge_baselines import Canny, Sobel

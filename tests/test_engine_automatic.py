@@ -15,9 +15,9 @@ import fsspec
 import numpy as np
 import pytest
 from apache_beam.runners.portability import local_job_service
-from everything_cases import make_image as discs
 from PIL import Image
 
+from cases.everything import make_image as discs
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.sources import open_source

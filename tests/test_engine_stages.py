@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector_training import DETECTOR
-from test_loop import write_examples
-from test_training import SMALL
 
+from cases.models import DETECTOR, SMALL
+from cases.training import write_examples
 from sam_jax.checkpoints.detector import save_detector
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.checkpoints.hub import load_model

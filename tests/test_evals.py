@@ -6,10 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_clicks import rectangle
-from test_loop import write_examples
-from test_training import SMALL
 
+from cases.images import rectangle
+from cases.models import SMALL
+from cases.training import write_examples
 from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
 from sam_jax.data.zero_shot import registry

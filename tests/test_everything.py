@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pycocotools.mask
 import pytest
-from everything_cases import BASE, CASES, RECORDED
-from everything_cases import make_image as discs
 from everything_parity import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import SMALL
 
+from cases.everything import BASE, CASES, RECORDED
+from cases.everything import make_image as discs
+from cases.models import SMALL
 from sam_jax import MaskGeneratorConfig, Sam, SamAutomaticMaskGenerator, load_model
 from sam_jax.everything.generator import PRESETS
 from sam_jax.everything.options import GeneratorOptions

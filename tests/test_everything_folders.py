@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from everything_cases import make_image as discs
 from PIL import Image
 from pycocotools.coco import COCO
 
+from cases.everything import make_image as discs
 from sam_jax import read_image
 from sam_jax.commands import main as cli
 from sam_jax.data.images import ImageFile, find_images

@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_loop import write_examples
-from test_training import SMALL
 
 import train
+from cases.models import SMALL
+from cases.training import write_examples
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.modeling import init_params
 from sam_jax.training.watch import read_metrics

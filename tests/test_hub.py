@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from test_training import SMALL
 
+from cases.models import SMALL
 from sam_jax.checkpoints import hub
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.hub import CLIP_RELEASES, Release, default_cache_dir, download, load_clip, load_model

@@ -6,10 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from data_cases import make_image, sa1b_files, write_images, write_tar
 from PIL import Image
-from test_training import SMALL
 
+from cases.data import make_image, sa1b_files, write_images, write_tar
+from cases.models import SMALL
 from sam_jax.config import DataConfig
 from sam_jax.data.augment import prepare_example, stack_rows
 from sam_jax.data.bad_records import BadRecords

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_training import SMALL, make_config
 
+from cases.models import SMALL
+from cases.training import write_examples
 from sam_jax.checkpoints import load_any
 from sam_jax.checkpoints.format import load_checkpoint
 from sam_jax.commands import main as cli
-from sam_jax.config import DataConfig, ParallelConfig, PromptConfig
-from sam_jax.data import training_sets
+from sam_jax.config import DataConfig
 from sam_jax.data.augment import prepare_example, stack_rows
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example
@@ -28,50 +28,6 @@ from sam_jax.training import loop
 from sam_jax.training.export import load_run
 from sam_jax.training.loop import train
 from sam_jax.training.watch import read_metrics
-
-
-def write_examples(folder, count: int = 6) -> list[Example]:
-    """Non-square images with one bright rectangle and one dark ellipse each."""
-    rng = np.random.default_rng(0)
-    examples = []
-    for i in range(count):
-        h, w = (60, 90) if i % 2 else (100, 70)
-        image = rng.integers(80, 120, (h, w, 3)).astype(np.uint8)
-        rectangle = np.zeros((h, w), bool)
-        rectangle[10 : 30 + i, 20:50] = True
-        ys, xs = np.mgrid[:h, :w]
-        ellipse = ((ys - 0.7 * h) / 12) ** 2 + ((xs - 0.5 * w) / 20) ** 2 < 1
-        image[rectangle], image[ellipse] = 250, 5
-        path = folder / f"{i}.png"
-        Image.fromarray(image).save(path)
-        examples.append(Example(path, (h, w), (encode_rle(rectangle), encode_rle(ellipse)), "synthetic"))
-    return examples
-
-
-@pytest.fixture
-def run_config(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    examples = write_examples(tmp_path / "data")
-    monkeypatch.setitem(training_sets.TRAINING_SETS, "synthetic", lambda root: examples)
-    data = DataConfig(
-        tmp_path / "data",
-        format="named",
-        datasets=("synthetic",),
-        batch_size=2,
-        masks_per_image=2,
-        scale_range=(0.8, 1.5),
-    )
-    return make_config(
-        out=tmp_path / "run",
-        data=data,
-        prompts=PromptConfig(point_rounds=1, refine_rounds=1),
-        steps=4,
-        validate_every=4,
-        validation_batches=1,
-        save_every=2,
-        log_every=1,
-        parallel=ParallelConfig("mesh", 1, 1),
-    )
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from test_training import SMALL
 
+from cases.models import SMALL
 from sam_jax.checkpoints import load_mae_encoder
 from sam_jax.modeling import init_params
 

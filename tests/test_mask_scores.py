@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from lvis_cases import RECORDED, SIZE, write_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cases.lvis import RECORDED, SIZE, write_case
 from sam_jax.evals.instances import match_image
 from sam_jax.evals.mask_scores import AREAS, MaskEval, Recall, average_precision, count_found
 from sam_jax.evals.result_files import read_results

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import SMALL
 
+from cases.models import SMALL
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, init_params, normalize_images, predict_masks
 from sam_jax.parallel.mesh import make_mesh, shard_batch, shard_params
 from sam_jax.types import FOREGROUND, NOT_A_POINT, PAD, Prompts

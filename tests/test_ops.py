@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_training import SMALL
 
+from cases.images import make_image
+from cases.models import SMALL
 from sam_jax import Prompt
 from sam_jax.data.images import read_image
 from sam_jax.ops import transforms
@@ -22,10 +23,6 @@ from sam_jax.prompting.prompts import PROMPT_BUCKETS, bucket, pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD
 
 sizes = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
-
-
-def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 # Reading files

@@ -13,8 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
-from test_training import SMALL, make_batch, make_config
 
+from cases.models import SMALL
+from cases.training import make_batch, make_config
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.config import ParallelConfig, PromptConfig
 from sam_jax.modeling import init_params

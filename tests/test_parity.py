@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
-from torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
 
+from cases.torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
 from sam_jax.checkpoints.format import expected_shapes
 from sam_jax.checkpoints.hub import default_cache_dir, load_model
 from sam_jax.config import VIT_B, VIT_H, VIT_L

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_training import SMALL
 
+from cases.images import make_image
+from cases.models import SMALL
 from sam_jax import Prompt, Sam, SamPredictor, predict_batch
 from sam_jax import model as model_module
 from sam_jax.modeling import init_params
@@ -24,10 +25,6 @@ def predictor(model) -> SamPredictor:
     predictor = SamPredictor(model)
     predictor.set_image(make_image(40, 70))
     return predictor
-
-
-def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 def test_the_official_shapes_and_types_come_back(predictor):

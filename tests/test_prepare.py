@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from data_cases import check, coco_json, encoded, make_image, sa1b_files, write_files, write_images, write_tar
 from PIL import Image
 
+from cases.data import check, coco_json, encoded, make_image, sa1b_files, write_files, write_images, write_tar
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.prepare import Prepare, prepare

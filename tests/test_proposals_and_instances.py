@@ -6,11 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from lvis_cases import SIZE, write_case
 from PIL import Image
-from test_detector_training import DETECTOR, make_config
-from test_training import SMALL
 
+from cases.lvis import SIZE, write_case
+from cases.models import DETECTOR, SMALL
+from cases.training import make_detector_config
 from sam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor
 from sam_jax.checkpoints.detector import save_detector
 from sam_jax.checkpoints.format import save_checkpoint
@@ -216,7 +216,7 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
 
 @pytest.mark.slow
 def test_a_detector_of_anything_and_the_model_run_end_to_end(data, monkeypatch):
-    params = initial_params(make_config())
+    params = initial_params(make_detector_config())
     save_detector(data / "detector.safetensors", params, DETECTOR)
     config = instances_config(data, detector=data / "detector.safetensors")
     with pytest.raises(ValueError, match="LVIS's categories"):

@@ -8,12 +8,12 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 import scipy.stats
-from app_cases import BASE, start
 from fastapi.testclient import TestClient
-from lvis_cases import SIZE
 from PIL import Image
-from rating_cases import make_study, sources, write_data
 
+from cases.app import BASE, start
+from cases.lvis import SIZE
+from cases.rating import make_study, sources, write_data
 from sam_jax.commands import main as cli
 from sam_jax.evals.rating import study as study_module
 from sam_jax.evals.rating.report import compare, report_ratings

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from app_cases import start, wait_until
-from rating_cases import make_study, write_data
 
+from cases.app import start, wait_until
+from cases.rating import make_study, write_data
 from sam_jax.evals.rating.study import Study
 
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from ritm_cases import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
 from ritm_original import random_params
 
+from cases.ritm import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
 from sam_jax.checkpoints.ritm import (
     config_from_published,
     load_ritm,

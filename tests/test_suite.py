@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lvis_cases import SIZE, write_case
 from PIL import Image
-from test_bsds import write_truth
 
+from cases.bsds import write_truth
+from cases.lvis import SIZE, write_case
 from sam_jax.config_file import load_config
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare

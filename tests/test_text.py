@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_clip import SMALL as SMALL_CLIP
-from test_predictor import make_image
-from test_training import SMALL
 
+from cases.images import make_image
+from cases.models import SMALL, SMALL_CLIP, WITH_TEXT
 from sam_jax import Clip, Prompt, Sam, SamConfig, SamPredictor, predict_batch
 from sam_jax.checkpoints import convert_file, load_any
 from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_checkpoint
@@ -20,7 +19,6 @@ from sam_jax.modeling import decode_masks, encode_prompts, init_params
 from sam_jax.prompting.prompts import pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD, Prompts
 
-WITH_TEXT = dataclasses.replace(SMALL, text_dim=SMALL_CLIP.embedding_dim, text_encoder=SMALL_CLIP.name)
 SIZE = (40, 70)
 
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_clip import SMALL as CLIP
-from test_text import WITH_TEXT
 
+from cases.models import SMALL_CLIP as CLIP
+from cases.models import WITH_TEXT
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.layout import without_text_prompt
 from sam_jax.clip.network import init_clip_params

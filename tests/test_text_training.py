@@ -6,10 +6,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_loop import run_config, write_examples  # noqa: F401  a fixture
-from test_text import WITH_TEXT
-from test_training import SMALL, make_batch, make_config
 
+from cases.models import SMALL, WITH_TEXT
+from cases.training import make_batch, make_config
 from sam_jax import Clip, Prompt, SamPredictor, load_model
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.clip.network import init_clip_params
@@ -83,7 +82,7 @@ def test_a_step_learns_the_projection_leaves_clip_alone_and_is_the_same_over_a_m
 
 
 @pytest.mark.slow
-def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params, tmp_path):  # noqa: F811
+def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params, tmp_path):
     save_checkpoint(tmp_path / "clip.safetensors", clip_params, CLIP)
     save_checkpoint(tmp_path / "start.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
     config = dataclasses.replace(
@@ -108,7 +107,7 @@ def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params
     assert train(dataclasses.replace(config, steps=3), resume=True) == path
 
 
-def test_settings_that_do_not_go_together_are_refused(run_config, clip_params, tmp_path):  # noqa: F811
+def test_settings_that_do_not_go_together_are_refused(run_config, clip_params, tmp_path):
     save_checkpoint(tmp_path / "clip.safetensors", clip_params, CLIP)
     text = TextConfig(str(tmp_path / "clip.safetensors"))
     with pytest.raises(ValueError, match="cache-embeddings"):

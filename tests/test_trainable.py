@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_training import SMALL, make_batch, make_config, start
 
+from cases.models import SMALL
+from cases.training import make_batch, make_config, start
 from sam_jax.config import FinetuneConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.training.step import model_params

@@ -3,75 +3,20 @@
 import dataclasses
 import functools
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.config import TINY, DataConfig, LossConfig, OptimizerConfig, PromptConfig, TrainConfig
+from cases.models import SMALL
+from cases.training import make_batch, make_config, start
+from sam_jax.config import LossConfig, OptimizerConfig
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.losses import dice_loss, focal_loss, mask_iou, segmentation_loss
-from sam_jax.training.optimizer import layer_scales, learning_rate_schedule, make_optimizer
-from sam_jax.training.step import init_state, model_params, run_rounds, train_step
-from sam_jax.types import Batch
-
-SMALL = dataclasses.replace(
-    TINY,
-    image_size=64,
-    encoder_dim=32,
-    encoder_depth=2,
-    encoder_heads=2,
-    window_size=3,
-    global_attention_blocks=(1,),
-    prompt_dim=32,
-    decoder_depth=1,
-    decoder_heads=2,
-    decoder_mlp_dim=64,
-    iou_head_hidden_dim=32,
-)
-
-
-def make_config(**changes) -> TrainConfig:
-    base = TrainConfig(
-        out=Path("unused"),
-        model=SMALL,
-        data=DataConfig(batch_size=2, masks_per_image=3),
-        prompts=PromptConfig(point_rounds=2, refine_rounds=2),
-        loss=LossConfig(size=32),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=5, decay_steps=(), layer_decay=1.0, clip_norm=1.0),
-        drop_path=0.0,
-        decoder_dropout=0.0,
-        remat=False,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def start(config: TrainConfig, params):
-    """The state at step 0 and the compiled step."""
-    make = functools.partial(make_optimizer, config.optimizer, config.model)
-    state = init_state(params, jax.random.key(0), config, make)
-    return state, jax.jit(functools.partial(train_step, config=config, optimizer=make(state.params)))
-
-
-def make_batch(seed: int = 0) -> Batch:
-    """Coloured rectangles on a non-square image, one empty slot."""
-    rng = np.random.default_rng(seed)
-    images = np.zeros((2, 64, 64, 3), np.uint8)
-    images[:, :48] = 40
-    masks = np.zeros((2, 3, 32, 32), bool)
-    boxes = np.zeros((2, 3, 4), np.float32)
-    for b, q in np.ndindex(2, 3):
-        x0, y0 = rng.integers(0, 20), rng.integers(0, 12)
-        w, h = rng.integers(5, 12, 2)
-        masks[b, q, y0 : y0 + h, x0 : x0 + w] = True
-        images[b, 2 * y0 : 2 * (y0 + h), 2 * x0 : 2 * (x0 + w)] = rng.integers(60, 255, 3)
-        boxes[b, q] = 2 * x0, 2 * y0, 2 * (x0 + w) - 1, 2 * (y0 + h) - 1
-    valid = np.ones((2, 3), bool)
-    valid[1, 2] = False
-    return Batch(images, np.tile(np.int32([48, 64]), (2, 1)), masks, boxes, valid)
+from sam_jax.training.optimizer import layer_scales, learning_rate_schedule
+from sam_jax.training.step import model_params, run_rounds
 
 
 def test_focal_loss_is_the_formula_averaged_over_the_image():

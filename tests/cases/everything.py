@@ -1,6 +1,6 @@
 """An image and settings for everything mode, and what the official code finds there with the embedded model's weights.
 
-    python tests/everything_cases.py FOLDER    # with segment_anything in it: records data/everything_official.json
+    cd tests; python -m cases.everything FOLDER    # with segment_anything in it: records data/everything_official.json
 
 To be recorded again when the embedded model is another one.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from sam_jax import load_model
 
-RECORDED = Path(__file__).parent / "data" / "everything_official.json"
+RECORDED = Path(__file__).parents[1] / "data" / "everything_official.json"
 BASE: dict[str, Any] = {
     "points_per_side": 6,
     "points_per_batch": 16,
@@ -61,5 +61,5 @@ def record(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     record(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """Random networks, images and clicks, and what the original RITM code makes of them.
 
-python tests/ritm_cases.py FOLDER    # a checkout of it: records data/ritm_original.json
+cd tests; python -m cases.ritm FOLDER    # a checkout of it: records data/ritm_original.json
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 from sam_jax.ritm import RitmConfig
 
-RECORDED = Path(__file__).parent / "data" / "ritm_original.json"
+RECORDED = Path(__file__).parents[1] / "data" / "ritm_original.json"
 TINY = RitmConfig(name="tiny", width=4, ocr_width=8, small=True)
 NETWORKS = {
     "iterative, small": TINY,
@@ -65,5 +65,5 @@ def record(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     record(Path(sys.argv[1]))

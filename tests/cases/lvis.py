@@ -1,6 +1,6 @@
 """A small data set with LVIS's fields and results on it, and what the `lvis` package says of them.
 
-python tests/lvis_cases.py FOLDER    # with lvis 0.5.3 in it: records data/lvis_official.json
+cd tests; python -m cases.lvis FOLDER    # with lvis 0.5.3 in it: records data/lvis_official.json
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from sam_jax.ops.rle import encode_rle, rle_box
 
-RECORDED = Path(__file__).parent / "data" / "lvis_official.json"
+RECORDED = Path(__file__).parents[1] / "data" / "lvis_official.json"
 SIZE = (120, 150)  # (h, w): room for small, medium and large objects
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from lvis_cases import SIZE, write_case
 from PIL import Image
 
+from cases.lvis import SIZE, write_case
 from sam_jax.evals.rating.study import Study, sample_study, write_study
 from sam_jax.evals.truth import read_truth
 from sam_jax.ops.rle import encode_rle

@@ -1,0 +1,38 @@
+"""Configs of models small enough to compile and run in a test."""
+
+import dataclasses
+
+from sam_jax.config import TINY, ClipConfig
+from sam_jax.detection.config import DetectorConfig
+
+SMALL = dataclasses.replace(
+    TINY,
+    image_size=64,
+    encoder_dim=32,
+    encoder_depth=2,
+    encoder_heads=2,
+    window_size=3,
+    global_attention_blocks=(1,),
+    prompt_dim=32,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_mlp_dim=64,
+    iou_head_hidden_dim=32,
+)
+SMALL_CLIP = ClipConfig("small", 32, 8, 128, 2, 2, 64, 2, 1, 77, 49408, 32)
+WITH_TEXT = dataclasses.replace(SMALL, text_dim=SMALL_CLIP.embedding_dim, text_encoder=SMALL_CLIP.name)
+
+DETECTOR = DetectorConfig(
+    name="smallest",
+    encoder=SMALL,
+    category_ids=(1,),
+    cascade=True,
+    channels=16,
+    fc_dim=32,
+    convolutions=1,
+    anchor_cells=4.0,
+    box_size=28.0,
+    pre_nms=40,
+    proposals=30,
+    detections=10,
+)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from sam_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class SamConfig:
@@ -56,14 +58,14 @@ class SamConfig:
             (self.mask_channels, 4, "mask_channels must be a multiple of 4"),
         ):
             if part <= 0 or total <= 0 or total % part:
-                raise ValueError(f"{what}; got {total} and {part}")
+                raise UserError(f"{what}; got {total} and {part}")
         bad = [i for i in self.global_attention_blocks if not 0 <= i < self.encoder_depth]
         if bad:
-            raise ValueError(
+            raise UserError(
                 f"global_attention_blocks must lie in 0..{self.encoder_depth - 1} (encoder_depth - 1); got {bad}"
             )
         if self.text_dim < 0 or bool(self.text_dim) != bool(self.text_encoder):
-            raise ValueError(
+            raise UserError(
                 "text_dim and text_encoder go together, the width of an embedding and the name of the CLIP that gives "
                 f"it; got {self.text_dim} and {self.text_encoder!r}"
             )
@@ -108,11 +110,11 @@ def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected a model config as JSON, got {text[:80]!r}") from error
+        raise UserError(f"expected a model config as JSON, got {text[:80]!r}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
+        raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
     if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
-        raise ValueError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
+        raise UserError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
     return fields
 
 
@@ -182,7 +184,7 @@ class ClipConfig:
             (self.text_dim, self.text_heads, "text_dim must be a multiple of text_heads"),
         ):
             if part <= 0 or total <= 0 or total % part:
-                raise ValueError(f"{what}; got {total} and {part}")
+                raise UserError(f"{what}; got {total} and {part}")
 
     @property
     def grid_size(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import tyro
 
+from sam_jax.errors import MissingFile, UserError
+
 
 def load_config(arguments: Sequence[str]) -> Any:
     """The config that a file's `get_config()` returns, with overrides from the command line.
@@ -22,16 +24,16 @@ def load_config(arguments: Sequence[str]) -> Any:
         SystemExit: an unknown field or a bad value; tyro has printed what was meant.
     """
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError("expected the path of a config first, such as configs/tiny.py")
+        raise UserError("expected the path of a config first, such as configs/tiny.py")
     path = Path(arguments[0])
     if not path.is_file():
-        raise FileNotFoundError(f"expected a config at {path}, found no file")
+        raise MissingFile(f"expected a config at {path}, found no file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"expected a Python file with get_config(), got {path}")
+        raise UserError(f"expected a Python file with get_config(), got {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no get_config(); see configs/tiny.py")
+        raise UserError(f"{path} has no get_config(); see configs/tiny.py")
     default = module.get_config()
     return tyro.cli(type(default), default=default, args=list(arguments[1:]), prog=str(path))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sam_jax.clip.model import Clip
+from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.ops.masks import to_original_frame
 from sam_jax.ops.transforms import as_rgb, fit_image
@@ -129,9 +130,9 @@ def check_clip(model: Sam, clip: Clip) -> None:
     """
     config = model.config
     if not config.text_dim:
-        raise ValueError(f"model {config.name!r} was not trained for text prompts, so it takes no CLIP")
+        raise UserError(f"model {config.name!r} was not trained for text prompts, so it takes no CLIP")
     if (config.text_encoder, config.text_dim) != (clip.config.name, clip.config.embedding_dim):
-        raise ValueError(
+        raise UserError(
             f"model {config.name!r} was trained with CLIP {config.text_encoder!r}, whose embeddings are "
             f"{config.text_dim} wide, got {clip.config.name!r} with {clip.config.embedding_dim}"
         )
@@ -187,9 +188,9 @@ def predict_batch(
         ValueError: not one list of prompts per image, or a bad image or prompt.
     """
     if len(images) != len(prompts):
-        raise ValueError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")
+        raise UserError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")
     if batch_size < 1:
-        raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
+        raise UserError(f"expected a batch_size of at least 1, got {batch_size}")
     images = [as_rgb(image) for image in images]
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     for row, size in zip(prompts, sizes, strict=True):

@@ -23,13 +23,14 @@ from cases.data import (
 )
 from sam_jax import read_image
 from sam_jax.config import DataConfig
-from sam_jax.data.bad_records import BadRecord, BadRecords
+from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.coco import CocoSource, find_coco_files
 from sam_jax.data.examples import Example
 from sam_jax.data.folders import LabelSource
 from sam_jax.data.images import ImageFile
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.sources import detect_format, open_source, open_splits
+from sam_jax.errors import BadRecord
 from sam_jax.everything.formats import FORMATS, merge_coco
 from sam_jax.ops.rle import decode_rle, encode_rle
 

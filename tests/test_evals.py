@@ -10,10 +10,10 @@ import pytest
 from cases.images import rectangle
 from cases.models import SMALL
 from cases.training import write_examples
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
 from sam_jax.data.zero_shot import registry
 from sam_jax.data.zero_shot.registry import ZeroShotDataset
+from sam_jax.errors import BadRecord
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.click_runs import sample_examples
 from sam_jax.evals.clicks import next_click

@@ -10,8 +10,8 @@ import pycocotools.mask
 import pytest
 from PIL import Image
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.zero_shot import DATASETS, LOCAL_DATASETS, PAPER_DATASETS
+from sam_jax.errors import BadRecord
 from sam_jax.evals.click_runs import sample_examples
 from sam_jax.ops.rle import decode_rle
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sam_jax.data.images import IMAGE_SUFFIXES, read_image
 from sam_jax.engine.records import StoredImage
+from sam_jax.errors import MissingFile, UserError
 
 JPEG_QUALITY = 92
 
@@ -36,13 +37,13 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
         may_be_empty: to find no image is no error.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: not a folder.
-        ValueError: no image in it.
+        FileNotFoundError: there is nothing.
+        ValueError: it is a file, or has no image in it.
     """
     if not root.exists():
-        raise FileNotFoundError(f"expected a folder of images at {root}, found nothing")
+        raise MissingFile(f"expected a folder of images at {root}, found nothing")
     if not root.is_dir():
-        raise NotADirectoryError(f"expected a folder of images, {root} is a file")
+        raise UserError(f"expected a folder of images, {root} is a file")
     names, refused = [], []
     for name in _files(root, leave_out and leave_out.resolve()):
         try:
@@ -53,7 +54,7 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
         else:
             names.append(name)
     if not names and not may_be_empty:
-        raise ValueError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return Scan(sorted(names), sorted(refused))
 
 
@@ -78,11 +79,11 @@ def locate(root: Path, name: str) -> Path:
     try:
         path = (folder / name).resolve(strict=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"expected an image at {name}, found no file") from error
+        raise MissingFile(f"expected an image at {name}, found no file") from error
     except (OSError, RuntimeError) as error:  # a ring of links
-        raise ValueError(f"cannot follow {name}: {error}") from error
+        raise UserError(f"cannot follow {name}: {error}") from error
     if not path.is_relative_to(folder):
-        raise ValueError(f"{name} leads out of the folder of images")
+        raise UserError(f"{name} leads out of the folder of images")
     return path
 
 
@@ -97,7 +98,7 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
     try:
         return read_image(path, max_pixels=max_pixels)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(path), stored.name)) from error
+        raise UserError(str(error).replace(str(path), stored.name)) from error
 
 
 def to_jpeg(image: np.ndarray) -> bytes:

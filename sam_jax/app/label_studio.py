@@ -37,6 +37,7 @@ from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
 from sam_jax.app.messages import MAX_POINTS
 from sam_jax.app.session import Answer, ModelSession
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import Rle, decode_rle
 from sam_jax.prompting.prompts import Prompt
 
@@ -167,7 +168,7 @@ def label_studio_routes(
         if found is not None:
             return found
         if source is None:
-            raise ValueError(
+            raise UserError(
                 f"expected an image of the project, got {file[:80]!r}; restart sam-jax annotate if it is new in its "
                 "folder, or fetch what lies in Label Studio with --label-studio"
             )
@@ -184,15 +185,15 @@ def _refused(reason: str) -> HTTPException:
 
 def _read_setup(config: str) -> Setup:
     if "<!" in config.replace("<!--", ""):
-        raise ValueError("expected a labelling setup without document type and entities")
+        raise UserError("expected a labelling setup without document type and entities")
     try:
         root = ElementTree.fromstring(config)
     except ElementTree.ParseError as error:
-        raise ValueError(f"expected a labelling setup in XML: {error}") from error
+        raise UserError(f"expected a labelling setup in XML: {error}") from error
     brush = next(root.iter("BrushLabels"), None)
     images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
     if brush is None or not brush.get("name") or brush.get("toName") not in images:
-        raise ValueError("expected a labelling setup with BrushLabels on an Image")
+        raise UserError("expected a labelling setup with BrushLabels on an Image")
     to_name = str(brush.get("toName"))
     labels = frozenset(label.get("alias") or label.get("value") or "" for label in brush.iter("Label"))
     return Setup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
@@ -214,7 +215,7 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
     points, labels, box, label = [], [], None, ""
     for region in regions:
         if (region.original_height, region.original_width) != size or region.image_rotation:
-            raise ValueError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
+            raise UserError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
         if region.type not in ("keypointlabels", "rectanglelabels"):
             continue
         value = Value.model_validate(region.value)
@@ -226,7 +227,7 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
             box = np.array([x, y, x + value.width * W / 100, y + value.height * H / 100])
         label = next(iter(value.keypointlabels + value.rectanglelabels), label)
     if not points and box is None:
-        raise ValueError("expected a key point or a rectangle")
+        raise UserError("expected a key point or a rectangle")
     return Prompt(np.array(points) if points else None, np.array(labels) if points else None, box), label
 
 

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from sam_jax.data.images import IMAGE_SUFFIXES, decode_image
 from sam_jax.engine.records import check_name
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.files import write_atomically
 
 FOLDER = "label_studio"  # below the project's
@@ -39,7 +40,7 @@ def file_of(address: object) -> str:
         return check_name(f"upload/{unquote(name)}")
     if parts.path.endswith(LOCAL_FILES) and (path := (parse_qs(parts.query).get("d") or [""])[-1].lstrip("/")):
         return check_name(f"local-files/{path}")
-    raise ValueError(f"expected a task's image at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
+    raise UserError(f"expected a task's image at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
 
 
 def find_image(store: Store, file: str) -> int | None:
@@ -82,9 +83,9 @@ class LabelStudio:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise ValueError(f"expected the address of a Label Studio such as http://localhost:8080, got {self.url!r}")
+            raise UserError(f"expected the address of a Label Studio such as http://localhost:8080, got {self.url!r}")
         if not self.key.isascii() or not self.key.isprintable() or not self.key:
-            raise ValueError(
+            raise UserError(
                 "expected a token of Label Studio in LABEL_STUDIO_API_KEY; its page Account & Settings has it"
             )
 
@@ -99,7 +100,7 @@ class LabelStudio:
             OSError: no answer, or it can't be written.
         """
         if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
-            raise ValueError(f"expected an image, got {file[:80]!r}")
+            raise UserError(f"expected an image, got {file[:80]!r}")
         content = self._get(file)
         decode_image(io.BytesIO(content), file, max_pixels=max_pixels)
         root = store.folder.resolve() / FOLDER
@@ -130,12 +131,12 @@ class LabelStudio:
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
                 content = answer.read(MAX_FILE + 1)
         except urllib.error.HTTPError as error:
-            raise ValueError(
+            raise UserError(
                 f"Label Studio answers {error.code} when asked for {path[:80]}; is LABEL_STUDIO_API_KEY a token of a "
                 "user who may see it?"
             ) from error
         if len(content) > MAX_FILE:
-            raise ValueError(f"expected a file of at most {MAX_FILE} bytes at {path[:80]}")
+            raise UserError(f"expected a file of at most {MAX_FILE} bytes at {path[:80]}")
         return content
 
 

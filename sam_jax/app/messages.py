@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sam_jax.errors import UserError
+
 MAX_POINTS = 200  # of one mask
 MAX_STROKES = 500
 MAX_COUNTS = 2_000_000  # characters of run lengths
@@ -14,7 +16,7 @@ MAX_COUNTS = 2_000_000  # characters of run lengths
 
 def _printable(text: str) -> str:
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        raise ValueError("expected text without control characters")
+        raise UserError("expected text without control characters")
     return text
 
 

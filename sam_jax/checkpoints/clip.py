@@ -27,6 +27,7 @@ from sam_jax.checkpoints.files import (
 from sam_jax.checkpoints.format import CLIP_CONFIG_KEY, CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
 from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
 from sam_jax.config import CLIP_B32, CLIP_SIZES, ClipConfig
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.types import Params
 
 HEAD_DIM = 64  # of every tower that OpenAI released; shapes do not tell
@@ -71,7 +72,7 @@ def load_any_clip(path: str | Path, config: ClipConfig | None = None) -> tuple[P
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"expected a CLIP checkpoint at {path}, found nothing")
+        raise MissingFile(f"expected a CLIP checkpoint at {path}, found nothing")
     if path.is_dir():
         state = read_huggingface_state(path, "CLIPModel")
     elif is_torchscript(path):
@@ -160,7 +161,7 @@ def config_from_huggingface(content: Mapping[str, Any], source: str = "config.js
         ValueError: another model, or options that ours does not have.
     """
     if content.get("model_type") != "clip":
-        raise ValueError(
+        raise UserError(
             f"{source}: expected the config of a CLIPModel (model_type 'clip'), got {content.get('model_type')!r}"
         )
     vision, text = content.get("vision_config") or {}, content.get("text_config") or {}
@@ -191,7 +192,7 @@ def config_from_huggingface(content: Mapping[str, Any], source: str = "config.js
         if given.get(key, value) != value
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{source}: a CLIPModel with options that this package does not have:\n  " + "\n  ".join(problems)
         )
     return config
@@ -226,7 +227,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> Cl
             embedding_dim=shapes["text_projection"][1],
         )
     except (KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"expected a CLIP with a ViT image tower, {source} has {len(shapes)} other tensors: {sorted(shapes)[:8]} "
             f"({error}); CLIPs with a ResNet are not known here"
         ) from error

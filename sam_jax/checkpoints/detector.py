@@ -26,6 +26,7 @@ from sam_jax.checkpoints.mae import resize_bicubic
 from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.detection.config import DETECTORS, DetectorConfig
 from sam_jax.detection.detector import init_detector
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.types import Params
 
 POSITIONS = "backbone.net.pos_embed"
@@ -87,7 +88,7 @@ def load_detector(path: str | Path, config: DetectorConfig | None = None) -> tup
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a detector at {path}, found no file")
+        raise MissingFile(f"expected a detector at {path}, found no file")
     if path.suffix == ".pkl":
         return from_detectron2(read_pickled_tensors(path), config, str(path))
     state = read_state(path)
@@ -182,7 +183,7 @@ def _grid_side(shape: tuple[int, ...]) -> int:
 
 def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
     if POSITIONS not in state:
-        raise ValueError(
+        raise UserError(
             f"expected detectron2's ViTDet with a tensor {POSITIONS} in {source}, it has {len(state)} others: "
             f"{sorted(state)[:8]}"
         )
@@ -195,7 +196,7 @@ def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
     same = [c for c in alike if c.num_classes == classes]
     if not alike or (classes is not None and not same):
         known = ", ".join(sorted({f"{c.encoder.encoder_dim} with {c.num_classes}" for c in DETECTORS.values()}))
-        raise ValueError(
+        raise UserError(
             f"{source} has embeddings {width} wide and {classes} classes; published detectors have {known}: "
             "give the config"
         )

@@ -17,6 +17,7 @@ from sam_jax.checkpoints.guess import POSITIONS, guess_config
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.checkpoints.layout import Naming, params_from_state, state_from_params, without_text_prompt
 from sam_jax.config import SIZES, ClipConfig, SamConfig
+from sam_jax.errors import AlreadyExists, MissingFile, MissingPackage, UserError
 from sam_jax.files import replacing, write_atomically
 from sam_jax.types import Params
 
@@ -49,7 +50,7 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found nothing")
+        raise MissingFile(f"expected a checkpoint at {path}, found nothing")
     if path.is_dir():
         state = read_huggingface_state(path)
         config = agree_on_config(config, _read_huggingface_config(path), path)
@@ -96,11 +97,11 @@ def check_destination(dst: Path, *, overwrite: bool = False) -> None:
         FileExistsError, ValueError: as `convert_file`.
     """
     if dst.suffix in OTHER_SUFFIXES or (dst.is_file() and dst.suffix not in (*PYTORCH_SUFFIXES, ".safetensors")):
-        raise ValueError(
+        raise UserError(
             f"expected a destination *.pth (official), *.safetensors (sam_jax) or a folder (Hugging Face), got {dst}"
         )
     if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
-        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
+        raise AlreadyExists(f"{dst} exists; choose another name or ask to overwrite it")
 
 
 def save_any(dst: Path, params: Params, config: SamConfig, *, overwrite: bool = False) -> None:
@@ -127,7 +128,7 @@ def read_state(path: Path) -> State:
         FileNotFoundError, ImportError, ValueError: as `load_any`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+        raise MissingFile(f"expected a checkpoint at {path}, found no file")
     return _read_pytorch(path) if is_pytorch(path) else _read_safetensors(path)
 
 
@@ -135,7 +136,9 @@ def _import_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f"{path} is PyTorch's format, which needs PyTorch: pip install 'sam_jax[convert]'") from error
+        raise MissingPackage(
+            f"{path} is PyTorch's format, which needs PyTorch: pip install 'sam_jax[convert]'"
+        ) from error
     return torch
 
 
@@ -159,7 +162,7 @@ def load_pytorch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises for a foreign zip or pickle is not documented: pickle, zip, key, runtime and other errors.
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"expected a PyTorch checkpoint of tensors alone, cannot read {path} as one: {error}"
         ) from error
 
@@ -170,7 +173,7 @@ def _read_pytorch(path: Path) -> State:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"expected a state dict (name -> tensor) in {path}, got {_describe(state)}")
+        raise UserError(f"expected a state dict (name -> tensor) in {path}, got {_describe(state)}")
     return {name: tensor.float().numpy() for name, tensor in state.items()}
 
 
@@ -184,7 +187,7 @@ def read_safetensors_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "numpy") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"expected a checkpoint (.safetensors, .pth or a Hugging Face folder), {path} is none: {error}"
         ) from error
 
@@ -194,7 +197,7 @@ def _read_safetensors(path: Path) -> State:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"expected a safetensors file, cannot read {path} as one: {error}") from error
+        raise UserError(f"expected a safetensors file, cannot read {path} as one: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -202,9 +205,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"expected JSON in {path}: {error}") from error
+        raise UserError(f"expected JSON in {path}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path}, got a {type(content).__name__}")
+        raise UserError(f"expected a JSON object in {path}, got a {type(content).__name__}")
     return content
 
 
@@ -220,7 +223,7 @@ def _read_huggingface_config(folder: Path) -> SamConfig:
 def read_huggingface_state(folder: Path, model: str = "SamModel") -> State:
     """The tensors of a Hugging Face folder, under their names there."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"expected a Hugging Face {model} folder (config.json, model.safetensors), {folder} is none")
+        raise UserError(f"expected a Hugging Face {model} folder (config.json, model.safetensors), {folder} is none")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return _read_safetensors(folder / "model.safetensors")
@@ -229,7 +232,7 @@ def read_huggingface_state(folder: Path, model: str = "SamModel") -> State:
         return {name: array for shard in shards for name, array in _read_safetensors(folder / shard).items()}
     if (folder / "pytorch_model.bin").is_file():
         return _read_pytorch(folder / "pytorch_model.bin")
-    raise ValueError(f"expected model.safetensors or pytorch_model.bin beside config.json, {folder} has neither")
+    raise UserError(f"expected model.safetensors or pytorch_model.bin beside config.json, {folder} has neither")
 
 
 Config = TypeVar("Config", SamConfig, ClipConfig)
@@ -238,7 +241,7 @@ Config = TypeVar("Config", SamConfig, ClipConfig)
 def agree_on_config(given: Config | None, own: Config, path: Path) -> Config:
     """The config that a file knows, which must be the one given, if one is."""
     if given is not None and given != own:
-        raise ValueError(f"{path} knows its config, and it is not the one given: {own} against {given}; leave it out")
+        raise UserError(f"{path} knows its config, and it is not the one given: {own} against {given}; leave it out")
     return own
 
 
@@ -246,7 +249,7 @@ def _naming(state: State, path: Path) -> Naming:
     for naming, positions in POSITIONS.items():
         if positions in state:
             return naming
-    raise ValueError(
+    raise UserError(
         f"expected a Segment Anything checkpoint with a tensor {' or '.join(POSITIONS.values())}, "
         f"{path} has {len(state)} others: {sorted(state)[:8]}"
     )
@@ -261,7 +264,7 @@ def _read_config(path: Path) -> SamConfig:
     try:
         return SamConfig.from_json(path.read_text("utf-8"))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from sam_jax.clip.network import init_clip_params
 from sam_jax.config import ClipConfig, SamConfig
+from sam_jax.errors import AlreadyExists, MissingFile, UserError
 from sam_jax.files import replacing
 from sam_jax.modeling import init_params
 from sam_jax.types import Params
@@ -76,7 +77,7 @@ def compare_shapes(flat: Mapping[str, Any], expected: Mapping[str, tuple[int, ..
         if tuple(flat[name].shape) != expected[name]
     ]
     if problems:
-        raise ValueError(f"{complaint}:\n  " + "\n  ".join(problems))
+        raise UserError(f"{complaint}:\n  " + "\n  ".join(problems))
 
 
 def save_checkpoint(path: str | Path, params: Params, config: AnyConfig, dtype: Any = np.float32) -> None:
@@ -118,9 +119,9 @@ def rewrite(
     """
     dst = Path(dst)
     if dst.suffix != ".safetensors":
-        raise ValueError(f"expected a destination *.safetensors for {kind}, got {dst}")
+        raise UserError(f"expected a destination *.safetensors for {kind}, got {dst}")
     if dst.exists() and not overwrite:
-        raise FileExistsError(f"{dst} exists; choose another name or ask to overwrite it")
+        raise AlreadyExists(f"{dst} exists; choose another name or ask to overwrite it")
     params, config = load(src)
     dst.parent.mkdir(parents=True, exist_ok=True)
     save(dst, params, config)
@@ -156,15 +157,15 @@ def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray
         ValueError: not a safetensors file, or nothing under that key.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+        raise MissingFile(f"expected a checkpoint at {path}, found no file")
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if config_key not in metadata:
                 held = next((kind for key, kind in KINDS.items() if key in metadata), None)
                 if held is not None:
-                    raise ValueError(f"expected {KINDS[config_key]}, {path} is {held}")
-                raise ValueError(
+                    raise UserError(f"expected {KINDS[config_key]}, {path} is {held}")
+                raise UserError(
                     f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
                 )
             return metadata[config_key], {
@@ -172,4 +173,4 @@ def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray
                 for name in file.keys()  # noqa: SIM118
             }
     except SafetensorError as error:
-        raise ValueError(f"expected a safetensors checkpoint, {path} is none: {error}") from error
+        raise UserError(f"expected a safetensors checkpoint, {path} is none: {error}") from error

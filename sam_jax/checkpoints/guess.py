@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sam_jax.checkpoints.layout import Naming, foreign_shapes
 from sam_jax.config import SIZES, VIT_B, SamConfig
+from sam_jax.errors import UserError
 
 Shape = tuple[int, ...]
 POSITIONS: dict[Naming, str] = {"official": "image_encoder.pos_embed", "huggingface": "vision_encoder.pos_embed"}
@@ -38,13 +39,13 @@ def guess_config(shapes: Mapping[str, Shape], naming: Naming, source: str) -> Sa
     if custom is not None and foreign_shapes(custom, naming) == shapes:
         if custom.prompt_dim == VIT_B.prompt_dim:
             return custom
-        raise ValueError(
+        raise UserError(
             f"{source} has a decoder of width {custom.prompt_dim}; how many heads that has, only widths of known "
             f"models tell ({', '.join(SIZES)}): give the config"
         )
     if alike:
         return alike[0]
-    raise ValueError(
+    raise UserError(
         f"{source} has position embeddings of shape {positions}, which no known size has ({', '.join(SIZES)}), "
         "and its other tensors do not tell a config: give it"
     )

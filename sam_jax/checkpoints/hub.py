@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sam_jax.checkpoints.format import load_checkpoint, load_clip_checkpoint, save_checkpoint
 from sam_jax.clip.model import Clip
 from sam_jax.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, VIT_B, VIT_H, VIT_L, ClipConfig, SamConfig
+from sam_jax.errors import DownloadFailed, MissingPackage, UserError
 from sam_jax.model import Sam
 from sam_jax.types import Params
 
@@ -114,7 +115,7 @@ def load_model(
 
         params, config = load_any(Path(name))
     else:
-        raise ValueError(
+        raise UserError(
             f"expected a model's name ({', '.join(['tiny', *releases])}) or the path of a checkpoint, got {name!r}, "
             "which is neither; look at the spelling"
         )
@@ -147,7 +148,7 @@ def load_clip(
     elif Path(name).exists():
         params, config = load_any_clip(Path(name))
     else:
-        raise ValueError(
+        raise UserError(
             f"expected a CLIP's name ({', '.join(releases)}) or the path of a checkpoint, got {name!r}, which is "
             "neither; look at the spelling"
         )
@@ -164,7 +165,7 @@ def _converted(release: Release[SamConfig], cache_dir: Path) -> Path:
     """Path of the release in our format; downloads and converts it where it is not there yet."""
     target = cache_dir / Path(release.file_name).with_suffix(".safetensors")
     if not target.exists() and importlib.util.find_spec("torch") is None:
-        raise ImportError(
+        raise MissingPackage(
             f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
             f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
         )
@@ -207,7 +208,7 @@ def download(release: Release[Any], folder: Path) -> Path:
         digest = _sha256(part)
         if digest != release.sha256:
             part.unlink()
-            raise ValueError(
+            raise UserError(
                 f"{release.url} came with SHA-256 {digest}, expected {release.sha256}; the file was deleted. Try "
                 "again, and if it stays so, fetch the file yourself from a source you trust and give its path"
             )
@@ -243,12 +244,12 @@ def _transfer(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing is left to send: the sum decides whether it is the file
             return
-        raise ConnectionError(f"cannot download {url}: HTTP {error.code} {error.reason}; {advice}") from error
+        raise DownloadFailed(f"cannot download {url}: HTTP {error.code} {error.reason}; {advice}") from error
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, resets; nonsense in place of HTTP
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise ConnectionError(f"cannot download {url}: {reason}; {advice}. The next call goes on from here") from error
+        raise DownloadFailed(f"cannot download {url}: {reason}; {advice}. The next call goes on from here") from error
     if total is not None and received < total:
-        raise ConnectionError(f"{url} broke off after {received} of {total} bytes; call again to go on from there")
+        raise DownloadFailed(f"{url} broke off after {received} of {total} bytes; call again to go on from there")
 
 
 def _sha256(path: Path) -> str:

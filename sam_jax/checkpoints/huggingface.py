@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam_jax.config import SIZES, VIT_B, SamConfig
+from sam_jax.errors import UserError
 
 SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 
@@ -19,12 +20,12 @@ def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
         ValueError: `SamModel` cannot express this config.
     """
     if config.decoder_attention_downsample != 2:
-        raise ValueError(
+        raise UserError(
             "Hugging Face's SamModel fixes decoder_attention_downsample at 2 in its two-way blocks; "
             f"model {config.name!r} has {config.decoder_attention_downsample}"
         )
     if config.iou_head_depth < 2:
-        raise ValueError(
+        raise UserError(
             "Hugging Face's SamModel has an IoU head of at least 2 layers; "
             f"model {config.name!r} has iou_head_depth {config.iou_head_depth}"
         )
@@ -114,7 +115,7 @@ def config_from_huggingface(
         ValueError: another model, or a SamModel with options that ours does not have; names all of them.
     """
     if content.get("model_type") != "sam":
-        raise ValueError(
+        raise UserError(
             f"{source}: expected the config of a SamModel (model_type 'sam'), got {content.get('model_type')!r}"
         )
     # Old files leave out what equals the defaults, which are those of ViT-B.
@@ -149,7 +150,7 @@ def config_from_huggingface(
         )
         expected = config_to_huggingface(config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: not a SamModel that this package can hold: {error}") from error
+        raise UserError(f"{source}: not a SamModel that this package can hold: {error}") from error
 
     # Everything that is fixed in our model, or said twice in theirs, must be as we would write it.
     problems = [
@@ -160,7 +161,7 @@ def config_from_huggingface(
         if filled[section][key] != value and (section, key) != ("mask_decoder_config", "layer_norm_eps")
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{source}: a SamModel with options that this package does not have:\n  " + "\n  ".join(problems)
         )
 

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.checkpoints.format import check_params, expected_shapes
 from sam_jax.config import SamConfig
+from sam_jax.errors import UserError
 from sam_jax.types import Params
 
 Naming = Literal["official", "huggingface"]
@@ -99,7 +100,7 @@ def params_from_state(
     if naming == "huggingface" and SHARED_MATRIX_ALIAS in state:
         alias = state.pop(SHARED_MATRIX_ALIAS)
         if not np.array_equal(state.setdefault(SHARED_MATRIX, alias), alias):
-            raise ValueError(
+            raise UserError(
                 f"{source}: {SHARED_MATRIX} and {SHARED_MATRIX_ALIAS} must hold the same numbers, they differ"
             )
     tensors = foreign_tensors(config, naming)

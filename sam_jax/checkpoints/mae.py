@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sam_jax.checkpoints.files import read_state
 from sam_jax.checkpoints.format import expected_shapes
 from sam_jax.config import SamConfig
+from sam_jax.errors import UserError
 from sam_jax.types import Params
 
 POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"
@@ -42,7 +43,7 @@ def load_mae_encoder(path: str | Path, params: Params, config: SamConfig) -> Par
     """
     state = read_state(Path(path))
     if POSITIONS not in state or PATCHES not in state:
-        raise ValueError(
+        raise UserError(
             f"expected a masked autoencoder's ViT with {POSITIONS} and {PATCHES}, {path} has {sorted(state)[:8]}"
         )
     flat = flatten_dict(params, sep="/")
@@ -63,7 +64,7 @@ def load_mae_encoder(path: str | Path, params: Params, config: SamConfig) -> Par
             problems.append(f"{theirs} gives shape {value.shape}, expected {shape}")
         flat[ours] = value
     if problems:
-        raise ValueError(f"{path} does not fit the encoder of model {config.name!r}:\n  " + "\n  ".join(problems))
+        raise UserError(f"{path} does not fit the encoder of model {config.name!r}:\n  " + "\n  ".join(problems))
     for name in expected_shapes(config):
         if "rel_pos" in name:
             flat[name] = np.zeros(expected_shapes(config)[name], np.float32)
@@ -81,7 +82,7 @@ def _convert(name: str, value: np.ndarray, config: SamConfig) -> np.ndarray:
     if name == POSITIONS:
         side = round((value.shape[1] - 1) ** 0.5)
         if side**2 + 1 != value.shape[1]:
-            raise ValueError(f"expected {POSITIONS} of a square grid and a class token, got {value.shape}")
+            raise UserError(f"expected {POSITIONS} of a square grid and a class token, got {value.shape}")
         return resize_bicubic(value[0, 1:].reshape(side, side, -1), config.grid_size)[None]
     if name == PATCHES:  # (out, in, h, w) -> (h, w, in, out)
         kernel = value.transpose(2, 3, 1, 0)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sam_jax.errors import UserError
+
 NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")
 
 
@@ -31,13 +33,13 @@ def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
             content = unpickler.load()
         # Bad opcodes raise nearly anything: KeyError, IndexError, AttributeError, UnicodeDecodeError, ...
         except Exception as error:
-            raise ValueError(f"expected a pickle of arrays alone, cannot read {path} as one: {error}") from error
+            raise UserError(f"expected a pickle of arrays alone, cannot read {path} as one: {error}") from error
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
-        raise ValueError(f"expected a state dict (name -> array) in {path}, got a {type(state).__name__}")
+        raise UserError(f"expected a state dict (name -> array) in {path}, got a {type(state).__name__}")
     tensors = {name: value.array() for name, value in state.items() if hasattr(value, "array")}
     if others := [name for name in state if name not in tensors or not isinstance(name, str)]:
-        raise ValueError(f"expected names with arrays in {path}, these are something else: {others[:8]}")
+        raise UserError(f"expected names with arrays in {path}, these are something else: {others[:8]}")
     return tensors
 
 

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.checkpoints.files import is_pytorch, load_pytorch
 from sam_jax.checkpoints.format import compare_shapes, rewrite
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.ritm.checkpoint import expected_shapes, read_ritm, save_ritm
 from sam_jax.ritm.config import RITM_SIZES, RitmConfig
 from sam_jax.ritm.model import Ritm
@@ -61,7 +62,7 @@ def load_ritm_params(path: str | Path) -> tuple[Params, RitmConfig]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a RITM checkpoint at {path}, found no file")
+        raise MissingFile(f"expected a RITM checkpoint at {path}, found no file")
     if not is_pytorch(path):
         return read_ritm(path)
     published, state = _read_published(path)
@@ -89,7 +90,7 @@ def config_from_published(published: Mapping[str, Any], source: str) -> RitmConf
         name = published["class"].rsplit(".", 1)[-1]
         arguments = {key: entry["value"] for key, entry in published["params"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"expected a config with 'class' and 'params' (name -> value) in {source}, got {published!r}"
         ) from error
     problems = [] if name == MODEL_CLASS else [f"class {name}, expected {MODEL_CLASS}"]
@@ -102,7 +103,7 @@ def config_from_published(published: Mapping[str, Any], source: str) -> RitmConf
     if name == MODEL_CLASS and ocr_width <= 0:
         problems.append(f"ocr_width = {ocr_width}, expected a head of object-contextual representations")
     if problems:
-        raise ValueError(f"{source} holds a network that sam_jax.ritm has not: {'; '.join(problems)}")
+        raise UserError(f"{source} holds a network that sam_jax.ritm has not: {'; '.join(problems)}")
     mean, std = arguments.get("norm_mean_std") or (RitmConfig.pixel_mean, RitmConfig.pixel_std)
     config = RitmConfig(
         width=arguments.get("width", 48),
@@ -179,13 +180,13 @@ def _read_published(path: Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray
     """The config and the state dict of a published checkpoint."""
     content = load_pytorch(path)
     if isinstance(content, list):
-        raise ValueError(f"expected a checkpoint of one model, {path} holds a list of {len(content)}")
+        raise UserError(f"expected a checkpoint of one model, {path} holds a list of {len(content)}")
     if not isinstance(content, Mapping) or not {"config", "state_dict"} <= content.keys():
         found = f"keys {list(content)[:8]}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise ValueError(f"expected a RITM checkpoint with 'config' and 'state_dict' in {path}, found {found}")
+        raise UserError(f"expected a RITM checkpoint with 'config' and 'state_dict' in {path}, found {found}")
     state = content["state_dict"]
     if not isinstance(state, Mapping) or not all(hasattr(value, "numpy") for value in state.values()):
-        raise ValueError(f"expected 'state_dict' in {path} to map names to tensors")
+        raise UserError(f"expected 'state_dict' in {path} to map names to tensors")
     return content["config"], {name: tensor.float().numpy() for name, tensor in state.items()}
 
 

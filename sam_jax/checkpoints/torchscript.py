@@ -13,6 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sam_jax.errors import UserError
+
 DTYPES: dict[str, Any] = {
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -53,7 +55,7 @@ def read_torchscript(path: Path) -> dict[str, np.ndarray]:
             module = _Unpickler(archive.read(f"{root}data.pkl"), lambda key: archive.read(f"{root}data/{key}")).load()
     # Broken zips, pickles and tensors raise many kinds of errors.
     except Exception as error:
-        raise ValueError(f"expected a TorchScript archive of tensors, cannot read {path} as one: {error}") from error
+        raise UserError(f"expected a TorchScript archive of tensors, cannot read {path} as one: {error}") from error
     tensors: dict[str, np.ndarray] = {}
     _collect(module, "", tensors)
     return tensors

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from sam_jax.errors import MissingPackage, UserError, WrongType
+
 MERGES = "clip_merges.txt.gz"  # in assets
 # What is merged: contractions, words of letters, single digits, runs of anything else.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -34,20 +36,20 @@ def tokenize(texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "n lengt
         ImportError: the tokenizer's packages are missing.
     """
     if isinstance(texts, str):
-        raise TypeError(f"expected a list of texts, got the text {texts!r}; put it in brackets")
+        raise WrongType(f"expected a list of texts, got the text {texts!r}; put it in brackets")
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"expected texts, got {text!r} of type {type(text).__name__}")
+            raise WrongType(f"expected texts, got {text!r} of type {type(text).__name__}")
     encoder, clean = _load()
     begin = encoder.get_vocab_size()
     rows = np.zeros((len(texts), length), np.int32)
     for row, text in zip(rows, texts, strict=True):
         cleaned = clean(text)
         if not cleaned:
-            raise ValueError(f"expected a text that says what to look for, got {text!r}")
+            raise UserError(f"expected a text that says what to look for, got {text!r}")
         tokens = encoder.encode(cleaned).ids
         if len(tokens) + 2 > length:
-            raise ValueError(
+            raise UserError(
                 f"expected a text of at most {length - 2} tokens, CLIP's limit, got {len(tokens)}: "
                 f"{text[:60]!r}...; shorten it"
             )
@@ -62,7 +64,7 @@ def _load() -> tuple[Any, Any]:
         import ftfy
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     except ImportError as error:
-        raise ImportError(f"text prompts need a tokenizer: pip install 'sam_jax[text]' ({error})") from error
+        raise MissingPackage(f"text prompts need a tokenizer: pip install 'sam_jax[text]' ({error})") from error
     packed = (resources.files("sam_jax") / "assets" / MERGES).read_bytes()
     merges = [(a, b) for a, b in (line.split() for line in gzip.decompress(packed).decode("utf-8").splitlines())]
     # Bytes first, in the order of the official vocabulary: those that print, then the rest, which are written as

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sam_jax.errors import MissingPackage, UserError
+
 STAGES: dict[str, Literal["assisted-manual", "semi-automatic"]] = {
     "assisted": "assisted-manual",
     "semi": "semi-automatic",
@@ -62,7 +64,7 @@ def annotate(options: Annotate) -> None:
         from sam_jax.app.server import create_app
         from sam_jax.web.serving import access_of, serve_app
     except ImportError as error:
-        raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+        raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
     from sam_jax.app.images import scan
     from sam_jax.app.label_studio_files import LabelStudio
     from sam_jax.checkpoints.hub import load_model
@@ -70,7 +72,7 @@ def annotate(options: Annotate) -> None:
     from sam_jax.engine.store import Store
 
     if not 0 < options.max_megapixels <= 1000:
-        raise ValueError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
+        raise UserError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
     access = access_of(options.host, options.token)
     source = None
     if options.label_studio is not None:

@@ -19,6 +19,7 @@ from sam_jax.commands.engine import Engine, engine
 from sam_jax.commands.rate import Rate, rate
 from sam_jax.data.images import read_image
 from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.errors import UserError
 from sam_jax.everything.options import DEFAULT, GeneratorOptions
 from sam_jax.files import replacing
 from sam_jax.ops.draw import draw_masks
@@ -188,7 +189,7 @@ def segment(options: Segment) -> None:
     points, labels = positive + negative, [1] * len(positive) + [0] * len(negative)
     box = None if options.box is None else np.array(_numbers(options.box, 4, "--box"))
     if not points and box is None and options.text is None:
-        raise ValueError("expected a prompt: --point x,y, --box x0,y0,x1,y1, --text, or several of them")
+        raise UserError("expected a prompt: --point x,y, --box x0,y0,x1,y1, --text, or several of them")
     prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box, text=options.text)
     prompt.check(image.shape[:2])
     model, clip = load_model(options.model), None
@@ -238,7 +239,7 @@ def detect(options: Detect) -> int:
     from sam_jax.detection.run import detect_images, find_targets
 
     if options.batch < 1:
-        raise ValueError(f"expected --batch of at least 1, got {options.batch}")
+        raise UserError(f"expected --batch of at least 1, got {options.batch}")
     targets = find_targets(options.inputs, options.images, options.out)
     params, config = load_detector(options.model)
     if options.min_score is not None:
@@ -264,7 +265,7 @@ def search(options: Search) -> None:
     from sam_jax.everything.text_search import search as find
 
     if not options.text:
-        raise ValueError('expected what to look for: --text "a wheel"; it may be given many times')
+        raise UserError('expected what to look for: --text "a wheel"; it may be given many times')
     image = read_image(options.image)
     generator = SamAutomaticMaskGenerator(load_model(options.model), MaskGeneratorConfig(output_mode="coco_rle"))
     found = find(generator, load_clip(options.clip), image, options.text, options.top)
@@ -344,7 +345,7 @@ def _numbers(text: str, count: int, option: str) -> Any:
     except ValueError:
         values = ()
     if len(values) != count:
-        raise ValueError(f"{option} expects {count} numbers joined by commas, got {text!r}")
+        raise UserError(f"{option} expects {count} numbers joined by commas, got {text!r}")
     return values
 
 

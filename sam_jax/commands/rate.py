@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from sam_jax.errors import MissingPackage, UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -99,7 +101,7 @@ def _sample(step: Sample) -> None:
     for text in step.source:
         name, equals, file = text.partition("=")
         if not (name and equals and file) or name in sources:
-            raise ValueError(f"--source expects NAME=FILE, with different names, got {text!r}")
+            raise UserError(f"--source expects NAME=FILE, with different names, got {text!r}")
         sources[name] = Path(file)
     truth = read_truth(step.annotations, step.images, step.split)
     study = sample_study(truth, sources, step.masks, step.seed, step.min_area)
@@ -116,7 +118,7 @@ def _serve(step: Serve) -> None:
         from sam_jax.evals.rating.server import create_app
         from sam_jax.web.serving import access_of, serve_app
     except ImportError as error:
-        raise ImportError(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+        raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
     access = access_of(step.host, step.token)
     study = Study(step.study)
     study.check_images()
@@ -125,4 +127,4 @@ def _serve(step: Serve) -> None:
             greeting = f"{len(study.ratings)} of {len(study.jobs)} masks rated."
             serve_app(create_app(study, access), access, step.port, greeting)
     except Timeout as error:
-        raise ValueError(f"{step.study} is being rated by another sam-jax rate serve") from error
+        raise UserError(f"{step.study} is being rated by another sam-jax rate serve") from error

@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sam_jax.config import DataConfig, SamConfig
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
+from sam_jax.errors import BadRecord
 from sam_jax.ops.resample import Patch, resample_runs
 from sam_jax.ops.rle import counts_from_rle
 from sam_jax.types import Batch

@@ -5,27 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from sam_jax.errors import BadRecord, UserError
+
 logger = logging.getLogger(__name__)
 
 BAD_ALWAYS_ALLOWED = 10  # records, whatever their share
 BAD_IN_A_ROW = 100
-
-
-class BadRecord(ValueError):
-    """An image that cannot be used with its masks.
-
-    Args:
-        reason: in a few words, the same for all of a kind; they are counted by it.
-        where: file or record.
-        detail: what was found.
-    """
-
-    def __init__(self, reason: str, where: object, detail: object = "") -> None:
-        super().__init__(reason, str(where), str(detail))  # as args, so that it can be pickled
-        self.reason, self.where, self.detail = reason, str(where), str(detail)
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclasses.dataclass
@@ -69,7 +54,7 @@ class BadRecords:
         too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * max(self.records, self.total))
         if too_many or self.in_a_row >= self.max_in_a_row:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
-            raise ValueError(
+            raise UserError(
                 f"{self.bad} of {self.records} records cannot be used ({reasons}), the last {self.in_a_row} of them "
                 f"in a row; the last one: {problem}. Mend the data, or allow more with --data.max-bad-fraction "
                 "(sam-jax prepare: --max-bad-fraction)"

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from sam_jax.errors import MissingPackage
+
 POLL = 1.0  # seconds between two looks at what is finished
 
 
@@ -25,7 +27,7 @@ def open_pipeline(options: Sequence[str], workers: int = 1) -> Any:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError as error:
-        raise ImportError("this runs on Apache Beam; pip install 'sam_jax[beam]'") from error
+        raise MissingPackage("this runs on Apache Beam; pip install 'sam_jax[beam]'") from error
 
     local = ["--default_sdk_harness_log_level=WARNING"]
     if workers > 1:

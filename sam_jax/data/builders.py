@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord, BadRecords, Report
+from sam_jax.data.bad_records import BadRecords, Report
 from sam_jax.data.examples import Example, Source
+from sam_jax.errors import BadRecord
 from sam_jax.ops.rle import counts_from_rle, rle_box
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.ops.rle import Rle, rle_from_counts
 
 # Files of the COCO release that hold no instances.
@@ -49,7 +49,7 @@ class CocoSource:
         content = read_json(annotation_file.read_bytes(), annotation_file)
         for field in ("images", "annotations"):
             if not isinstance(content, dict) or not isinstance(content.get(field), list):
-                raise ValueError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
+                raise UserError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
         try:
             check_unique((image["id"] for image in content["images"]), "ids of images", annotation_file)
             segmentations: dict[Any, list] = {image["id"]: [] for image in content["images"] if keep_image(image)}
@@ -62,7 +62,7 @@ class CocoSource:
                 if segmentations.get(image["id"])
             ]
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"expected COCO-format JSON in {annotation_file}: images with id and file_name, annotations with "
                 f"image_id; got {type(error).__name__} {error}"
             ) from error
@@ -94,7 +94,7 @@ def check_unique(ids: Iterable[Any], what: str, annotation_file: Path) -> None:
     """
     twice = [id_ for id_, count in Counter(ids).items() if count > 1]
     if twice:
-        raise ValueError(
+        raise UserError(
             f"expected different {what} in {annotation_file}, got {len(twice)} more than once, "
             f"such as {', '.join(map(repr, twice[:5]))}"
         )
@@ -192,7 +192,7 @@ def find_image_folder(annotation_file: Path, names: Sequence[str], given: Path |
     best = max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))
     if names and not any((best / name).is_file() for name in names):
         looked = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(
+        raise MissingFile(
             f"the images of {annotation_file} ({names[0]}, ...) are not in {looked}; "
             "say where they are with --data.images (sam-jax prepare: --images)"
         )

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.images import pillow_to_rgb
+from sam_jax.errors import BadRecord, MissingFile
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
 
 
@@ -133,7 +133,7 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
     paths = sorted((root / "images" / split).glob("*.jpg"))
     if not paths:
-        raise FileNotFoundError(f"expected BSDS500 images in {root / 'images' / split}, found none")
+        raise MissingFile(f"expected BSDS500 images in {root / 'images' / split}, found none")
     examples = []
     for path in paths:
         truth = scipy.io.loadmat(root / "groundTruth" / split / f"{path.stem}.mat")["groundTruth"][0]

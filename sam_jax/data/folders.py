@@ -12,9 +12,9 @@ from jaxtyping import Int
 from PIL import Image
 
 from sam_jax.config import LabelValues
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
 from sam_jax.data.images import IMAGE_SUFFIXES, find_image
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
 CHECKED_MAPS = 16  # looked at when a folder is opened
@@ -130,11 +130,11 @@ def _refuse_classes(paths: list[Path]) -> None:
             labels = read_labels(path)
         except BadRecord as error:
             if error.reason == "map with colours":
-                raise ValueError(str(error)) from error
+                raise UserError(str(error)) from error
             continue  # counted when it is read
         values = np.unique(labels[labels != 0])
         if len(values) > 1 and values[-1] == 255 and values[-2] < 254:
-            raise ValueError(f"{path} has the value 255 and below it {values[-2]}, like a map of classes{advice}")
+            raise UserError(f"{path} has the value 255 and below it {values[-2]}, like a map of classes{advice}")
         for value in values:
             areas = np.sort(cv2.connectedComponentsWithStats((labels == value).astype(np.uint8))[2][1:, 4])
             if len(areas) > 1 and areas[-2] >= 0.1 * areas[-1]:
@@ -142,7 +142,7 @@ def _refuse_classes(paths: list[Path]) -> None:
             else:
                 whole += 1
     if scattered > whole:
-        raise ValueError(
+        raise UserError(
             f"{scattered} of {scattered + whole} values of the maps in {paths[0].parent} are scattered over several "
             f"regions, like classes{advice}"
         )

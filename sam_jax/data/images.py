@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.ops.transforms import as_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
@@ -55,18 +56,18 @@ def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
         elif given.exists():
             new = [ImageFile(given, PurePosixPath(given.name))]
         else:
-            raise FileNotFoundError(f"no image or folder at {given}")
+            raise MissingFile(f"no image or folder at {given}")
         for image_file in new:
             if results in image_file.path.resolve().parents:
                 continue
             other = found.setdefault(image_file.name.with_suffix(""), image_file)
             if other.path != image_file.path:
-                raise ValueError(
+                raise UserError(
                     f"the results of {other.path} and {image_file.path} would have the same name; "
                     "rename one, or run them into different output folders"
                 )
     if not found:
-        raise ValueError(f"no images in {', '.join(map(str, inputs))}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(f"no images in {', '.join(map(str, inputs))}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return list(found.values())
 
 
@@ -95,11 +96,11 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"expected an image at {path}, found no file")
+        raise MissingFile(f"expected an image at {path}, found no file")
     if not path.is_file():
-        raise ValueError(f"expected an image file, {path} is a folder or a device")
+        raise UserError(f"expected an image file, {path} is a folder or a device")
     if path.stat().st_size == 0:
-        raise ValueError(f"expected an image, {path} is an empty file")
+        raise UserError(f"expected an image, {path} is an empty file")
     return decode_image(path, path, max_pixels=max_pixels)
 
 
@@ -117,22 +118,22 @@ def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             file = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large ({error}); scale it down first") from error
+        raise UserError(f"{name} is too large ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"expected an image (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
+        raise UserError(f"expected an image (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
     with file:
         if file.width * file.height > max_pixels:
-            raise ValueError(
+            raise UserError(
                 f"{name} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
             )
         try:
             upright = ImageOps.exif_transpose(file)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ValueError(f"{name} is damaged or cut off: {error}") from error
+            raise UserError(f"{name} is damaged or cut off: {error}") from error
     try:
         return pillow_to_rgb(upright)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot show {name} as RGB: {error}") from error
+        raise UserError(f"cannot show {name} as RGB: {error}") from error
 
 
 def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

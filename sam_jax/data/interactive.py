@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
 from sam_jax.data.images import IMAGE_SUFFIXES
+from sam_jax.errors import BadRecord, MissingFile
 from sam_jax.ops.rle import encode_rle
 
 FOLDERS = (("data_GT", "boundary_GT"), ("images", "masks"), ("img", "gt"))  # GrabCut, Berkeley, DAVIS
@@ -34,12 +34,12 @@ class InteractiveSource:
         pair = next((pair for pair in FOLDERS if all((root / name).is_dir() for name in pair)), None)
         if pair is None:
             known = ", ".join(f"{images}/ with {masks}/" for images, masks in FOLDERS)
-            raise FileNotFoundError(f"expected images and masks in {root}, as {known}; found neither")
+            raise MissingFile(f"expected images and masks in {root}, as {known}; found neither")
         masks = {path.stem: path for path in sorted((root / pair[1]).iterdir()) if path.is_file()}
         image_paths = sorted(path for path in (root / pair[0]).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         self._files = [(path, masks.get(path.stem)) for path in image_paths]
         if not any(mask for _, mask in self._files):
-            raise FileNotFoundError(f"no image of {root / pair[0]} has a mask of its name in {root / pair[1]}")
+            raise MissingFile(f"no image of {root / pair[0]} has a mask of its name in {root / pair[1]}")
 
     def __len__(self) -> int:
         return len(self._files)

@@ -13,8 +13,9 @@ import numpy as np
 
 from sam_jax.config import DataConfig, SamConfig
 from sam_jax.data.augment import Row, empty_row, prepare_example, stack_rows
-from sam_jax.data.bad_records import BadRecord, BadRecords
+from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.examples import Example, Source
+from sam_jax.errors import BadRecord, MissingPackage, UserError
 from sam_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def make_loader(
     try:
         import grain
     except ImportError as error:
-        raise ImportError("training reads its images with grain; pip install 'sam_jax[train]'") from error
+        raise MissingPackage("training reads its images with grain; pip install 'sam_jax[train]'") from error
 
     if not len(source):
-        raise ValueError("expected at least one image with masks to train on, got none")
+        raise UserError("expected at least one image with masks to train on, got none")
     if config.batch_size % process_count:
-        raise ValueError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
+        raise UserError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
     threads = max(1, config.workers)
     batches = (
         grain.MapDataset.source(_Guarded(source))
@@ -117,7 +118,7 @@ def fixed_batches(
             logger.warning("not used for validation: %s", error)
             problem = error
     if not rows:
-        raise ValueError(f"no image to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
+        raise UserError(f"no image to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
     while len(rows) % config.batch_size:
         rows.append(empty_row(model))
     starts = range(0, len(rows), config.batch_size)

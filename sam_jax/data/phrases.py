@@ -9,6 +9,7 @@ from typing import Any
 
 from sam_jax.data.coco import find_coco_files, find_image_folder, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.errors import UserError
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
 PHRASE_FIELDS = ("sentences", "expressions", "referring_expressions", "captions", "caption", "phrase", "text")
@@ -42,7 +43,7 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
         parts = find_coco_files(path)
         files = parts["validation"] or parts["train"]
         if len(files) != 1:
-            raise ValueError(f"expected one COCO-format file in {path}, found {[str(file) for file in files]}; name it")
+            raise UserError(f"expected one COCO-format file in {path}, found {[str(file) for file in files]}; name it")
         (path,) = files
     content = read_json(path.read_bytes(), path)
     try:
@@ -73,9 +74,9 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
                 example = Example(folder / image["file_name"], size, tuple(masks), path.stem)
                 rows.append(Phrased(example, tuple(texts)))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"expected COCO-format JSON in {path}: {type(error).__name__} {error}") from error
+        raise UserError(f"expected COCO-format JSON in {path}: {type(error).__name__} {error}") from error
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"found no texts in {path}: expected annotations with {', '.join(PHRASE_FIELDS)}, or categories with names"
         )
     return rows

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import tyro
 
 from sam_jax.config import DataFormat, LabelValues
-from sam_jax.data.bad_records import BadRecord, BadRecords, Report
+from sam_jax.data.bad_records import BadRecords, Report
 from sam_jax.data.examples import Source
 from sam_jax.data.sa1b import find_sa1b
 from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
+from sam_jax.errors import AlreadyExists, BadRecord, MissingPackage, UserError
 from sam_jax.files import replacing
 
 BAD_RECORDS = "bad_records.jsonl"
@@ -76,15 +77,15 @@ def prepare(options: Prepare) -> Prepared:
     try:
         from sam_jax.data import builders
     except ImportError as error:
-        raise ImportError(f"preparing data takes more packages ({error}); pip install 'sam_jax[train]'") from error
+        raise MissingPackage(f"preparing data takes more packages ({error}); pip install 'sam_jax[train]'") from error
 
     format = detect_format(options.source, options.format, options.images, tuple(TRAINING_SETS))
     if format == "prepared":
-        raise ValueError(f"{options.source} is prepared already; train with --data.path {options.source}")
+        raise UserError(f"{options.source} is prepared already; train with --data.path {options.source}")
     name, version = builders.BUILDERS[format].name, str(builders.SourceBuilder.VERSION)
     target = options.out / name / version
     if target.exists():
-        raise FileExistsError(f"{target} is there already; give another --out, or remove it")
+        raise AlreadyExists(f"{target} is there already; give another --out, or remove it")
     partial = options.out / f".partial_{name}"
     partial.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "tfds", ignore_errors=True)  # of a run that was killed
@@ -127,7 +128,7 @@ def _prepare_shards(options: Prepare, partial: Path) -> Report:
 
     tars, pairs = find_sa1b(options.source, options.images)
     if not tars and not pairs:
-        raise ValueError(f"expected tar files, or images with JSON files of the same names, in {options.source}")
+        raise UserError(f"expected tar files, or images with JSON files of the same names, in {options.source}")
     folder = partial / "shards"
     folder.mkdir(exist_ok=True)
     shards = make_shards(tars, pairs, folder)
@@ -146,7 +147,7 @@ def _prepare_shards(options: Prepare, partial: Path) -> Report:
     for problem in report.problems:
         check.count(problem)
     if not written:
-        raise ValueError(f"no record of {options.source} can be used; see {options.out / BAD_RECORDS}")
+        raise UserError(f"no record of {options.source} can be used; see {options.out / BAD_RECORDS}")
     _run(builders.SamSa1b(shards=written, data_dir=partial / "tfds"))
     return report
 

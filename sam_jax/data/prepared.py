@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example
+from sam_jax.errors import BadRecord, MissingPackage, UserError
 
 
 class PreparedSource:
@@ -57,10 +57,10 @@ def _open(folder: Path, split: str) -> Any:
 
     builder = _builder(folder)
     if split not in builder.info.splits:
-        raise ValueError(f"expected a split {split!r} in {folder}, it has {sorted(builder.info.splits)}")
+        raise UserError(f"expected a split {split!r} in {folder}, it has {sorted(builder.info.splits)}")
     wanted = {"image", "id", "dataset", "size", "masks"}
     if not wanted <= set(builder.info.features):
-        raise ValueError(
+        raise UserError(
             f"expected records with {sorted(wanted)} in {folder}, they have {sorted(builder.info.features)}; "
             "`sam-jax prepare` writes such records"
         )
@@ -71,7 +71,7 @@ def _builder(folder: Path) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ImportError("prepared data is read with tensorflow_datasets; pip install 'sam_jax[train]'") from error
+        raise MissingPackage("prepared data is read with tensorflow_datasets; pip install 'sam_jax[train]'") from error
     return tfds.builder_from_directory(folder)
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, check_rle, read_json
 from sam_jax.data.images import IMAGE_SUFFIXES, find_image
+from sam_jax.errors import BadRecord
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord, Report
+from sam_jax.data.bad_records import Report
 from sam_jax.data.beam import open_pipeline, watching
 from sam_jax.data.sa1b import Sa1bSource
+from sam_jax.errors import BadRecord
 from sam_jax.files import replacing, write_atomically
 
 PAIRS_PER_SHARD = 1000  # of a folder

@@ -14,6 +14,7 @@ from sam_jax.data.folders import LabelSource, MaskSource, find_folders
 from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
+from sam_jax.errors import MissingFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
         return train, splits["validation"]
     every = max(VALIDATION_EVERY, len(train) // VALIDATION_MOST)
     if len(train) < 2:
-        raise ValueError(f"expected at least 2 images in {config.path}, to train on and to validate; got {len(train)}")
+        raise UserError(f"expected at least 2 images in {config.path}, to train on and to validate; got {len(train)}")
     held_out = range(0, len(train), every)
     return Subset(train, _AllBut(len(train), every)), Subset(train, held_out)
 
@@ -105,7 +106,7 @@ def detect_format(path: Path, format: DataFormat, images: Path | None, datasets:
         FileNotFoundError, ValueError: nothing there, or nothing that is known.
     """
     if not path.exists():
-        raise FileNotFoundError(f"expected data at {path.resolve()}; say where it is with --data.path")
+        raise MissingFile(f"expected data at {path.resolve()}; say where it is with --data.path")
     if format != "auto":
         return format
     if path.is_file():
@@ -113,10 +114,10 @@ def detect_format(path: Path, format: DataFormat, images: Path | None, datasets:
             return "sa1b"
         if path.suffix.lower() == ".json":
             return "coco"
-        raise ValueError(f"expected a folder, a tar or a COCO-format JSON, got {path}")
+        raise UserError(f"expected a folder, a tar or a COCO-format JSON, got {path}")
     for known in _fitting(path, images, datasets):
         return known
-    raise ValueError(f"found no images with masks in {path.resolve()}; looked for{_looked_for()}")
+    raise UserError(f"found no images with masks in {path.resolve()}; looked for{_looked_for()}")
 
 
 def _looked_for() -> str:
@@ -152,7 +153,7 @@ def open_splits(path: Path, format: DataFormat, images: Path | None, label_value
     if format == "prepared":
         folders = find_prepared(path)
         if len(folders) != 1:
-            raise ValueError(
+            raise UserError(
                 f"expected one prepared data set (a dataset_info.json) in {path}, found {len(folders)}: "
                 f"{', '.join(map(str, folders))}; give the path of one"
             )
@@ -175,12 +176,12 @@ def open_splits(path: Path, format: DataFormat, images: Path | None, label_value
     else:
         found = find_folders(path, images)
         if found is None or found[0] != format:
-            raise ValueError(f"found no {format} in {path}; looked for{_looked_for()}")
+            raise UserError(f"found no {format} in {path}; looked for{_looked_for()}")
         _, image_folder, below = found
         source = (
             LabelSource(image_folder, below, label_values) if format == "labels" else MaskSource(image_folder, below)
         )
         splits = {"train": source}
     if "train" not in splits or not len(splits["train"]):
-        raise ValueError(f"found no image with masks in {path} ({format}); looked for{_looked_for()}")
+        raise UserError(f"found no image with masks in {path} ({format}); looked for{_looked_for()}")
     return splits

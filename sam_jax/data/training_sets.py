@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example, read_bsds500
+from sam_jax.errors import MissingFile, UserError
 
 
 def _bsds500_train(root: Path) -> list[Example]:
@@ -52,9 +53,9 @@ def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
     """
     unknown = sorted(set(names) - set(TRAINING_SETS))
     if unknown:
-        raise ValueError(f"unknown datasets {unknown}; known are {sorted(TRAINING_SETS)}")
+        raise UserError(f"unknown datasets {unknown}; known are {sorted(TRAINING_SETS)}")
     if not root.is_dir():
-        raise FileNotFoundError(f"expected the data folder at {root.resolve()}; say where it is with --data.path")
+        raise MissingFile(f"expected the data folder at {root.resolve()}; say where it is with --data.path")
     return [example for name in names for example in TRAINING_SETS[name](root)]
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+from sam_jax.errors import UserError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of anchors, height / width
 BOX_BINS, MASK_BINS = 7, 14  # side of what is pooled from a box
@@ -41,12 +42,12 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "category_ids", tuple(self.category_ids))  # JSON gives lists, which jit can't hash
         if self.encoder.patch_size % 4 or self.encoder.grid_size < 4:
-            raise ValueError(
+            raise UserError(
                 "expected an encoder with patches of a multiple of 4 pixels and at least 4 along a side, for the "
                 f"pyramid's strides; got patch_size {self.encoder.patch_size}, {self.encoder.grid_size} along a side"
             )
         if not self.category_ids:
-            raise ValueError("expected at least one class in category_ids, got none")
+            raise UserError("expected at least one class in category_ids, got none")
 
     @property
     def num_classes(self) -> int:
@@ -87,10 +88,10 @@ class DetectorConfig:
         try:
             fields: Any = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"expected a detector's config as JSON, got {text[:80]!r}") from error
+            raise UserError(f"expected a detector's config as JSON, got {text[:80]!r}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) - known or "encoder" not in fields:
-            raise ValueError(f"expected a JSON object with fields of DetectorConfig, encoder among them, got {fields}")
+            raise UserError(f"expected a JSON object with fields of DetectorConfig, encoder among them, got {fields}")
         return cls(**fields | {"encoder": SamConfig.from_json(json.dumps(fields["encoder"]))})
 
 

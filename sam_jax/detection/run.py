@@ -22,6 +22,7 @@ from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import Detections, detect_objects
 from sam_jax.detection.results import to_results
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import replacing
 from sam_jax.modeling import normalize_images
 from sam_jax.ops.transforms import fit_image
@@ -66,17 +67,17 @@ def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list
         image_files = find_images(inputs, out)
         return [Target(p.path, {"image_id": p.image_id, "file_name": str(p.name)}) for p in image_files]
     if len(inputs) != 1:
-        raise ValueError(f"expected one COCO-format JSON file, or images and folders, got {list(map(str, inputs))}")
+        raise UserError(f"expected one COCO-format JSON file, or images and folders, got {list(map(str, inputs))}")
     (file,) = inputs
     if not file.is_file():
-        raise FileNotFoundError(f"expected a COCO-format JSON file at {file}, found none")
+        raise MissingFile(f"expected a COCO-format JSON file at {file}, found none")
     content = read_json(file.read_bytes(), file)
     try:
         entries = [(image["id"], image["file_name"]) for image in content["images"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected COCO-format JSON with images that have id and file_name in {file}") from error
+        raise UserError(f"expected COCO-format JSON with images that have id and file_name in {file}") from error
     if not entries:
-        raise ValueError(f"expected images in {file}, it lists none")
+        raise UserError(f"expected images in {file}, it lists none")
     folder = find_image_folder(file, [name for _, name in entries[:8]], images)
     return [Target(folder / name, {"image_id": image_id}) for image_id, name in entries]
 

@@ -24,12 +24,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, read_json
 from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
 from sam_jax.engine.records import MaskRecord, Split, Stage, StoredImage
 from sam_jax.engine.statements import now
 from sam_jax.engine.store import Store
+from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.ops.rle import rle_area, rle_box
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
@@ -68,7 +68,7 @@ def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
     try:
         return [DatasetVersion(**read_json(file.read_bytes(), file)) for file in files]
     except TypeError as error:
-        raise ValueError(f"expected files of this sam_jax in {store.folder / FOLDERS[split]}: {error}") from error
+        raise UserError(f"expected files of this sam_jax in {store.folder / FOLDERS[split]}: {error}") from error
 
 
 def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ()) -> DatasetVersion:
@@ -85,7 +85,7 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
         FileNotFoundError: an image is gone.
     """
     if split == "held_out" and automatic:
-        raise ValueError("expected people's masks alone to judge models on, got automatic ones")
+        raise UserError("expected people's masks alone to judge models on, got automatic ones")
     parent = store.folder / FOLDERS[split]
     parent.mkdir(exist_ok=True)
     with FileLock(parent / ".lock"):
@@ -97,7 +97,7 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
             for path in automatic:
                 _write_automatic(store, path, version)
             if not version.pictures:
-                raise ValueError(
+                raise UserError(
                     f"expected finished images with masks in the {split} part of {store.folder}, found none; "
                     "annotate some first (sam-jax annotate)"
                 )
@@ -204,7 +204,7 @@ def _write_images(store: Store, split: Split, version: _Writer) -> None:
 
 def _read(stored: StoredImage) -> bytes:
     if not stored.path.is_file():
-        raise FileNotFoundError(f"expected an image of the project at {stored.path}, found none; put it back")
+        raise MissingFile(f"expected an image of the project at {stored.path}, found none; put it back")
     return stored.path.read_bytes()
 
 
@@ -237,10 +237,10 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         FileNotFoundError, ValueError: nothing there, or what is there can't be read.
     """
     if not path.exists():
-        raise FileNotFoundError(f"expected automatic masks at {path}, found nothing")
+        raise MissingFile(f"expected automatic masks at {path}, found nothing")
     tars, pairs = find_sa1b(path)
     if not tars and not pairs:
-        raise ValueError(f"expected images with a JSON of masks beside each, or tars of them, in {path}; found none")
+        raise UserError(f"expected images with a JSON of masks beside each, or tars of them, in {path}; found none")
     for stored, annotation in pairs:
         yield stored.read_bytes(), read_json(annotation.read_bytes(), annotation)
     problems: list[BadRecord] = []
@@ -251,7 +251,7 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             ]
             yield parts[0].read(), read_json(parts[1].read(), parts[1].where)
     if problems:
-        raise ValueError(f"{len(problems)} images in {path} can't be used, the first: {problems[0]}")
+        raise UserError(f"{len(problems)} images in {path} can't be used, the first: {problems[0]}")
 
 
 def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
@@ -270,7 +270,7 @@ def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
                 for annotation in content["annotations"]
             ]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected JSON of SA-1B's layout in {path}: {type(error).__name__} {error}") from error
+            raise UserError(f"expected JSON of SA-1B's layout in {path}: {type(error).__name__} {error}") from error
         if image["image_id"] not in leave_out:
             name = f"{AUTOMATIC}/{hashlib.sha256(stored).hexdigest()[:20]}{Path(source).suffix.lower()}"
             version.add(name, stored, image | {"source": source}, annotations)

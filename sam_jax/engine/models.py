@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sam_jax.engine.statements import log, now
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.files import write_atomically
 
 Kind = Literal["sam", "detector"]
@@ -108,7 +109,7 @@ def change_model(
     with store.transaction() as db:
         row = db.execute("SELECT record FROM models WHERE number = ?", (model.number,)).fetchone()
         if row is None or _read(row) != model:
-            raise ValueError(f"model {model.number} was changed by another command meanwhile; see its status")
+            raise UserError(f"model {model.number} was changed by another command meanwhile; see its status")
         db.execute("UPDATE models SET record = ? WHERE number = ?", (_to_json(changed), model.number))
         log(db, "model", dataclasses.asdict(changed) | {"reason": reason})
     _write_copy(store, changed)

@@ -21,6 +21,7 @@ from sam_jax.data.images import READER_THREADS, read_batches, read_image
 from sam_jax.engine.models import current_model, describe, load_name
 from sam_jax.engine.records import MaskRecord, Prompt, StoredImage
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.ops.rle import Rle, rle_area, rle_iou
 from sam_jax.ops.transforms import fit_image
@@ -76,7 +77,7 @@ def prefill(store: Store, proposer: Proposer, max_images: int = 0) -> PrefillRep
         ValueError: the project is in another stage.
     """
     if store.stage != "semi-automatic":
-        raise ValueError(
+        raise UserError(
             f"expected the semi-automatic stage to pre-fill images in, {store.folder} is in the {store.stage} one; "
             "go on to it first (sam-jax engine stage PROJECT semi-automatic)"
         )
@@ -268,11 +269,11 @@ def open_proposer(store: Store, detector: Path | None, *, everything: bool, **se
 
     current, own = current_model(store), current_model(store, "detector")
     if current is None:
-        raise ValueError(f"{store.folder} has no model; give it one with sam-jax engine init --model")
+        raise UserError(f"{store.folder} has no model; give it one with sam-jax engine init --model")
     if everything:
         return EverythingProposer(load_model(load_name(store, current)), describe(current), **settings)
     if detector is None and own is None:
-        raise ValueError(
+        raise UserError(
             f"{store.folder} has no detector; train one (sam-jax engine train --detector), give one (--detector), or "
             "take everything mode's confident masks (--from everything)"
         )

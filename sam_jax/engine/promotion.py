@@ -16,6 +16,7 @@ from sam_jax.engine.models import (
     models_folder,
 )
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def promote(store: Store, number: int | None = None) -> Promotion:
     current = current_model(store)
     if not candidates or current is None:
         which = "a candidate" if number is None else f"a candidate of number {number}"
-        raise ValueError(f"expected {which} in {store.folder}, found none; train one first (sam-jax engine train)")
+        raise UserError(f"expected {which} in {store.folder}, found none; train one first (sam-jax engine train)")
     candidate = candidates[-1]
     held_out = freeze(store, "held_out")
     before, after = (measure(store, model, held_out) for model in (current, candidate))

@@ -9,6 +9,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import Rle, counts_from_rle
 
 Stage = Literal["assisted-manual", "semi-automatic", "automatic"]
@@ -67,45 +68,45 @@ class MaskRecord:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", self.id):
-            raise ValueError(f"expected an id of 1 to 64 letters, digits, _ or -, got {self.id!r}")
+            raise UserError(f"expected an id of 1 to 64 letters, digits, _ or -, got {self.id!r}")
         _check_int("picture_id", self.picture_id)
         _check_int("rank", self.rank)
         check_annotator(self.annotator)
         check_choice("origin", self.origin, Origin)
         check_choice("state", self.state, State)
         if self.origin == "manual" and self.state != "accepted":
-            raise ValueError(f"expected a manual mask to be accepted, got {self.state}; what is not wanted is deleted")
+            raise UserError(f"expected a manual mask to be accepted, got {self.state}; what is not wanted is deleted")
         if self.name is not None and not (isinstance(self.name, str) and len(self.name) <= MAX_TEXT):
-            raise ValueError(f"expected a name of at most {MAX_TEXT} characters or none, got {str(self.name)[:80]!r}")
+            raise UserError(f"expected a name of at most {MAX_TEXT} characters or none, got {str(self.name)[:80]!r}")
         if not isinstance(self.model, str) or len(self.model) > 4 * MAX_TEXT:
-            raise ValueError(f"expected the name of a model, got {str(self.model)[:80]!r}")
+            raise UserError(f"expected the name of a model, got {str(self.model)[:80]!r}")
         for field in ("predicted_iou", "stability_score"):
             if getattr(self, field) is not None:
                 _check_number(field, getattr(self, field))
         check_seconds(self.seconds)
         if not isinstance(self.segmentation, dict) or set(self.segmentation) != {"size", "counts"}:
-            raise ValueError(f"expected COCO run lengths with size and counts, got {str(self.segmentation)[:80]}")
+            raise UserError(f"expected COCO run lengths with size and counts, got {str(self.segmentation)[:80]}")
         if not isinstance(self.segmentation["counts"], str):
-            raise ValueError("expected compressed run lengths, counts as a string")
+            raise UserError("expected compressed run lengths, counts as a string")
         if not counts_from_rle(self.segmentation)[1::2].sum():
-            raise ValueError("expected a mask of at least one pixel, got an empty one")
+            raise UserError("expected a mask of at least one pixel, got an empty one")
         _check_prompts(self.prompts)
 
 
 def check_annotator(annotator: str) -> None:
     if not isinstance(annotator, str) or not annotator.strip() or len(annotator) > MAX_TEXT:
-        raise ValueError(f"expected an annotator's name of 1 to {MAX_TEXT} characters, got {str(annotator)[:80]!r}")
+        raise UserError(f"expected an annotator's name of 1 to {MAX_TEXT} characters, got {str(annotator)[:80]!r}")
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"expected {field} to be one of {', '.join(get_args(choices))}, got {value!r}")
+        raise UserError(f"expected {field} to be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def check_seconds(seconds: float) -> None:
     _check_number("seconds", seconds)
     if seconds < 0:
-        raise ValueError(f"expected seconds of at least 0, got {seconds}")
+        raise UserError(f"expected seconds of at least 0, got {seconds}")
 
 
 def check_name(name: str) -> str:
@@ -116,18 +117,18 @@ def check_name(name: str) -> str:
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or "\0" in name:
-        raise ValueError(f"expected a path below the folder of the images, joined by /, got {name!r}")
+        raise UserError(f"expected a path below the folder of the images, joined by /, got {name!r}")
     return str(path)
 
 
 def _check_int(field: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"expected {field} to be a whole number of at least 0, got {value!r}")
+        raise UserError(f"expected {field} to be a whole number of at least 0, got {value!r}")
 
 
 def _check_number(field: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"expected {field} to be a finite number, got {value!r}")
+        raise UserError(f"expected {field} to be a finite number, got {value!r}")
 
 
 PROMPT_FIELDS = {"point": ("x", "y"), "box": ("x0", "y0", "x1", "y1"), "brush": ()}
@@ -135,18 +136,18 @@ PROMPT_FIELDS = {"point": ("x", "y"), "box": ("x0", "y0", "x1", "y1"), "brush": 
 
 def _check_prompts(prompts: Any) -> None:
     if not isinstance(prompts, list):
-        raise ValueError(f"expected a list of prompts, got {str(prompts)[:80]}")
+        raise UserError(f"expected a list of prompts, got {str(prompts)[:80]}")
     for prompt in prompts:
         kind = prompt.get("type") if isinstance(prompt, dict) else None
         if kind not in PROMPT_FIELDS:
-            raise ValueError(f"expected prompts with a type of {', '.join(PROMPT_FIELDS)}, got {str(prompt)[:80]}")
+            raise UserError(f"expected prompts with a type of {', '.join(PROMPT_FIELDS)}, got {str(prompt)[:80]}")
         for field in PROMPT_FIELDS[kind]:
             _check_number(f"{field} of a {kind}", prompt.get(field))
         if kind != "box" and (isinstance(prompt.get("label"), bool) or prompt.get("label") not in (0, 1)):
-            raise ValueError(f"expected a {kind} with label 1 (object) or 0 (background), got {prompt.get('label')!r}")
+            raise UserError(f"expected a {kind} with label 1 (object) or 0 (background), got {prompt.get('label')!r}")
     try:
         length = len(json.dumps(prompts, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"expected prompts that JSON can hold: {error}") from error
+        raise UserError(f"expected prompts that JSON can hold: {error}") from error
     if length > MAX_PROMPTS:
-        raise ValueError(f"expected prompts of at most {MAX_PROMPTS} characters of JSON, got {length}")
+        raise UserError(f"expected prompts of at most {MAX_PROMPTS} characters of JSON, got {length}")

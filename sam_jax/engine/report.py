@@ -13,6 +13,7 @@ from sam_jax.engine.measures import StageMeasures, measure_stages, summarize_mea
 from sam_jax.engine.records import Stage
 from sam_jax.engine.stages import describe_status, summarize
 from sam_jax.engine.store import Store
+from sam_jax.errors import MissingPackage
 from sam_jax.files import replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_report(store: Store) -> Path:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'sam_jax[train]'") from error
+        raise MissingPackage("plots need matplotlib: pip install 'sam_jax[train]'") from error
     folder = store.folder / "report"
     folder.mkdir(exist_ok=True)
     summary, measured = summarize(store), measure_stages(store)

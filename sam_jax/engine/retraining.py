@@ -25,6 +25,7 @@ from sam_jax.engine.models import (
     models_folder,
 )
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.files import replacing
 
 OWN_CONFIGS: dict[Kind, Path] = {
@@ -60,7 +61,7 @@ def retrain(
         FileNotFoundError: no such config.
     """
     if bad := [text for text in overrides if "=" not in text]:
-        raise ValueError(f"expected FIELD=VALUE, such as steps=500, got {bad[0]!r}")
+        raise UserError(f"expected FIELD=VALUE, such as steps=500, got {bad[0]!r}")
     arguments = [str((config or OWN_CONFIGS[kind]).resolve()), *(f"--{text}" for text in overrides)]
     with _only_one(store, kind):
         return _retrain(store, kind, arguments, automatic, given=bool(config or overrides))
@@ -75,19 +76,19 @@ def _only_one(store: Store, kind: Kind) -> Iterator[None]:
         with FileLock(folder / f".{kind}.lock", timeout=0):
             yield
     except Timeout as error:
-        raise ValueError(f"a {kind} of {store.folder} is in training in another process; wait for it") from error
+        raise UserError(f"a {kind} of {store.folder} is in training in another process; wait for it") from error
 
 
 def _retrain(store: Store, kind: Kind, arguments: list[str], automatic: Sequence[Path], *, given: bool) -> ModelVersion:
     model = next((m for m in list_models(store, kind) if m.state == "training"), None)
     if model is not None and given and model.config != arguments:
-        raise ValueError(
+        raise UserError(
             f"model {model.number} is still in training, with {' '.join(model.config)}; say the same, or nothing, to "
             "go on with it"
         )
     start = current_model(store)
     if start is None:
-        raise ValueError(f"{store.folder} has no model to start from; give it one with sam-jax engine init --model")
+        raise UserError(f"{store.folder} has no model to start from; give it one with sam-jax engine init --model")
     if model is None:
         _read_config(kind, arguments)  # before data are frozen for it
         dataset = freeze(store, "train", automatic)
@@ -122,7 +123,7 @@ def _read_config(kind: Kind, arguments: Sequence[str]) -> Any:
 
     config = load_config(arguments)
     if isinstance(config, DetectorTrainConfig) != (kind == "detector"):
-        raise ValueError(f"expected a config that trains a {kind}, {arguments[0]} has a {type(config).__name__}")
+        raise UserError(f"expected a config that trains a {kind}, {arguments[0]} has a {type(config).__name__}")
     return config
 
 

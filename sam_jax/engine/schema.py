@@ -6,6 +6,8 @@ import os
 import sqlite3
 from pathlib import Path
 
+from sam_jax.errors import UserError
+
 VERSION = 1
 APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
 BUSY_SECONDS = 60.0
@@ -100,13 +102,13 @@ def connect(path: Path) -> sqlite3.Connection:
             db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
     except sqlite3.DatabaseError as error:
-        raise ValueError(f"expected a store of the data engine at {path}: {error}") from error
+        raise UserError(f"expected a store of the data engine at {path}: {error}") from error
     if application != APPLICATION:
         db.close()
-        raise ValueError(f"expected a store of the data engine at {path}, got another SQLite file")
+        raise UserError(f"expected a store of the data engine at {path}, got another SQLite file")
     if version != VERSION:
         db.close()
-        raise ValueError(
+        raise UserError(
             f"{path} is a store of version {version}, this sam_jax knows version {VERSION}; "
             "use the sam_jax that wrote it, or a newer one"
         )

@@ -13,6 +13,7 @@ from sam_jax.engine.models import add_model, current_model, list_models
 from sam_jax.engine.records import STAGES, Stage
 from sam_jax.engine.statements import from_json
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import rle_iou
 
 SLIGHTLY = 0.9  # IoU of a pre-filled mask with what people made of it, from which on it was right
@@ -39,7 +40,7 @@ def init(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store
     store = Store(folder)
     first = next(iter(list_models(store, "sam")), None)
     if first is not None and first.source != source:
-        raise ValueError(f"{folder} began with the model {first.source}; got {source}")
+        raise UserError(f"{folder} began with the model {first.source}; got {source}")
     if first is None:
         add_model(store, "sam", "promoted", source)
     return store, store.add_images(images, [str(stored.name) for stored in found], held_out)
@@ -53,7 +54,7 @@ def move(store: Store, stage: Stage) -> None:
     """
     here = store.stage
     if abs(STAGES.index(stage) - STAGES.index(here)) > 1:
-        raise ValueError(f"expected the stage before or after {here}, got {stage}; stages are {', '.join(STAGES)}")
+        raise UserError(f"expected the stage before or after {here}, got {stage}; stages are {', '.join(STAGES)}")
     store.set_stage(stage)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sam_jax.engine.records import MaskRecord, Stage, StoredImage
+from sam_jax.errors import UserError
 
 IMAGE = (
     "SELECT pictures.id, path AS root, name, width, height, split FROM pictures "
@@ -41,7 +42,7 @@ def stage_of(db: sqlite3.Connection) -> Stage:
 def image_of(db: sqlite3.Connection, picture_id: int) -> StoredImage:
     row = db.execute(f"{IMAGE} WHERE pictures.id = ?", (picture_id,)).fetchone()
     if row is None:
-        raise ValueError(f"there is no image {picture_id}")
+        raise UserError(f"there is no image {picture_id}")
     return StoredImage(**row)
 
 
@@ -97,7 +98,7 @@ def masks_of(db: sqlite3.Connection, picture_id: int) -> list[MaskRecord]:
 def save(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
     stored = image_of(db, record.picture_id)
     if [stored.height, stored.width] != list(record.segmentation["size"]):
-        raise ValueError(
+        raise UserError(
             f"expected a mask of {stored.height} x {stored.width} (h, w), the size of {stored.name}, got "
             f"{record.segmentation['size']}"
             + ("; note the image's size first, with set_size" if not stored.width else "")
@@ -109,9 +110,9 @@ def save(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
             return
         before = from_json(row["record"])
         if row["deleted"]:
-            raise ValueError(f"mask {record.id} was deleted; restore it first")
+            raise UserError(f"mask {record.id} was deleted; restore it first")
         if (before.picture_id, before.origin) != (record.picture_id, record.origin):
-            raise ValueError(
+            raise UserError(
                 f"mask {record.id} is {before.origin}, on image {before.picture_id}; it can't become "
                 f"{record.origin}, on image {record.picture_id}"
             )
@@ -131,7 +132,7 @@ def write(db: sqlite3.Connection, record: MaskRecord, at: str) -> None:
 def mark(db: sqlite3.Connection, mask_id: str, annotator: str, *, deleted: bool, at: str) -> MaskRecord:
     row = db.execute("SELECT deleted, record FROM masks WHERE id = ?", (mask_id,)).fetchone()
     if row is None:
-        raise ValueError(f"there is no mask {mask_id}")
+        raise UserError(f"there is no mask {mask_id}")
     record = from_json(row["record"])
     check_free_for(db, record.picture_id, annotator)
     if bool(row["deleted"]) != deleted:

@@ -28,6 +28,7 @@ from sam_jax.engine.records import (
     check_name,
     check_seconds,
 )
+from sam_jax.errors import MissingFile, UserError
 
 FILE = "engine.sqlite"
 
@@ -50,9 +51,7 @@ class Store:
         self._local = threading.local()
         if not self._path.exists():
             if not create:
-                raise FileNotFoundError(
-                    f"expected a project at {self.folder}, found no {FILE}; see sam-jax engine init"
-                )
+                raise MissingFile(f"expected a project at {self.folder}, found no {FILE}; see sam-jax engine init")
             schema.create(self._path)
         self._db()
 
@@ -119,7 +118,7 @@ class Store:
             ValueError: a name that leads out of the folder, or a share that is none.
         """
         if not 0 <= held_out < 1:
-            raise ValueError(f"expected a share of held-out images of at least 0 and below 1, got {held_out}")
+            raise UserError(f"expected a share of held-out images of at least 0 and below 1, got {held_out}")
         folder = str(Path(root).resolve())
         wanted = dict.fromkeys(check_name(name) for name in names)
         with self.transaction() as db:
@@ -152,13 +151,13 @@ class Store:
             ValueError: no size, or another one than it has masks of.
         """
         if width < 1 or height < 1:
-            raise ValueError(f"expected a width and a height of at least 1, got {width} x {height}")
+            raise UserError(f"expected a width and a height of at least 1, got {width} x {height}")
         with self.transaction() as db:
             stored = statements.image_of(db, picture_id)
             if (stored.width, stored.height) == (width, height):
                 return
             if db.execute("SELECT 1 FROM masks WHERE picture_id = ?", (picture_id,)).fetchone():
-                raise ValueError(
+                raise UserError(
                     f"{stored.name} is {width} x {height} and has masks of {stored.width} x {stored.height} pixels; "
                     "was the file replaced by another image?"
                 )
@@ -234,7 +233,7 @@ class Store:
             annotator: whose; None: everybody's.
         """
         if not idle_hours >= 0:
-            raise ValueError(f"expected hours of at least 0, got {idle_hours}")
+            raise UserError(f"expected hours of at least 0, got {idle_hours}")
         with self.transaction() as db:
             rows = db.execute(
                 f"{statements.IMAGE} WHERE state = 'open' AND (annotator = :who OR :who IS NULL) AND "

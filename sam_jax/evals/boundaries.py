@@ -16,10 +16,12 @@ import math
 import numpy as np
 from jaxtyping import Bool
 
+from sam_jax.errors import MissingPackage
+
 try:
     import numba
 except ImportError as error:
-    raise ImportError("the boundary benchmark needs numba: pip install 'sam_jax[eval]'") from error
+    raise MissingPackage("the boundary benchmark needs numba: pip install 'sam_jax[eval]'") from error
 
 COSTS_PER_PIXEL = 100  # distances are rounded to integers of 1/100 pixel, as in the original
 OUTLIER_COST = 100  # times the greatest distance

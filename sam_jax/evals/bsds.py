@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
 from sam_jax.files import write_atomically
 from sam_jax.parallel.gather import share, together
@@ -37,7 +38,7 @@ def read_truth(path: Path) -> Bool[np.ndarray, "A H W"]:
         people = scipy.io.loadmat(path)["groundTruth"][0]
         return np.stack([person["Boundaries"][0, 0] for person in people]).astype(bool)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"expected BSDS500 truth (groundTruth, with Boundaries) in {path}: {error}") from error
+        raise UserError(f"expected BSDS500 truth (groundTruth, with Boundaries) in {path}: {error}") from error
 
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
@@ -49,7 +50,7 @@ def find_truth(root: Path, split: str) -> dict[str, Path]:
     folder = root / "groundTruth" / split
     found = {path.stem: path for path in sorted(folder.glob("*.mat"))}
     if not found:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"expected BSDS500 truth in {folder.resolve()}, found none. Get BSDS500 from {SOURCE} and put its folders "
             "data/images and data/groundTruth there, or say where it is with --data"
         )
@@ -68,10 +69,10 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
     except (OSError, SyntaxError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"expected an edge map, cannot read {path}: {error}") from error
+        raise UserError(f"expected an edge map, cannot read {path}: {error}") from error
     largest = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535}.get(mode)
     if largest is None:
-        raise ValueError(f"expected a grey edge map of 1, 8 or 16 bits, {path} has mode {mode}")
+        raise UserError(f"expected a grey edge map of 1, 8 or 16 bits, {path} has mode {mode}")
     return values / largest
 
 
@@ -83,15 +84,15 @@ def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
         ValueError: ids without a map, or with two.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of edge maps, found none at {folder.resolve()}")
+        raise MissingFile(f"expected a folder of edge maps, found none at {folder.resolve()}")
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png"):
         other = found.setdefault(path.stem, path)
         if other != path:
-            raise ValueError(f"expected one map for {path.stem}, got {other} and {path}")
+            raise UserError(f"expected one map for {path.stem}, got {other} and {path}")
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"expected a map ID.png for each of {len(ids)} images in {folder}, {len(missing)} are missing: "
             f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
         )
@@ -113,9 +114,9 @@ def count_matches(
         ValueError: a map of another size than the truth, or with values outside of [0, 1].
     """
     if edges.shape != truths.shape[1:]:
-        raise ValueError(f"expected an edge map of the truth's size {truths.shape[1:]} (h, w), got {edges.shape}")
+        raise UserError(f"expected an edge map of the truth's size {truths.shape[1:]} (h, w), got {edges.shape}")
     if not ((edges >= 0) & (edges <= 1)).all():  # NaN is caught too
-        raise ValueError(f"expected an edge map of values in [0, 1], got {np.min(edges)} to {np.max(edges)}")
+        raise UserError(f"expected an edge map of values in [0, 1], got {np.min(edges)} to {np.max(edges)}")
     order = np.argsort(-thresholds)  # so that maps grow, which is what the matching is fast at
     maps = thin(edges >= thresholds[order, None, None])
     matched = np.zeros_like(maps)
@@ -252,7 +253,7 @@ def _each_image(
         try:
             counts = count(id_)
         except ValueError as error:
-            raise ValueError(f"{id_}: {error}") from error
+            raise UserError(f"{id_}: {error}") from error
         write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
         return counts
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, Source
+from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.evals.play import ClickRules, play_images
 from sam_jax.evals.records import Record, RecordLog, add_up, key_of
 from sam_jax.evals.report import LEFT_OUT, list_section
@@ -90,7 +90,7 @@ def open_datasets(names: Sequence[str], open_one: Callable[[str], Sample]) -> tu
             missing[name] = str(error)
             tqdm.write(f"{name} is left out: {error}")
     if not samples:
-        raise FileNotFoundError(
+        raise MissingFile(
             "no dataset can be evaluated:\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items())
         )
     return samples, missing
@@ -147,7 +147,7 @@ def run_clicks(
         problems[name].append(problem)
     if not any(line["masks"] for line in lines.values()):
         first = next((p for rows in problems.values() for p in rows), "there is no mask")
-        raise ValueError(f"{segmenter.name}: no image could be evaluated; the first: {first}")
+        raise UserError(f"{segmenter.name}: no image could be evaluated; the first: {first}")
     return {
         name: add_up(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
         for name in samples

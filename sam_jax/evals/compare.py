@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sam_jax.data.zero_shot import PAPER_DATASETS
+from sam_jax.errors import UserError
 from sam_jax.evals.records import Line, read_lines
 from sam_jax.evals.report import Report
 from sam_jax.files import write_atomically
@@ -64,16 +65,14 @@ def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
     (header, lines), (other_header, other_lines) = read_lines(first), read_lines(second)
     rules, other_rules = ({k: v for k, v in h.items() if k != "segmenter"} for h in (header, other_header))
     if rules != other_rules:
-        raise ValueError(
-            f"expected records of one evaluation, got {first} with {rules} and {second} with {other_rules}"
-        )
+        raise UserError(f"expected records of one evaluation, got {first} with {rules} and {second} with {other_rules}")
     most = rules.get("rules", {}).get("clicks", 0)
     if not 1 <= clicks <= most:
-        raise ValueError(f"expected a number of clicks from 1 to {most}, got {clicks}")
+        raise UserError(f"expected a number of clicks from 1 to {most}, got {clicks}")
     mine, theirs = _by_mask(lines), _by_mask(other_lines)
     common = [key for key in mine if key in theirs]
     if not common:
-        raise ValueError(f"{first} and {second} have no mask in common")
+        raise UserError(f"{first} and {second} have no mask in common")
     rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for dataset, image, mask in common:
         a, b = mine[dataset, image, mask], theirs[dataset, image, mask]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.data.images import read_image
+from sam_jax.errors import UserError
 from sam_jax.evals.bsds import (
     THRESHOLDS,
     find_maps,
@@ -182,7 +183,7 @@ class EdgesConfig:
             return {label: score_folder(maps, truths, self.out / label / "counts", workers=self.workers, label=label)}
         unknown = sorted(set(self.methods) - {SamEdges.name, HUMAN, *BASELINES})
         if unknown:
-            raise ValueError(f"unknown methods {unknown}; known are {[SamEdges.name, *BASELINES, HUMAN]}")
+            raise UserError(f"unknown methods {unknown}; known are {[SamEdges.name, *BASELINES, HUMAN]}")
         counts = {}
         for method in self.methods:
             if method == HUMAN:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecord
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
@@ -88,7 +88,7 @@ def score_images(
             outcomes.append(outcome)
     if not outcomes:
         first = next(iter(failures.items()), None)
-        raise ValueError(f"{label}: none of {len(failures)} images can be scored; the first: {first}")
+        raise UserError(f"{label}: none of {len(failures)} images can be scored; the first: {first}")
     return outcomes
 
 

@@ -21,6 +21,7 @@ from sam_jax.checkpoints.detector import load_detector
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.detection.run import Target, detect_images
+from sam_jax.errors import UserError
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
 from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
 from sam_jax.evals.report import Report
@@ -76,9 +77,9 @@ class InstancesConfig:
         start_processes(self.parallel)
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
-            raise ValueError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
+            raise UserError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
         if sum(source is not None for source in (self.boxes, self.detector, self.results)) > 1:
-            raise ValueError("expected one of boxes, detector and results, got more")
+            raise UserError("expected one of boxes, detector and results, got more")
         truth = read_truth(self.annotations, self.images, self.split)
         if self.class_agnostic:
             truth = truth.of_one_category()
@@ -181,7 +182,7 @@ def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
     """
     params, config = load_detector(detector)
     if ANY not in truth.categories and not set(config.category_ids) <= set(truth.categories):
-        raise ValueError(
+        raise UserError(
             f"expected a detector of the categories in {truth.file}, {detector} knows {shorten(config.category_ids)}; "
             "--class-agnostic leaves categories aside"
         )

@@ -23,13 +23,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools.cocoeval import COCOeval
 
+from sam_jax.errors import MissingPackage
 from sam_jax.evals.truth import ANY, FREQUENCIES, Object
 from sam_jax.ops.rle import rle_area
 
 try:
     import numba
 except ImportError as error:
-    raise ImportError("scoring masks needs numba: pip install 'sam_jax[eval]'") from error
+    raise MissingPackage("scoring masks needs numba: pip install 'sam_jax[eval]'") from error
 
 Result = dict[str, Any]
 """Of an image: `segmentation` (run lengths), `score`, `category_id` (not where categories do not matter)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sam_jax.checkpoints.hub import load_model
+from sam_jax.errors import UserError
 from sam_jax.evals.baselines import BASELINES
 from sam_jax.evals.ritm import PREFIX, RitmSegmenter
 from sam_jax.evals.segmenters import SamSegmenter, Segmenter
@@ -25,5 +26,5 @@ def open_segmenter(method: str, model: str, zoom: ZoomIn = ZoomIn()) -> Segmente
     if method.startswith(PREFIX):
         return RitmSegmenter.from_method(method, zoom)
     if method not in BASELINES:
-        raise ValueError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES, PREFIX + 'PATH']}")
+        raise UserError(f"unknown method {method!r}; known are {[SamSegmenter.name, *BASELINES, PREFIX + 'PATH']}")
     return BASELINES[method]()

@@ -15,6 +15,7 @@ from typing import Any
 from sam_jax.config import ParallelConfig
 from sam_jax.data.examples import Source, read_grabcut
 from sam_jax.data.interactive import InteractiveSource
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.click_runs import Problems, describe_left_out, open_datasets, run_clicks, sample_examples
 from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.play import ClickRules
@@ -83,7 +84,7 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
     """`NocConfig.evaluate` with segmenters of the caller's; records go to out/DATASET/NAME.jsonl."""
     unknown = sorted(set(config.datasets) - set(INTERACTIVE_SETS))
     if unknown:
-        raise ValueError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_SETS)}")
+        raise UserError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_SETS)}")
     samples, missing = open_datasets(
         config.datasets,
         lambda name: sample_examples(
@@ -124,7 +125,7 @@ def open_interactive(name: str, data: Path) -> Source:
     try:
         return known.open(data)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. Get {name} from {known.source} and unpack it to {data / name}") from error
+        raise MissingFile(f"{error}. Get {name} from {known.source} and unpack it to {data / name}") from error
 
 
 def clicks_needed(iou: list[float], target: float) -> int | None:

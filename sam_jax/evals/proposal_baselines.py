@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
+from sam_jax.errors import MissingPackage
 from sam_jax.evals.mask_scores import Result
 from sam_jax.ops.boxes import box_nms
 from sam_jax.ops.rle import encode_rle
@@ -44,7 +45,7 @@ class Felzenszwalb:
             from skimage.measure import regionprops
             from skimage.segmentation import felzenszwalb
         except ImportError as error:
-            raise ImportError(f"{self.name} needs scikit-image: pip install 'sam_jax[eval]'") from error
+            raise MissingPackage(f"{self.name} needs scikit-image: pip install 'sam_jax[eval]'") from error
 
         regions = []
         for scale in self.scales:

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
+from sam_jax.errors import UserError
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
 from sam_jax.evals.mask_scores import Recall, Result, count_found
 from sam_jax.evals.proposal_baselines import Felzenszwalb
@@ -118,7 +119,7 @@ class ProposalsConfig:
         start_processes(self.parallel)
         unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
         if unknown:
-            raise ValueError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
+            raise UserError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
         truth = read_truth(self.annotations, self.images, self.split)
         given = None if self.results is None else read_results(self.results, truth, "segmentation")
         truth = truth.take(self.max_images)

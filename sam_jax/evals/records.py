@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import write_atomically
 
 Record = dict[str, Any]
@@ -77,10 +78,10 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[Line]]:
         FileNotFoundError, ValueError: no such file; not one of records.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected records at {path}, as eval.py configs/eval_single_point.py leaves them")
+        raise MissingFile(f"expected records at {path}, as eval.py configs/eval_single_point.py leaves them")
     header, lines = _read(path)
     if not isinstance(header, dict) or any(not {"dataset", "picture", "masks"} <= line.keys() for line in lines):
-        raise ValueError(f"expected records of an evaluation by clicks in {path}: a protocol, then a line per image")
+        raise UserError(f"expected records of an evaluation by clicks in {path}: a protocol, then a line per image")
     return header, lines
 
 

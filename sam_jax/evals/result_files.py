@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle, read_json
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.truth import ANY, GroundTruthImage, Truth, shorten
 from sam_jax.files import replacing, write_atomically
@@ -79,20 +80,20 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
         ValueError: not such a file; results for other images or categories. Names them.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"expected a file of results at {file.resolve()}, found none")
+        raise MissingFile(f"expected a file of results at {file.resolve()}, found none")
     content = read_json(file.read_bytes(), file)
     if not isinstance(content, list) or not all(isinstance(result, dict) for result in content):
-        raise ValueError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
+        raise UserError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
     if ANY in truth.categories:
         content = [result | {"category_id": ANY} for result in content]
     fields = {"image_id", "category_id", "score", field}
     for i, result in enumerate(content):
         if not fields <= result.keys():
-            raise ValueError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
+            raise UserError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
     for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
         unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{file} has results of another data set: {key} {shorten(unknown)} not in {truth.file} with "
                 f"{len(known)} of them"
             )
@@ -101,11 +102,11 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     for i, result in enumerate(content):
         where = f"result {i} of {file} (image {result['image_id']})"
         if not _finite(result["score"]):
-            raise ValueError(f"expected a number as score, got {result['score']!r} for {where}")
+            raise UserError(f"expected a number as score, got {result['score']!r} for {where}")
         if field == "segmentation":
             check_rle(result["segmentation"], truth.images[result["image_id"]].size, where)
         elif not (isinstance(result["bbox"], list) and len(result["bbox"]) == 4 and all(map(_finite, result["bbox"]))):
-            raise ValueError(f"expected bbox (x, y, w, h), four numbers, got {result['bbox']!r} for {where}")
+            raise UserError(f"expected bbox (x, y, w, h), four numbers, got {result['bbox']!r} for {where}")
         elif min(result["bbox"][2:]) <= 0:
             without_area += 1
             continue
@@ -123,7 +124,7 @@ def check_sizes(results: Iterable[Result], image: GroundTruthImage) -> None:
     sizes = Counter(tuple(result["segmentation"]["size"]) for result in results)
     sizes.pop(image.size, None)
     if sizes:
-        raise ValueError(f"expected masks of the image's size {image.size} (h, w), got {dict(sizes)}")
+        raise UserError(f"expected masks of the image's size {image.size} (h, w), got {dict(sizes)}")
 
 
 def _finite(number: Any) -> bool:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
+from sam_jax.errors import UserError
 from sam_jax.evals.report import Evaluation, Report
 from sam_jax.files import write_atomically
 from sam_jax.model import model_identity
@@ -51,10 +52,10 @@ class SuiteConfig:
         start_processes(self.parallel)
         tasks = {task.out.name: self._placed(task) for task in self.tasks}
         if len(tasks) < len(self.tasks):
-            raise ValueError(f"expected tasks with different out, got {[str(task.out) for task in self.tasks]}")
+            raise UserError(f"expected tasks with different out, got {[str(task.out) for task in self.tasks]}")
         unknown = sorted(set(self.only) - set(tasks))
         if unknown:
-            raise ValueError(f"unknown tasks {unknown}; known are {', '.join(tasks)}")
+            raise UserError(f"unknown tasks {unknown}; known are {', '.join(tasks)}")
         model = model_identity(load_model(self.model))
         outcomes = {
             name: run_task(task, f"{model} {task!r}", self.sources.get(name, ""))

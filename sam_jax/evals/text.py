@@ -21,6 +21,7 @@ from sam_jax.checkpoints.hub import load_clip, load_model
 from sam_jax.clip.model import Clip
 from sam_jax.config import ParallelConfig
 from sam_jax.data.phrases import Phrased, read_phrases
+from sam_jax.errors import UserError
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
 from sam_jax.evals.records import Line, RecordLog, key_of
@@ -65,7 +66,7 @@ class TextEvalConfig:
         start_processes(self.parallel)
         model = load_model(self.model)
         if not model.config.text_dim:
-            raise ValueError(f"model {self.model} was not trained for text prompts; see configs/text.py")
+            raise UserError(f"model {self.model} was not trained for text prompts; see configs/text.py")
         results = run(self, model, load_clip(self.clip or model.config.text_encoder))
         return Report("Text to mask: mIoU in percent", table(results), results)
 
@@ -92,7 +93,7 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     # Sorted in random order of the texts, and shifted by the largest group, no text meets itself.
     names, numbers, counts = np.unique(texts, return_inverse=True, return_counts=True)
     if counts.max() * 2 > len(texts):
-        raise ValueError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {str(names[counts.argmax()])!r}")
+        raise UserError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {str(names[counts.argmax()])!r}")
     rng = np.random.default_rng(seed)
     order = np.lexsort((rng.permutation(len(texts)), rng.permutation(len(names))[numbers]))
     others = np.empty_like(texts)

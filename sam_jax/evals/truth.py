@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from sam_jax.data.coco import check_unique, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.errors import MissingFile, UserError
 
 Object = dict[str, Any]
 """Of an image: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
@@ -96,7 +97,7 @@ class Truth:
             ValueError: LVIS's, whose images are labelled for some categories only: much is not annotated there.
         """
         if self.federated:
-            raise ValueError(f"expected images on which everything is annotated, {self.file} has LVIS's categories")
+            raise UserError(f"expected images on which everything is annotated, {self.file} has LVIS's categories")
         gt_images = {
             id_: dataclasses.replace(
                 gt_image, annotations=tuple(a | {"category_id": ANY} for a in gt_image.annotations)
@@ -118,11 +119,11 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
         ValueError: not such a file; ids that occur twice or lead nowhere; no objects. Names them.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"expected a file of annotations at {file.resolve()}, found none")
+        raise MissingFile(f"expected a file of annotations at {file.resolve()}, found none")
     content = read_json(file.read_bytes(), file)
     for field in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise ValueError(f"expected COCO-format JSON with a list {field!r} in {file}")
+            raise UserError(f"expected COCO-format JSON with a list {field!r} in {file}")
     folder = images or (file.parent / "images" if (file.parent / "images").is_dir() else file.parent)
     try:
         for field in ("images", "annotations", "categories"):
@@ -135,24 +136,24 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
         for annotation in content["annotations"]:
             where = f"annotation {annotation['id']} of {file}"
             if annotation["image_id"] not in everywhere:
-                raise ValueError(f"{where} belongs to image {annotation['image_id']}, which is not in the file")
+                raise UserError(f"{where} belongs to image {annotation['image_id']}, which is not in the file")
             if annotation["category_id"] not in categories:
-                raise ValueError(f"{where} has category {annotation['category_id']}, which is not in the file")
+                raise UserError(f"{where} has category {annotation['category_id']}, which is not in the file")
             if len(annotation["bbox"]) != 4:
-                raise ValueError(f"expected bbox (x, y, w, h) for {where}, got {annotation['bbox']}")
+                raise UserError(f"expected bbox (x, y, w, h) for {where}, got {annotation['bbox']}")
             if annotation["image_id"] in annotations:
                 annotations[annotation["image_id"]].append(annotation)
         gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"expected COCO-format JSON in {file}: images with id, height, width and file_name, annotations with id, "
             f"image_id, category_id and bbox, categories with id; got {type(error).__name__} {error}"
         ) from error
     if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
-        raise ValueError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
+        raise UserError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
     if not any(gt_image.annotations for gt_image in gt_images.values()):
         of_split = f" of {split!r} (field coco_split)" if split else ""
-        raise ValueError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{of_split}")
+        raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{of_split}")
     return Truth(file, gt_images, categories, frequencies)
 
 

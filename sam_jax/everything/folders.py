@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_jax.data.images import READER_THREADS, ImageFile, read_batches, read_image
+from sam_jax.errors import UserError
 from sam_jax.everything.formats import FORMATS, merge_coco
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.files import write_atomically
@@ -116,10 +117,10 @@ def check_settings(text: str, settings: Mapping[str, Any], path: object) -> None
     try:
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"expected the settings of an earlier run in {path}, got {text[:80]!r}") from error
+        raise UserError(f"expected the settings of an earlier run in {path}, got {text[:80]!r}") from error
     after = json.loads(json.dumps(settings))
     changed = sorted(name for name in before | after if before.get(name) != after.get(name))
     if changed:
         changes = ", ".join(f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
         folder = PurePosixPath(str(path)).parent
-        raise ValueError(f"{folder} holds results of other settings ({changes}); choose another output folder")
+        raise UserError(f"{folder} holds results of other settings ({changes}); choose another output folder")

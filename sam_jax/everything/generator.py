@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sam_jax.config import SamConfig
+from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.modeling import (
     SharedImage,
@@ -83,38 +84,38 @@ class MaskGeneratorConfig:
 
     def __post_init__(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
-            raise ValueError("expected either points_per_side or point_grids, got both or neither")
+            raise UserError("expected either points_per_side or point_grids, got both or neither")
         for name in ("points_per_batch", "crop_n_points_downscale_factor", "points_per_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"expected {name} of at least 1, got {value}")
+                raise UserError(f"expected {name} of at least 1, got {value}")
         for name in ("crop_n_layers", "min_mask_region_area", "max_masks", "stability_score_offset"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
+                raise UserError(f"expected {name} of at least 0, got {getattr(self, name)}")
         for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh", "max_mask_area"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"expected {name} in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.crop_overlap_ratio < 1:
-            raise ValueError(f"expected crop_overlap_ratio in [0, 1), got {self.crop_overlap_ratio}")
+            raise UserError(f"expected crop_overlap_ratio in [0, 1), got {self.crop_overlap_ratio}")
         modes = ("binary_mask", "uncompressed_rle", "coco_rle")
         if self.output_mode not in modes:
-            raise ValueError(f"expected output_mode {' or '.join(modes)}, got {self.output_mode!r}")
+            raise UserError(f"expected output_mode {' or '.join(modes)}, got {self.output_mode!r}")
         factor = self.crop_n_points_downscale_factor**self.crop_n_layers
         if self.points_per_side is not None and self.points_per_side < factor:
-            raise ValueError(
+            raise UserError(
                 f"no point is left in layer {self.crop_n_layers}: lower crop_n_layers or "
                 f"crop_n_points_downscale_factor, or raise points_per_side from {self.points_per_side} to {factor}"
             )
         grids = self.grids()
         if len(grids) <= self.crop_n_layers:
-            raise ValueError(f"expected {self.crop_n_layers + 1} point_grids, one for each layer, got {len(grids)}")
+            raise UserError(f"expected {self.crop_n_layers + 1} point_grids, one for each layer, got {len(grids)}")
         for layer, grid in enumerate(grids):
             if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
-                raise ValueError(
+                raise UserError(
                     f"expected at least one point (x, y) for layer {layer}, got a grid of shape {grid.shape}"
                 )
             if not ((grid >= 0) & (grid <= 1)).all():
-                raise ValueError(f"expected grid points in [0, 1], as shares of width and height, got {grid.tolist()}")
+                raise UserError(f"expected grid points in [0, 1], as shares of width and height, got {grid.tolist()}")
 
     def grids(self) -> list[np.ndarray]:
         """Points (N, 2) of each layer."""
@@ -210,12 +211,12 @@ class SamAutomaticMaskGenerator:
     ) -> None:
         if isinstance(config, str):
             if config not in PRESETS:
-                raise ValueError(f"expected a preset ({', '.join(PRESETS)}), got {config!r}")
+                raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {config!r}")
             config = PRESETS[config]
         if "point_grids" in overrides:
             overrides = {"points_per_side": None} | overrides
         if images_per_device < 1:
-            raise ValueError(f"expected images_per_device of at least 1, got {images_per_device}")
+            raise UserError(f"expected images_per_device of at least 1, got {images_per_device}")
         self.config = dataclasses.replace(config, **overrides)
         self.devices = devices or LocalDevices((jax.local_devices()[0],))
         self.images_per_device = images_per_device

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam_jax.clip.model import OBJECTS_AT_ONCE, Clip
+from sam_jax.errors import UserError
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.ops.rle import counts_from_rle, mask_from_counts
 
@@ -37,7 +38,7 @@ def search(
         TypeError, ValueError: not such an image; bad texts, before the image is looked at.
     """
     if top < 1:
-        raise ValueError(f"expected to find at least 1 mask, got top {top}")
+        raise UserError(f"expected to find at least 1 mask, got top {top}")
     wanted = clip.embed_texts(texts)
     image = generator.check_image(image)
     records = generator.generate(image)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
+from sam_jax.errors import UserError
 from sam_jax.types import Params
 
 
@@ -21,7 +22,7 @@ def resize_positions(params: Params, old: SamConfig, new: SamConfig) -> Params:
     """
     if dataclasses.replace(old, name=new.name, image_size=new.image_size) != new:
         differing = [f.name for f in dataclasses.fields(new) if getattr(old, f.name) != getattr(new, f.name)]
-        raise ValueError(f"expected models that differ in image_size only, these differ in {differing}")
+        raise UserError(f"expected models that differ in image_size only, these differ in {differing}")
     if old.image_size == new.image_size:
         return params
     encoder = dict(params["image_encoder"])

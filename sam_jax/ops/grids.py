@@ -8,6 +8,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from sam_jax.errors import UserError
+
 
 def point_grid(points_per_side: int) -> Float[np.ndarray, "N 2"]:
     """(x, y) in [0, 1], evenly spaced, row by row; N = points_per_side squared."""
@@ -46,7 +48,7 @@ def crop_boxes(
             x0, y0 = column * (w - overlap), row * (h - overlap)
             x1, y1 = min(x0 + w, W), min(y0 + h, H)
             if x1 <= x0 or y1 <= y0:
-                raise ValueError(f"an image of {W} x {H} pixels is too small for {crop_layers} layers of crops")
+                raise UserError(f"an image of {W} x {H} pixels is too small for {crop_layers} layers of crops")
             boxes.append((x0, y0, x1, y1))
             layers.append(layer)
     return boxes, layers

@@ -8,6 +8,8 @@ import numpy as np
 import pycocotools.mask
 from jaxtyping import Bool, Int, UInt8
 
+from sam_jax.errors import UserError
+
 Rle = dict[str, Any]
 """{"size": [H, W], "counts": str}: runs in column-major order, background first. JSON takes it as it is."""
 
@@ -112,7 +114,7 @@ def counts_from_rle(rle: Rle) -> Int[np.ndarray, " R"]:
             counts[1::2] = counts[1::2].cumsum()
             counts[2::2] = counts[2::2].cumsum()
     except (TypeError, KeyError, ValueError, OverflowError, UnicodeEncodeError) as error:
-        raise ValueError(f"expected COCO run lengths, got {str(rle)[:80]} ({error})") from error
+        raise UserError(f"expected COCO run lengths, got {str(rle)[:80]} ({error})") from error
     if counts.ndim != 1 or (len(counts) and counts.min() < 0) or counts.sum() != H * W:
-        raise ValueError(f"expected runs of {H} x {W} = {H * W} pixels, they add up to {int(counts.sum())}")
+        raise UserError(f"expected runs of {H} x {W} = {H * W} pixels, they add up to {int(counts.sum())}")
     return counts

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from sam_jax.errors import UserError, WrongType
+
 
 def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H W 3"]:
     """What users call an image -> RGB, uint8.
@@ -23,20 +25,20 @@ def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H
         ValueError: another shape, no pixels, or another `image_format`.
     """
     if image_format not in ("RGB", "BGR"):
-        raise ValueError(f"expected image_format 'RGB' or 'BGR', got {image_format!r}")
+        raise UserError(f"expected image_format 'RGB' or 'BGR', got {image_format!r}")
     image = np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16):
         hint = "read files with sam_jax.read_image" if image.dtype.kind in "USO" else "scale to 0-255 and cast to uint8"
-        raise TypeError(f"expected an image of dtype uint8 (0-255) or uint16, got {image.dtype}; {hint}")
+        raise WrongType(f"expected an image of dtype uint8 (0-255) or uint16, got {image.dtype}; {hint}")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(
+        raise UserError(
             f"expected an image of shape (H, W, 3), (H, W) or (H, W, 4), got {image.shape}"
             + ("; channels go last: transpose (1, 2, 0)" if image.ndim == 3 and image.shape[0] in (1, 3, 4) else "")
         )
     if image.size == 0:
-        raise ValueError(f"expected an image with at least one pixel, got shape {image.shape}")
+        raise UserError(f"expected an image with at least one pixel, got shape {image.shape}")
     if image.dtype == np.uint16:
         # 12-bit cameras and microscopes leave the upper bits of 16 empty: by container, they would come out black.
         top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if image.max() < 2**bits)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from sam_jax.errors import UserError
+
 Thing = TypeVar("Thing")
 
 
@@ -34,7 +36,7 @@ def together() -> Iterator[None]:
     if problem is not None:
         raise problem
     if first := next(filter(None, problems), None):
-        raise ValueError(first)
+        raise UserError(first)
 
 
 def gather(value: Any) -> list[Any]:

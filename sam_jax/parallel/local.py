@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sam_jax.errors import UserError
+
 Tree = TypeVar("Tree")
 Mode = Literal["mesh", "pmap"]
 
@@ -27,7 +29,7 @@ class LocalDevices:
 
     def __post_init__(self) -> None:
         if self.mode not in ("mesh", "pmap"):
-            raise ValueError(f"expected mode 'mesh' or 'pmap', got {self.mode!r}")
+            raise UserError(f"expected mode 'mesh' or 'pmap', got {self.mode!r}")
 
     def __len__(self) -> int:
         return len(self.devices)

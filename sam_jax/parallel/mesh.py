@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sam_jax.errors import UserError
+
 Tree = TypeVar("Tree")
 
 LONGEST = "longest"
@@ -33,7 +35,7 @@ def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = N
     """
     devices = jax.devices() if devices is None else list(devices)
     if data * fsdp > len(devices):
-        raise ValueError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices, there are {len(devices)}")
+        raise UserError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices, there are {len(devices)}")
     # Auto: the compiler places what is not annotated. The default, Explicit, would put it into the types.
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices[: data * fsdp])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from sam_jax.config import ParallelConfig
+from sam_jax.errors import UserError
 
 # What names the other hosts or the tasks of a job, per launcher; JAX reads addresses and numbers from the same.
 _LAUNCHERS = {
@@ -49,7 +50,7 @@ def find_process() -> tuple[int, int]:
         rank = {"SLURM": "SLURM_PROCID", "Open MPI": "OMPI_COMM_WORLD_RANK"}[launcher]
         return int(os.environ[rank]), int(os.environ[_LAUNCHERS[launcher]])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{launcher} started several processes, but not said which this is ({error})") from error
+        raise UserError(f"{launcher} started several processes, but not said which this is ({error})") from error
 
 
 def start_processes(config: ParallelConfig) -> None:
@@ -66,12 +67,12 @@ def start_processes(config: ParallelConfig) -> None:
     explicit = (config.coordinator, config.processes, config.process)
     if any(value is not None for value in explicit):
         if any(value is None for value in explicit):
-            raise ValueError(
+            raise UserError(
                 "expected parallel.coordinator (host:port of process 0), parallel.processes and parallel.process "
                 f"together, got {explicit}"
             )
         if not 0 <= (config.process or 0) < (config.processes or 0):
-            raise ValueError(f"expected parallel.process in 0..{(config.processes or 0) - 1}, got {config.process}")
+            raise UserError(f"expected parallel.process in 0..{(config.processes or 0) - 1}, got {config.process}")
         if not jax.distributed.is_initialized():
             jax.distributed.initialize(*explicit)
     elif jax.distributed.is_initialized():

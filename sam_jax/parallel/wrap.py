@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sam_jax.config import ParallelConfig
+from sam_jax.errors import UserError
 from sam_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, shard_batch
 
 AXIS = "devices"
@@ -55,13 +56,13 @@ def wrap(
     data = config.data or max(1, jax.device_count() // config.fsdp)
     count = data * config.fsdp
     if batch_size % count:
-        raise ValueError(
+        raise UserError(
             f"expected a batch that {count} devices divide, got {batch_size} images at a time; "
             "change data.batch_size, accumulate, parallel.data or parallel.fsdp"
         )
     if config.mode == "pmap":
         if config.fsdp != 1:
-            raise ValueError(f"pmap keeps a copy of the state on each device; expected fsdp 1, got {config.fsdp}")
+            raise UserError(f"pmap keeps a copy of the state on each device; expected fsdp 1, got {config.fsdp}")
         return _with_pmap(init, step, evaluate, preview, params, data)
     return _over_mesh(init, step, evaluate, preview, params, data, config.fsdp)
 
@@ -108,7 +109,7 @@ def _with_pmap(
 ) -> Wrapped:
     devices = jax.devices()
     if count > len(devices):
-        raise ValueError(f"expected at most {len(devices)} devices, got parallel.data {count}")
+        raise UserError(f"expected at most {len(devices)} devices, got parallel.data {count}")
     devices = devices[:count]
     own = [device for device in devices if device.process_index == jax.process_index()]
     pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)

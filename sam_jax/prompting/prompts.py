@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sam_jax.config import SamConfig
+from sam_jax.errors import UserError
 from sam_jax.ops.transforms import points_to_input
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Prompts
 
@@ -54,14 +55,14 @@ class Prompt:
         side = config.low_res_size
         mask = np.asarray(self.mask)
         if mask.dtype == bool:
-            raise ValueError("mask_input must be logits, got a mask of dtype bool; pass low_res_logits of predict()")
+            raise UserError("mask_input must be logits, got a mask of dtype bool; pass low_res_logits of predict()")
         if mask.shape not in ((side, side), (1, side, side)):
-            raise ValueError(
+            raise UserError(
                 f"mask_input must be the ({side}, {side}) logits of an earlier prediction of model {config.name!r}, "
                 f"got shape {mask.shape}; pass the low_res_logits that predict() returned"
             )
         if not np.isfinite(mask).all():
-            raise ValueError("mask_input holds NaN or infinite values; expected finite logits")
+            raise UserError("mask_input holds NaN or infinite values; expected finite logits")
         return mask.reshape(side, side).astype(np.float32)
 
     def checked_text(self, config: SamConfig) -> np.ndarray | None:
@@ -73,23 +74,23 @@ class Prompt:
         if self.text is None and self.text_embedding is None:
             return None
         if not config.text_dim:
-            raise ValueError(
+            raise UserError(
                 f"model {config.name!r} was not trained for text prompts; give points or a box, or another model"
             )
         if self.text_embedding is None:
-            raise ValueError(
+            raise UserError(
                 f"the text {self.text!r} has no embedding yet; give the predictor the model's CLIP "
                 f"(clip=load_clip({config.text_encoder!r}))"
             )
         embedding = np.asarray(self.text_embedding, np.float32)
         if embedding.shape != (config.text_dim,):
-            raise ValueError(
+            raise UserError(
                 f"text_embedding must have shape ({config.text_dim},), as CLIP {config.text_encoder!r} of model "
                 f"{config.name!r} gives it, got {embedding.shape}"
             )
         length = float(np.linalg.norm(embedding))
         if not 0 < length < np.inf:
-            raise ValueError("text_embedding must be finite and not zero")
+            raise UserError("text_embedding must be finite and not zero")
         return embedding / length
 
     def check(self, size: tuple[int, int]) -> None:
@@ -104,22 +105,22 @@ class Prompt:
 
     def _checked_points(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         if (self.points is None) != (self.labels is None):
-            raise ValueError("point_coords and point_labels go together: one label (1 or 0) for each point")
+            raise UserError("point_coords and point_labels go together: one label (1 or 0) for each point")
         if self.points is None:
             return np.zeros((0, 2)), np.zeros(0)
         points, labels = np.asarray(self.points, np.float64), np.asarray(self.labels)
         if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"point_coords must have shape (N, 2), (x, y) in pixels, got {points.shape}")
+            raise UserError(f"point_coords must have shape (N, 2), (x, y) in pixels, got {points.shape}")
         if labels.shape != points.shape[:1]:
-            raise ValueError(f"expected one label for each of {len(points)} points, got labels of shape {labels.shape}")
+            raise UserError(f"expected one label for each of {len(points)} points, got labels of shape {labels.shape}")
         if not np.isin(labels, (BACKGROUND, FOREGROUND)).all():
-            raise ValueError(f"point_labels must be 1 (foreground) or 0 (background), got {labels.tolist()}")
+            raise UserError(f"point_labels must be 1 (foreground) or 0 (background), got {labels.tolist()}")
         if not np.isfinite(points).all():
-            raise ValueError(f"point coordinates must be finite numbers, got {points.tolist()}")
+            raise UserError(f"point coordinates must be finite numbers, got {points.tolist()}")
         H, W = size
         outside = points[((points < 0) | (points >= (W, H))).any(-1)]
         if len(outside):
-            raise ValueError(
+            raise UserError(
                 f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the image of {W} x {H} pixels "
                 f"(width x height); x must be in 0..{W - 1} and y in 0..{H - 1}"
             )
@@ -128,15 +129,15 @@ class Prompt:
     def _checked_box(self, size: tuple[int, int]) -> np.ndarray:
         box = np.asarray(self.box, np.float64)
         if box.size != 4:
-            raise ValueError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
+            raise UserError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
         if not np.isfinite(box).all():
-            raise ValueError(f"box coordinates must be finite numbers, got {box.ravel().tolist()}")
+            raise UserError(f"box coordinates must be finite numbers, got {box.ravel().tolist()}")
         x0, y0, x1, y1 = box.ravel()
         if x1 <= x0 or y1 <= y0:
-            raise ValueError(f"box must have x1 > x0 and y1 > y0, got ({x0:g}, {y0:g}, {x1:g}, {y1:g})")
+            raise UserError(f"box must have x1 > x0 and y1 > y0, got ({x0:g}, {y0:g}, {x1:g}, {y1:g})")
         H, W = size
         if x1 <= 0 or y1 <= 0 or x0 >= W or y0 >= H:
-            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image of {W} x {H} pixels")
+            raise UserError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image of {W} x {H} pixels")
         return np.clip([[x0, y0], [x1, y1]], 0, (W, H))
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sam_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class RitmConfig:
@@ -33,7 +35,7 @@ class RitmConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for field in ("width", "ocr_width", "click_radius"):
             if getattr(self, field) <= 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+                raise UserError(f"{field} must be positive, got {getattr(self, field)}")
 
     @property
     def blocks(self) -> int:
@@ -58,12 +60,12 @@ class RitmConfig:
         try:
             fields: Any = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"expected a RITM config as JSON, got {text[:80]!r}") from error
+            raise UserError(f"expected a RITM config as JSON, got {text[:80]!r}") from error
         if not isinstance(fields, Mapping):
-            raise ValueError(f"expected a JSON object with fields of RitmConfig, got a {type(fields).__name__}")
+            raise UserError(f"expected a JSON object with fields of RitmConfig, got a {type(fields).__name__}")
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise ValueError(f"expected a JSON object with fields of RitmConfig, got unknown {sorted(unknown)}")
+            raise UserError(f"expected a JSON object with fields of RitmConfig, got unknown {sorted(unknown)}")
         return cls(**fields)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sam_jax.errors import UserError
 from sam_jax.ops.transforms import as_rgb
 from sam_jax.ritm.model import Ritm, look, place, probabilities
 from sam_jax.ritm.zoom import Box, ZoomIn
@@ -129,13 +130,11 @@ def _checked(
     """Clicks as (N, 2) and (N,) arrays."""
     clicks, kinds = np.asarray(points, np.float64), np.asarray(labels)
     if clicks.ndim != 2 or clicks.shape[1] != 2 or len(clicks) == 0 or kinds.shape != clicks.shape[:1]:
-        raise ValueError(
-            f"expected N > 0 points (x, y) and as many labels, got shapes {clicks.shape} and {kinds.shape}"
-        )
+        raise UserError(f"expected N > 0 points (x, y) and as many labels, got shapes {clicks.shape} and {kinds.shape}")
     if not np.isin(kinds, (FOREGROUND, BACKGROUND)).all():
-        raise ValueError(f"expected labels {FOREGROUND} (in the object) and {BACKGROUND} (outside), got {kinds}")
+        raise UserError(f"expected labels {FOREGROUND} (in the object) and {BACKGROUND} (outside), got {kinds}")
     if not ((clicks >= 0) & (clicks < np.array(size[::-1]))).all():
-        raise ValueError(f"expected clicks in an image of {size[1]} x {size[0]} pixels, got {clicks.tolist()}")
+        raise UserError(f"expected clicks in an image of {size[1]} x {size[0]} pixels, got {clicks.tolist()}")
     return clicks, kinds
 
 

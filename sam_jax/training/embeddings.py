@@ -11,8 +11,9 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from sam_jax.config import TrainConfig
-from sam_jax.data.examples import BadRecord, Source
+from sam_jax.data.examples import Source
 from sam_jax.data.loader import embedding_file
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.files import replacing
 from sam_jax.model import Sam
 from sam_jax.parallel.gather import share
@@ -34,7 +35,7 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
     """
     data, model = config.data, config.model
     if data.scale_range != (1.0, 1.0) or data.flip_probability or data.colour_jitter:
-        raise ValueError(
+        raise UserError(
             "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
             "or data.colour-jitter; leave them out, or the cache"
         )

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from sam_jax.config import FinetuneConfig, SamConfig
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.training.run import RECORD
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
@@ -28,19 +29,19 @@ def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
     """
     record = run / RECORD
     if not record.is_file() or not (run / "checkpoints").is_dir():
-        raise FileNotFoundError(f"expected a training run (config.json, checkpoints) in {run}, found none")
+        raise MissingFile(f"expected a training run (config.json, checkpoints) in {run}, found none")
     try:
         content = json.loads(record.read_text())
         model = SamConfig.from_json(json.dumps(content["model"]))
         finetune = FinetuneConfig(**content["finetune"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected the config of a training run in {record}: {error}") from error
+        raise UserError(f"expected the config of a training run in {record}: {error}") from error
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handlers.add("state", ocp.args.StandardRestore)
     with ocp.CheckpointManager(run.resolve() / "checkpoints", handler_registry=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
-            raise FileNotFoundError(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
+            raise MissingFile(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
         device = SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),

@@ -20,6 +20,7 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ClipConfig, SamConfig, TrainConfig
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
+from sam_jax.errors import UserError
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.parallel.start import start_processes
@@ -58,7 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     config, params, clip = _initial_params(config)
     program, encoder = compile_program(config, params, clip)
     if config.finetune.cache_embeddings and encoder != "cached":
-        raise ValueError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
+        raise UserError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
     if main:
         claim_folder(out, config, resume)
     flops, peak = step_flops(config, encoder=encoder, clip=clip), peak_flops(jax.devices()[0])
@@ -127,7 +128,7 @@ def compile_program(config: TrainConfig, params: Params, clip: ClipConfig | None
     init = functools.partial(init_state, key=key, config=config, make_optimizer=make)
     trained = jax.eval_shape(init, params).params
     if config.data.batch_size % config.accumulate:
-        raise ValueError(
+        raise UserError(
             f"expected a batch that divides into {config.accumulate} parts (accumulate), "
             f"got {config.data.batch_size} images"
         )
@@ -196,7 +197,7 @@ def _initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfi
         params = start.params if clip is None else add_text_projection(start.params, own, key)
         params = resize_positions(params, own, config.model)
     elif config.model_from_init:
-        raise ValueError("expected init-from, the name or path of the model to train, with model-from-init; got none")
+        raise UserError("expected init-from, the name or path of the model to train, with model-from-init; got none")
     else:
         config = dataclasses.replace(config, model=prepared(config.model))
         params = align_cross_attention(init_params(config.model, key))

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.config import DataConfig
+from sam_jax.errors import AlreadyExists, NonFiniteGradients, UserError
 from sam_jax.files import replacing, write_atomically
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
@@ -160,7 +161,7 @@ class Run:
                 if step % config.log_every == 0:
                     metrics = jax.device_get(metrics)
                     if metrics["skipped"] >= config.max_skipped:
-                        raise FloatingPointError(
+                        raise NonFiniteGradients(
                             f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
                             "from the last checkpoint with --resume and a lower optimizer.learning-rate"
                         )
@@ -224,7 +225,7 @@ class StopSignal:
 def refuse_other_run(out: Path, resume: bool) -> None:
     """Before anything is loaded: a folder that holds a run is for going on with it."""
     if (out / RECORD).exists() and not resume:
-        raise FileExistsError(f"{out} holds another run; say --resume to go on with it, or give another --out")
+        raise AlreadyExists(f"{out} holds another run; say --resume to go on with it, or give another --out")
 
 
 def claim_folder(out: Path, config: Any, resume: bool) -> None:
@@ -234,6 +235,6 @@ def claim_folder(out: Path, config: Any, resume: bool) -> None:
     if record.exists():
         model = type(config.model).from_json(json.dumps(json.loads(record.read_text())["model"]))
         if model != config.model:
-            raise ValueError(f"the run in {out} trains another model: {model}; this config says {config.model}")
+            raise UserError(f"the run in {out} trains another model: {model}; this config says {config.model}")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(record, json.dumps(dataclasses.asdict(config), default=str, indent=1))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 from sam_jax.checkpoints.hub import load_clip
 from sam_jax.clip.model import Clip
 from sam_jax.config import ClipConfig, SamConfig, TrainConfig
+from sam_jax.errors import UserError
 from sam_jax.modeling.prompt_encoder import init_text_projection
 from sam_jax.types import Params
 
@@ -22,13 +23,13 @@ def load_run_clip(config: TrainConfig) -> Clip | None:
     if config.text.clip is None:
         return None
     if config.finetune.cache_embeddings:
-        raise ValueError(
+        raise UserError(
             "text prompts are made from the images, which finetune.cache-embeddings leaves out; "
             "leave out the cache, or text.clip"
         )
     low, high = config.text.expansion
     if not 1 <= low <= high:
-        raise ValueError(f"expected text.expansion from 1 on and in order, got {low} and {high}")
+        raise UserError(f"expected text.expansion from 1 on and in order, got {low} and {high}")
     return load_clip(config.text.clip)
 
 
@@ -40,7 +41,7 @@ def with_text_prompt(model: SamConfig, clip: ClipConfig) -> SamConfig:
     """
     wanted = dataclasses.replace(model, text_dim=clip.embedding_dim, text_encoder=clip.name)
     if model.text_dim and model != wanted:
-        raise ValueError(
+        raise UserError(
             f"model {model.name!r} has a text prompt for CLIP {model.text_encoder!r}, {model.text_dim} wide, and "
             f"text.clip is {clip.name!r}, {clip.embedding_dim} wide"
         )

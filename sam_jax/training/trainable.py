@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from sam_jax.config import FinetuneConfig
+from sam_jax.errors import UserError
 from sam_jax.types import Params
 
 FOURIER_MATRIX = "prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"  # a buffer in the official code
@@ -34,9 +35,9 @@ def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) ->
     flat = flatten_dict(params, sep="/")
     adapted = {name for name in flat if config.lora_rank and re.search(config.lora_targets, name)}
     if config.lora_rank and not adapted:
-        raise ValueError(f"expected finetune.lora_targets to find kernels, {config.lora_targets!r} finds none")
+        raise UserError(f"expected finetune.lora_targets to find kernels, {config.lora_targets!r} finds none")
     if bad := sorted(name for name in adapted if flat[name].ndim != 2):
-        raise ValueError(f"expected finetune.lora_targets to find kernels (in, out), it also finds {bad}")
+        raise UserError(f"expected finetune.lora_targets to find kernels (in, out), it also finds {bad}")
     trained = {
         name: value
         for name, value in flat.items()
@@ -51,7 +52,7 @@ def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) ->
         trained[name + DOWN] = jax.random.uniform(own_key, (fan_in, config.lora_rank), minval=-1.0) / fan_in**0.5
         trained[name + UP] = jnp.zeros((config.lora_rank, fan_out))
     if not trained:
-        raise ValueError(f"expected finetune.trainable to find params, {config.trainable!r} finds none")
+        raise UserError(f"expected finetune.trainable to find params, {config.trainable!r} finds none")
     return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
 
 

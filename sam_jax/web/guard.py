@@ -18,6 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sam_jax.errors import UserError
+
 MAX_BODY = 4 << 20  # bytes
 TOKEN_PATTERN = r"[A-Za-z0-9_\-]{16,256}"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -62,9 +64,9 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.token is None and not is_loopback(self.host):
-            raise ValueError(f"{self.host} can be reached by others: a token is needed; see new_token()")
+            raise UserError(f"{self.host} can be reached by others: a token is needed; see new_token()")
         if self.token is not None and not re.fullmatch(TOKEN_PATTERN, self.token):
-            raise ValueError("expected a token of 16 to 256 letters, digits, - and _")
+            raise UserError("expected a token of 16 to 256 letters, digits, - and _")
 
     @property
     def cookie(self) -> str:

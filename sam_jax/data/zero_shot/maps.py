@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.examples import Example, Source
 from sam_jax.data.folders import read_labels
+from sam_jax.errors import BadRecord, MissingFile, MissingPackage
 from sam_jax.ops.rle import Rle, encode_rle
 
 Decode = Callable[[Path], Int[np.ndarray, "H W"]]
@@ -51,7 +51,7 @@ class LabelMaps:
         paths = find_files(root, self.images, self.only)
         pairs = [(path, [_replace(path, root, changes) for changes in self.maps]) for path in paths]
         if not any(maps[0].is_file() for _, maps in pairs):
-            raise FileNotFoundError(f"no maps beside the images {self.images}, such as {pairs[0][1][0]}")
+            raise MissingFile(f"no maps beside the images {self.images}, such as {pairs[0][1][0]}")
         return _MapSource(self, dataset, tuple((path, tuple(maps)) for path, maps in pairs))
 
 
@@ -143,7 +143,7 @@ def find_files(root: Path, pattern: str, only: str | None = None) -> list[Path]:
     paths = sorted(path for path in root.glob(pattern) if path.is_file())
     paths = [path for path in paths if only is None or re.search(only, path.relative_to(root).as_posix())]
     if not paths:
-        raise FileNotFoundError(f"no {pattern} in {root}" + (f" whose path has {only}" if only else ""))
+        raise MissingFile(f"no {pattern} in {root}" + (f" whose path has {only}" if only else ""))
     return paths
 
 
@@ -193,7 +193,7 @@ def read_hdf5(path: Path) -> Int[np.ndarray, "H W"]:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("Hypersim's maps are HDF5 files: pip install h5py") from error
+        raise MissingPackage("Hypersim's maps are HDF5 files: pip install h5py") from error
     try:
         with h5py.File(path) as file:
             return np.asarray(file["dataset"]).astype(np.int32)

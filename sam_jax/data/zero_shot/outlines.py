@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.data.coco import CocoSource, to_rle
 from sam_jax.data.examples import Example, Source, check_rle, read_json
 from sam_jax.data.sources import Chain
 from sam_jax.data.zero_shot.maps import find_files
+from sam_jax.errors import BadRecord, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class CocoVideos:
                 if (video["id"], number) in frames
             ]
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"expected YouTube-VIS's format in {file}: videos with id, height, width and file_names, annotations "
                 f"with video_id and segmentations; got {type(error).__name__} {error}"
             ) from error
@@ -151,7 +151,7 @@ class PolygonFiles:
                 try:
                     outlines = list(self.parse(read_json(file.read_bytes(), file), file))
                 except (KeyError, TypeError, AttributeError, IndexError) as error:
-                    raise ValueError(
+                    raise UserError(
                         f"expected outlines in {file} as {self.parse.__name__} takes them: "
                         f"{type(error).__name__} {error}"
                     ) from error

@@ -29,6 +29,7 @@ from sam_jax.data.zero_shot.outlines import (
     visor_polygons,
     woodscape_polygons,
 )
+from sam_jax.errors import MissingFile, UserError
 
 LARGE = 15_000  # masks: of data sets with more the paper takes random images
 SAMPLE = 10_000  # ... until there are about so many
@@ -78,7 +79,7 @@ class ZeroShotDataset:
         try:
             return self.layout.open(data / name, name)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{self.title} is not in {data / name}: {error}. Get it from {self.source} (licence: {self.licence}; "
                 f"part: {self.part}) and unpack it there"
                 + ("" if self.checked else "; its layout is in part a guess, so this reader may need a change")
@@ -306,5 +307,5 @@ def find_dataset(name: str) -> ZeroShotDataset:
         ValueError: an unknown name; the known ones are listed.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(sorted(DATASETS))}")
+        raise UserError(f"unknown dataset {name!r}; known are {', '.join(sorted(DATASETS))}")
     return DATASETS[name]

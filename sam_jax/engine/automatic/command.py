@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sam_jax.engine.automatic.folder import as_os_errors
+from sam_jax.errors import MissingPackage, UserError
 from sam_jax.everything.options import PAPER, GeneratorOptions
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def run(options: Run) -> int:
     try:
         from sam_jax.engine.automatic.pipeline import annotate
     except ImportError as error:
-        raise ImportError(f"the automatic stage takes more packages ({error}); pip install 'sam_jax[beam]'") from error
+        raise MissingPackage(
+            f"the automatic stage takes more packages ({error}); pip install 'sam_jax[beam]'"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
     from sam_jax.engine.automatic.inputs import read_shards
@@ -93,7 +96,7 @@ def run(options: Run) -> int:
     job = _open(options)
     shards = read_shards(job.out, options.shards)
     if processes > len(shards):
-        raise ValueError(f"{processes} processes have but {len(shards)} shards; give --shards of {processes} or more")
+        raise UserError(f"{processes} processes have but {len(shards)} shards; give --shards of {processes} or more")
     mine = shards[process::processes]
     beam_options = [] if options.runner == "DirectRunner" else [f"--runner={options.runner}"]
     annotate(job, mine, beam_options + shlex.split(options.beam_options), options.workers)
@@ -110,14 +113,14 @@ def _which_process(options: Run) -> tuple[int, int]:
 
     if options.runner != "DirectRunner":
         if options.processes not in (None, 1):
-            raise ValueError(f"--runner {options.runner} finds its own workers; leave --process and --processes out")
+            raise UserError(f"--runner {options.runner} finds its own workers; leave --process and --processes out")
         return 0, 1
     if (options.process is None) != (options.processes is None):
-        raise ValueError(f"expected --process and --processes together, got {options.process} and {options.processes}")
+        raise UserError(f"expected --process and --processes together, got {options.process} and {options.processes}")
     if options.process is None or options.processes is None:
         return find_process()
     if not 0 <= options.process < options.processes:
-        raise ValueError(f"expected --process in 0..{options.processes - 1}, got {options.process}")
+        raise UserError(f"expected --process in 0..{options.processes - 1}, got {options.process}")
     return options.process, options.processes
 
 
@@ -133,7 +136,7 @@ def _open(options: Run) -> Job:
         load_blur(options.blur)
     out = Folder.at(options.out)
     if options.format == "both" and not (out.is_local and options.processes in (None, 1)):
-        raise ValueError(
+        raise UserError(
             "--format both takes one process and an --out on this machine; run sam-jax prepare on the tars instead"
         )
     settings = {
@@ -200,7 +203,7 @@ def _finish(options: Run, job: Job, shards: Sequence[Shard], reports: Sequence[S
     for reason, count in Counter(entry["reason"] for entry in bad).items():
         print(f"sam-jax: left out, {count} images: {reason}; see {job.out.shown}/{MANIFEST}", file=sys.stderr)
     if len(bad) > max(BAD_ALWAYS_ALLOWED, options.max_bad_fraction * total):
-        raise ValueError(f"{len(bad)} of {total} images can't be used; allow more with --max-bad-fraction")
+        raise UserError(f"{len(bad)} of {total} images can't be used; allow more with --max-bad-fraction")
     if options.format == "both":
         _prepare(Path(job.out.shown))
     return 1 if bad else 0

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
+from sam_jax.errors import MissingPackage
+
 WORK = ".work"  # of what is not finished: parts, and files that are being written
 CLIENTS = ("botocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are no OSErrors
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")  # what is put there at once is there whole
@@ -156,5 +158,5 @@ def open_url(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise ImportError("files are reached by fsspec; pip install 'sam_jax[beam]'") from error
+        raise MissingPackage("files are reached by fsspec; pip install 'sam_jax[beam]'") from error
     return url_to_fs(url, use_listings_cache=False)  # other processes write too

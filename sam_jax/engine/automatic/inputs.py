@@ -19,6 +19,7 @@ import numpy as np
 
 from sam_jax.data.images import IMAGE_SUFFIXES
 from sam_jax.engine.automatic.folder import Folder, open_url
+from sam_jax.errors import MissingFile, UserError
 
 LIST = "pictures.jsonl"
 IMAGES_PER_SHARD = 1000
@@ -66,7 +67,7 @@ def find_images(inputs: Sequence[str], out: Folder) -> list[ListedImage]:
     """
     found = {url: name for given in inputs for name, url in _find(given) if not url.startswith(f"{out.url}/")}
     if not found:
-        raise ValueError(f"no images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(f"no images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     ordered = sorted((name, url) for url, name in found.items())
     return [ListedImage(id, *entry) for id, entry in zip(_ids([name for name, _ in ordered]), ordered, strict=True)]
 
@@ -91,7 +92,7 @@ def read_shards(out: Folder, number: int | None) -> list[Shard]:
     count = len(ends) - 1
     number = math.ceil(count / IMAGES_PER_SHARD) if number is None else number
     if not 1 <= number <= count:
-        raise ValueError(f"expected between 1 and {count} shards, one for each image at most, got {number}")
+        raise UserError(f"expected between 1 and {count} shards, one for each image at most, got {number}")
     cuts = [i * count // number for i in range(number + 1)]
     return [
         Shard(i, int(ends[first]), int(ends[last]), last - first)
@@ -113,7 +114,7 @@ def _find(given: str) -> list[tuple[str, str]]:
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         files = file_system.glob(path)
     else:
-        raise FileNotFoundError(f"no image, folder, list or glob at {given}")
+        raise MissingFile(f"no image, folder, list or glob at {given}")
     return [
         (file.removeprefix(root).lstrip("/"), file_system.unstrip_protocol(file))
         for file in files
@@ -126,7 +127,7 @@ def _read_lines(given: str, content: bytes, root: str) -> list[tuple[str, str]]:
     try:
         lines = [line.strip() for line in content.decode().splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"expected images or a text file with a path per line, {given} is neither") from error
+        raise UserError(f"expected images or a text file with a path per line, {given} is neither") from error
     entries = []
     for line in filter(None, lines):
         absolute = line.startswith("/") or re.match(r"[a-z0-9+.-]+://", line)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from sam_jax.data.bad_records import BadRecord
 from sam_jax.engine.automatic.inputs import ListedImage
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.everything.formats import sa1b_content
 from sam_jax.everything.generator import Record
 
@@ -35,12 +35,12 @@ def load_blur(name: str) -> Blur:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"expected MODULE:FUNCTION of a function that can be imported, got {name!r}: {error}; is its folder in "
             "PYTHONPATH?"
         ) from error
     if not callable(found):
-        raise ValueError(f"expected MODULE:FUNCTION, {name!r} is a {type(found).__name__} and can't be called")
+        raise UserError(f"expected MODULE:FUNCTION, {name!r} is a {type(found).__name__} and can't be called")
     return found
 
 
@@ -88,7 +88,7 @@ def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur |
             raise BadRecord("blur failed", listed.url, f"{type(error).__name__}: {error}") from error
         if getattr(blurred, "shape", None) != image.shape or getattr(blurred, "dtype", None) != np.uint8:
             got = f"{getattr(blurred, 'shape', type(blurred).__name__)} {getattr(blurred, 'dtype', '')}".strip()
-            raise ValueError(f"expected of --blur an image of shape {image.shape}, uint8, got {got} for {listed.url}")
+            raise UserError(f"expected of --blur an image of shape {image.shape}, uint8, got {got} for {listed.url}")
         image = blurred
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
@@ -122,8 +122,8 @@ def read_part(data: bytes) -> dict[str, Any]:
                 assert file is not None
                 return json.loads(file.read())
     except (tarfile.TarError, IndexError) as error:
-        raise ValueError(f"not the blocks of a tar: {error}") from error
-    raise ValueError("cut off")
+        raise UserError(f"not the blocks of a tar: {error}") from error
+    raise UserError("cut off")
 
 
 def end_mark(length: int) -> bytes:

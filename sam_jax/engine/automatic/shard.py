@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam_jax.data.bad_records import BadRecord, BadRecords
+from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.images import READER_THREADS, decode_image, read_batches
 from sam_jax.engine.automatic.folder import WORK, Folder, open_url
 from sam_jax.engine.automatic.inputs import ListedImage, Shard
 from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part, read_part
+from sam_jax.errors import BadRecord
 from sam_jax.everything.generator import Record, SamAutomaticMaskGenerator
 from sam_jax.everything.options import GeneratorOptions
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from sam_jax.errors import UserError
 from sam_jax.evals.rating.study import HIGHEST, LOWEST, Study
 from sam_jax.evals.report import Report
 
@@ -25,7 +26,7 @@ def report_ratings(study: Study) -> Report:
         ValueError: no rating yet.
     """
     if not study.ratings:
-        raise ValueError(f"expected ratings in {study.folder}, found none; give some with sam-jax rate serve")
+        raise UserError(f"expected ratings in {study.folder}, found none; give some with sam-jax rate serve")
     of_source: dict[str, dict[int, int]] = {source: {} for source in study.sources}
     for rating in study.ratings.values():
         job = study.jobs[rating.job]

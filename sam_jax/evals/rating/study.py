@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from sam_jax.data.examples import check_rle, read_json
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.result_files import read_results
 from sam_jax.evals.truth import GroundTruthImage, Truth, shorten
 from sam_jax.files import write_atomically
@@ -52,15 +53,15 @@ class Rating:
 
     def __post_init__(self) -> None:
         if isinstance(self.job, bool) or not isinstance(self.job, int):
-            raise ValueError(f"expected the number of a job, got {self.job!r}")
+            raise UserError(f"expected the number of a job, got {self.job!r}")
         if isinstance(self.rating, bool) or not isinstance(self.rating, int) or not LOWEST <= self.rating <= HIGHEST:
-            raise ValueError(f"expected a rating of {LOWEST} to {HIGHEST}, a whole number, got {self.rating!r}")
+            raise UserError(f"expected a rating of {LOWEST} to {HIGHEST}, a whole number, got {self.rating!r}")
         if self.seconds is not None and not (
             isinstance(self.seconds, int | float) and math.isfinite(self.seconds) and self.seconds >= 0
         ):
-            raise ValueError(f"expected seconds of at least 0, got {self.seconds!r}")
+            raise UserError(f"expected seconds of at least 0, got {self.seconds!r}")
         if self.rater is not None and not isinstance(self.rater, str):
-            raise ValueError(f"expected the name of a rater, got {self.rater!r}")
+            raise UserError(f"expected the name of a rater, got {self.rater!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +81,13 @@ class Study:
         self.folder = folder
         path = folder / "study.json"
         if not path.is_file():
-            raise FileNotFoundError(f"expected a study at {path}, found none; make one with sam-jax rate sample")
+            raise MissingFile(f"expected a study at {path}, found none; make one with sam-jax rate sample")
         content = read_json(path.read_bytes(), path)
         try:
             self.jobs = [Job(**job) for job in content["jobs"]]
             self.sources: list[str] = list(content["sources"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
+            raise UserError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
         self._file = folder / "ratings.jsonl"
         self._lock = threading.Lock()
         self._shown: dict[int, _Shown] = {}  # jobs without a rating
@@ -102,9 +103,9 @@ class Study:
                 with Image.open(job.picture) as image:
                     size = sorted(image.size)  # EXIF may turn it
             except OSError as error:
-                raise ValueError(f"expected an image at {job.picture}: {error}") from error
+                raise UserError(f"expected an image at {job.picture}: {error}") from error
             if size != sorted(job.segmentation["size"]):
-                raise ValueError(
+                raise UserError(
                     f"expected {job.picture} to have its mask's size {job.segmentation['size']}, got {size}"
                 )
 
@@ -117,21 +118,21 @@ class Study:
             try:
                 rating = self._parse(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"line {number} of {self._file} is no rating: {error}") from error
+                raise UserError(f"line {number} of {self._file} is no rating: {error}") from error
             ratings[rating.job] = rating  # a job that was rated again has its last rating
         return ratings
 
     def _parse(self, content: Any) -> Rating:
         known = {field.name for field in dataclasses.fields(Rating)}
         if not isinstance(content, dict) or not {"job", "rating"} <= content.keys() <= known:
-            raise ValueError(f"expected an object with some of {sorted(known)}, got {str(content)[:80]}")
+            raise UserError(f"expected an object with some of {sorted(known)}, got {str(content)[:80]}")
         rating = Rating(**content)
         self._check(rating)
         return rating
 
     def _check(self, rating: Rating) -> None:
         if not 0 <= rating.job < len(self.jobs):
-            raise ValueError(f"expected a job of 0 to {len(self.jobs) - 1}, got {rating.job}")
+            raise UserError(f"expected a job of 0 to {len(self.jobs) - 1}, got {rating.job}")
 
     def rate(self, rating: Rating) -> None:
         """Keeps a rating on disk before it returns. Whoever rates a mask again replaces the own rating.
@@ -143,7 +144,7 @@ class Study:
         with self._lock:
             given = self.ratings.get(rating.job)
             if given is not None and given.rater != rating.rater:
-                raise ValueError(f"mask {rating.job + 1} has been rated by somebody else meanwhile")
+                raise UserError(f"mask {rating.job + 1} has been rated by somebody else meanwhile")
             with self._file.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(rating)) + "\n")
                 file.flush()
@@ -196,15 +197,15 @@ def sample_study(
         FileNotFoundError: no such file.
     """
     if len(sources) < 2:
-        raise ValueError(f"expected at least two sources to compare, got {', '.join(sources) or 'none'}")
+        raise UserError(f"expected at least two sources to compare, got {', '.join(sources) or 'none'}")
     if masks < 1:
-        raise ValueError(f"expected at least one mask, got {masks}")
+        raise UserError(f"expected at least one mask, got {masks}")
     found = {name: _read_source(truth, path) for name, path in sources.items()}
     common = set.intersection(*(set(rows) for rows in found.values()))
     large = [key for key in sorted(common) if max(rle_area(rows[key]) for rows in found.values()) >= min_area]
     if not large:
         counts = shorten(f"{name}: {len(rows)}" for name, rows in found.items())
-        raise ValueError(
+        raise UserError(
             f"expected objects of at least {min_area} pixels that all sources have a mask of, got none among {counts}, "
             f"of which {len(common)} in common; their results must be for the same boxes or points"
         )
@@ -235,7 +236,7 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> None:
     """
     path, content = folder / "study.json", json.dumps(study)
     if path.exists() and path.read_text() != content and (folder / "ratings.jsonl").exists():
-        raise ValueError(f"{folder} holds another study with ratings; choose another folder")
+        raise UserError(f"{folder} holds another study with ratings; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -263,7 +264,7 @@ def _prompt(row: Mapping[str, Any], file: Path) -> tuple[str, tuple[float, ...]]
         x, y, w, h = row["prompt_bbox"] if "prompt_bbox" in row else row["bbox"]
         return "box", tuple(round(float(number), 1) for number in (x, y, w, h))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"expected prompt_bbox or bbox (x, y, w, h), or point_coords [[x, y]], in each result of {file}, "
             f"got {sorted(row)}"
         ) from error

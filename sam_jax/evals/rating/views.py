@@ -11,6 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from sam_jax.data.images import read_image
+from sam_jax.errors import UserError
 from sam_jax.evals.rating.study import Job
 from sam_jax.ops.rle import decode_rle
 
@@ -31,7 +32,7 @@ def render(job: Job, view: str) -> bytes:
     assert view in VIEWS
     image, mask = _load(job.picture), decode_rle(job.segmentation)
     if image.shape[:2] != mask.shape:
-        raise ValueError(f"expected an image of the mask's size {mask.shape}, {job.picture} has {image.shape[:2]}")
+        raise UserError(f"expected an image of the mask's size {mask.shape}, {job.picture} has {image.shape[:2]}")
     near = view in ("zoom", "zoom_overlay")
     x0, y0, x1, y1 = _surroundings(job, mask) if near else (0, 0, mask.shape[1], mask.shape[0])
     image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sam_jax.config import DataConfig, FinetuneConfig, OptimizerConfig, ParallelConfig
 from sam_jax.detection.config import DetectorConfig
+from sam_jax.errors import UserError
 
 ANY_OBJECT = DetectorConfig(name="any_object_vitdet_b", category_ids=(1,))
 PUBLISHED_DATA = DataConfig(batch_size=64, scale_range=(0.1, 2.0), flip_probability=0.5)
@@ -63,7 +64,7 @@ class DetectorTrainConfig:
 
     def __post_init__(self) -> None:
         if self.model.num_classes != 1 or self.model.sigmoid_scores:
-            raise ValueError(
+            raise UserError(
                 "expected a detector of one class with softmax scores to train (model.category_ids (1,)), got "
                 f"{self.model.num_classes} classes: masks of the data have no classes"
             )

@@ -18,6 +18,7 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
 from sam_jax.detection.detector import Detections, init_detector
+from sam_jax.errors import UserError
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.parallel.start import start_processes
@@ -119,7 +120,7 @@ def initial_params(config: DetectorTrainConfig) -> Params:
         ValueError: both are named, or an encoder of another size.
     """
     if config.init_from is not None and config.init_encoder_from is not None:
-        raise ValueError("expected one start of the image encoder, got init-from and init-encoder-from")
+        raise UserError("expected one start of the image encoder, got init-from and init-encoder-from")
     encoder, learned = config.model.encoder, {}
     if config.init_from is not None:
         start = load_model(config.init_from)
@@ -128,7 +129,7 @@ def initial_params(config: DetectorTrainConfig) -> Params:
         learned = {name: value for name, value in whole.items() if not name.startswith("neck_")}
         wanted = jax.eval_shape(functools.partial(init_detector, config.model), jax.random.key(0))["image_encoder"]
         if jax.tree.map(jnp.shape, learned) != jax.tree.map(jnp.shape, wanted):
-            raise ValueError(
+            raise UserError(
                 f"expected an image encoder like that of model.encoder ({encoder.name}), {config.init_from} has "
                 f"another ({start.config.name}); change model.encoder or init-from"
             )

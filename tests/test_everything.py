@@ -239,7 +239,7 @@ def test_the_masks_are_those_of_the_official_code(name, tiny):
     for record in theirs:  # there as floats
         record["crop_box"] = [int(x) for x in record["crop_box"]]
     result = compare(ours, theirs)
-    assert result["pairs"] == len(ours) == len(theirs), "recorded with another checkpoint? see everything_cases.py"
+    assert result["pairs"] == len(ours) == len(theirs), "recorded with another checkpoint? see cases/everything.py"
     assert result["score"] < 1e-3
     assert result["same_fields"]
     assert result["box"] <= 1

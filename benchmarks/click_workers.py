@@ -17,14 +17,14 @@ from sam_jax.evals.clicks import inscribed_radius, next_click
 from sam_jax.evals.metrics import mask_iou
 
 
-def judge(truth: np.ndarray, mask: np.ndarray) -> tuple:
-    return mask_iou(mask, truth), next_click(truth, mask, [])
+def judge(ground_truth: np.ndarray, mask: np.ndarray) -> tuple:
+    return mask_iou(mask, ground_truth), next_click(ground_truth, mask, [])
 
 
-def judge_whole(truth: np.ndarray, mask: np.ndarray) -> tuple:
+def judge_whole(ground_truth: np.ndarray, mask: np.ndarray) -> tuple:
     """With distance transforms of the whole image, for comparison."""
-    missed, wrong = inscribed_radius(truth & ~mask), inscribed_radius(mask & ~truth)
-    return mask_iou(mask, truth), missed.max() > wrong.max()
+    missed, wrong = inscribed_radius(ground_truth & ~mask), inscribed_radius(mask & ~ground_truth)
+    return mask_iou(mask, ground_truth), missed.max() > wrong.max()
 
 
 def blobs(count: int, size: tuple[int, int], seed: int) -> list[np.ndarray]:
@@ -48,8 +48,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     cv2.setNumThreads(1)  # what is compared is the work of these workers
     size = (options.side * 2 // 3, options.side)
-    truths = blobs(options.masks, size, 0)
-    masks = [np.roll(truth, (9, 14), (0, 1)) for truth in truths]
+    ground_truths = blobs(options.masks, size, 0)
+    masks = [np.roll(ground_truth, (9, 14), (0, 1)) for ground_truth in ground_truths]
     threads = ThreadPoolExecutor(options.workers)
     processes = ProcessPoolExecutor(options.workers, get_context("spawn"))
     ways = {
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     for _ in range(options.rounds + 1):  # the first warms up
         for name, way in ways.items():
             start = time.perf_counter()
-            list(way(truths, masks))
+            list(way(ground_truths, masks))
             times[name].append(time.perf_counter() - start)
     threads.shutdown()
     processes.shutdown()

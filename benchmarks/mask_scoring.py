@@ -14,16 +14,16 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam_jax.evals.mask_scores import AREAS, Recall, count_found, match_results
+from sam_jax.evals.ground_truth import read_ground_truth
+from sam_jax.evals.mask_scores import AREA_RANGES, RecallCounts, count_found, match_results
 from sam_jax.evals.result_files import read_image_results
-from sam_jax.evals.truth import read_truth
 
 NUMBERS = (10, 100, 1000)
 
 if __name__ == "__main__":
-    truth = read_truth(Path(sys.argv[1]), split=sys.argv[3] if len(sys.argv) > 3 else None)
+    ground_truth = read_ground_truth(Path(sys.argv[1]), split=sys.argv[3] if len(sys.argv) > 3 else None)
     files = {int(path.stem): path for path in Path(sys.argv[2]).glob("*.json")}
-    images = [image for image in truth.images.values() if image.id in files]
+    images = [image for image in ground_truth.images.values() if image.id in files]
     objects = {image.id: image.objects() for image in images}
     proposals = {image.id: read_image_results(files[image.id]) for image in images}
     counts = [sum(map(len, rows.values())) for rows in (objects, proposals)]
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
     start = time.process_time()
     parts = [count_found(objects[id_], proposals[id_], {}, NUMBERS) for id_ in objects]
-    recall = Recall.sum(parts, NUMBERS)
+    recall = RecallCounts.sum(parts, NUMBERS)
     ours = time.process_time() - start
 
     start = time.process_time()
@@ -41,7 +41,7 @@ if __name__ == "__main__":
         coco.dataset = {
             "images": [{"id": p.id, "height": p.size[0], "width": p.size[1]} for p in images],
             "annotations": [{"image_id": id_} | o for id_, rows in objects.items() for o in rows],
-            "categories": [{"id": id_} for id_ in truth.categories],
+            "categories": [{"id": id_} for id_ in ground_truth.categories],
         }
         coco.createIndex()
         results = [{"image_id": id_, "category_id": 1} | r for id_, rows in proposals.items() for r in rows]
@@ -50,7 +50,7 @@ if __name__ == "__main__":
         evaluation.evaluate()
         evaluation.accumulate()
     theirs = time.process_time() - start
-    for i, area in enumerate(AREAS):
+    for i, area in enumerate(AREA_RANGES):
         expected = evaluation.eval["recall"][:, 0, i].mean(0)
         np.testing.assert_allclose(list(recall.average(area).values()), expected, rtol=1e-12)
     print(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sam_jax.data.training_sets import read_training_sets
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.click_runs import sample_examples
-from sam_jax.evals.play import ClickRules, play_images
+from sam_jax.evals.click_simulation import ClickRules, simulate_images
 from sam_jax.evals.segmenters import Segmenter
 
 CANDIDATES: list[Segmenter] = [
@@ -36,7 +36,9 @@ if __name__ == "__main__":
     for method in tqdm(CANDIDATES, unit="setting"):
         scores = [
             100
-            * np.mean([r["iou"][0] for played in play_images(method, sample, ClickRules(1)) for r in played.records])
+            * np.mean(
+                [r["iou"][0] for played in simulate_images(method, sample, ClickRules(1)) for r in played.records]
+            )
             for sample in samples.values()
         ]
         tqdm.write(f"{sum(scores) / len(scores):.1f}  {' '.join(f'{score:.1f}' for score in scores)}  {method}")

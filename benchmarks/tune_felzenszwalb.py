@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sam_jax.evals.mask_scores import Recall, count_found
+from sam_jax.evals.ground_truth import read_ground_truth
+from sam_jax.evals.mask_scores import RecallCounts, count_found
 from sam_jax.evals.proposal_baselines import Felzenszwalb
-from sam_jax.evals.truth import read_truth
 
 NUMBERS = (10, 100, 1000)
 FINE, MIDDLE, COARSE = (800, 400, 200, 100, 50), (1600, 800, 400, 200, 100), (3200, 1600, 800, 400, 200)
@@ -21,11 +21,11 @@ CANDIDATES = [
 
 if __name__ == "__main__":
     data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
-    truth = read_truth(data / "coco_small" / "instances.json", split="train2017")
-    truth = truth.take(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
-    images = [(image.image(), image.objects()) for image in truth.images.values()]
+    ground_truth = read_ground_truth(data / "coco_small" / "instances.json", split="train2017")
+    ground_truth = ground_truth.take(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    images = [(image.image(), image.objects()) for image in ground_truth.images.values()]
     print("AR@10, AR@100, AR@1000 in percent")
     for method in tqdm(CANDIDATES, unit="setting"):
         parts = [count_found(objects, method.propose([image])[0], {}, NUMBERS) for image, objects in images]
-        means = Recall.sum(parts, NUMBERS).average("all").values()
+        means = RecallCounts.sum(parts, NUMBERS).average("all").values()
         tqdm.write(f"{' '.join(f'{100 * (mean or 0):.1f}' for mean in means)}  {method}")

@@ -8,15 +8,15 @@ import scipy.io
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from cases.bsds import write_truth
+from cases.bsds import write_ground_truth
 from sam_jax.evals.boundaries import COSTS_PER_PIXEL, OUTLIER_COST, match_boundaries, thin
 from sam_jax.evals.bsds import (
+    count_human_matches,
     count_matches,
-    count_people,
-    find_maps,
-    find_truth,
-    read_map,
-    read_truth,
+    find_edge_maps,
+    find_ground_truth,
+    read_boundaries,
+    read_edge_map,
     score_counts,
     score_folder,
 )
@@ -60,9 +60,9 @@ def test_thinning_leaves_a_line_of_a_bar_and_equals_the_plain_form():
         np.testing.assert_array_equal(thin(np.stack([image, image]))[1], plain_thin(image))
 
 
-def assignment(edges: np.ndarray, truth: np.ndarray, reach: float) -> tuple[float, int]:
+def assignment(edges: np.ndarray, ground_truth: np.ndarray, reach: float) -> tuple[float, int]:
     """The original's problem as a dense one: cost and pairs. Pixels of both maps, and an outlier node for each."""
-    mine, theirs = np.argwhere(edges), np.argwhere(truth)
+    mine, theirs = np.argwhere(edges), np.argwhere(ground_truth)
     distances = np.hypot(*np.moveaxis(mine[:, None] - theirs[None], -1, 0))
     outlier = np.ceil(OUTLIER_COST * reach * COSTS_PER_PIXEL)
     costs = np.full((len(mine) + len(theirs),) * 2, outlier)
@@ -76,35 +76,35 @@ def test_matching_is_an_optimum_of_the_original_problem_at_every_threshold():
     rng = np.random.default_rng(0)
     for trial in range(40):
         size, reach = rng.integers(3, 14, 2), rng.choice([1, 1.5, 2.3, 4.3])
-        soft, truth = rng.random(size), rng.random(size) < rng.choice([0.05, 0.2, 0.5])
+        soft, ground_truth = rng.random(size), rng.random(size) < rng.choice([0.05, 0.2, 0.5])
         levels = (0.95, 0.9, 0.7, 0.5, 0.6, 0.3, 0.9)  # they come and go
         maps = np.stack([thin((soft >= t)[None])[0] if trial % 2 else soft >= t for t in levels])
-        for edges, matched in zip(maps, match_boundaries(maps, truth, reach), strict=True):
+        for edges, matched in zip(maps, match_boundaries(maps, ground_truth, reach), strict=True):
             assert not (matched & ~edges).any()
-            cost, pairs = assignment(edges, truth, reach)
+            cost, pairs = assignment(edges, ground_truth, reach)
             assert matched.sum() == pairs
             # The pixels that are matched can be, at no more than the least cost.
             outlier = np.ceil(OUTLIER_COST * reach * COSTS_PER_PIXEL)
-            own, own_pairs = assignment(matched, truth, reach)
+            own, own_pairs = assignment(matched, ground_truth, reach)
             assert own_pairs == pairs
             assert own + outlier * (edges & ~matched).sum() == cost
 
 
 def test_partners_are_one_to_one_near_and_the_nearest():
-    truth = drawing("..#......", ".........", ".........")
+    ground_truth = drawing("..#......", ".........", ".........")
     edges = drawing(".#.......", "..#......", "........#")
     # Both are at a distance of 1: one of them is matched; the third pixel is too far away.
-    assert match_boundaries(edges[None], truth, 4.3)[0].sum() == 1
+    assert match_boundaries(edges[None], ground_truth, 4.3)[0].sum() == 1
     edges = drawing("#.......#", "..#......", ".........")
     np.testing.assert_array_equal(
-        match_boundaries(edges[None], truth, 4.3)[0], drawing(".........", "..#......", ".........")
+        match_boundaries(edges[None], ground_truth, 4.3)[0], drawing(".........", "..#......", ".........")
     )
     # A coinciding pixel gives way where that makes two pairs: 1 + 1 is less than 0 and two outliers.
-    truth, edges = drawing("##."), drawing(".##")
-    assert match_boundaries(edges[None], truth, 1)[0].sum() == 2
-    assert match_boundaries(edges[None], truth, 0.5)[0].sum() == 1
-    with pytest.raises(ValueError, match=r"truth's size \(1, 3\)"):
-        match_boundaries(edges, truth, 1)
+    ground_truth, edges = drawing("##."), drawing(".##")
+    assert match_boundaries(edges[None], ground_truth, 1)[0].sum() == 2
+    assert match_boundaries(edges[None], ground_truth, 0.5)[0].sum() == 1
+    with pytest.raises(ValueError, match=r"ground truth's size \(1, 3\)"):
+        match_boundaries(edges, ground_truth, 1)
 
 
 CROSS = drawing(*["....#......"] * 4, "###########", *["....#......"] * 3)
@@ -131,7 +131,7 @@ def test_the_truth_scores_one_nothing_scores_zero_and_so_do_people():
     assert (nothing.ods, nothing.ois, nothing.ap, nothing.r50) == (0, 0, 0, 0)
     line = np.zeros_like(CROSS)
     line[4] = True
-    np.testing.assert_array_equal(count_people(np.stack([CROSS, line])), [[22, 29, 22, 29]])
+    np.testing.assert_array_equal(count_human_matches(np.stack([CROSS, line])), [[22, 29, 22, 29]])
 
 
 def test_scores_by_hand():
@@ -160,32 +160,34 @@ def test_scores_by_hand():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three images' truth by two people, and maps that are noise around it."""
+    """Three images' ground truth by two people, and maps that are noise around it."""
     rng = np.random.default_rng(0)
     (tmp_path / "maps").mkdir()
     for i in range(3):
-        truths = [np.roll(CROSS, k + i, axis=1) for k in range(2)]
-        write_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", truths)
-        soft = (rng.random(CROSS.shape) * 0.7 + truths[0] * 0.3) * 255
+        ground_truths = [np.roll(CROSS, k + i, axis=1) for k in range(2)]
+        write_ground_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", ground_truths)
+        soft = (rng.random(CROSS.shape) * 0.7 + ground_truths[0] * 0.3) * 255
         Image.fromarray(soft.astype(np.uint8)).save(tmp_path / "maps" / f"{i}.png")
     return tmp_path
 
 
 def test_files_score_alike_with_any_workers_and_again_from_what_is_kept(folders, monkeypatch):
-    truths = find_truth(folders, "test")
-    maps = find_maps(folders / "maps", list(truths))
-    whole = score_folder(maps, truths, folders / "one", workers=1)
+    ground_truths = find_ground_truth(folders, "test")
+    maps = find_edge_maps(folders / "maps", list(ground_truths))
+    whole = score_folder(maps, ground_truths, folders / "one", workers=1)
     assert whole.shape == (3, 99, 4)
-    np.testing.assert_array_equal(score_folder(maps, truths, folders / "two", workers=2), whole)
-    np.testing.assert_array_equal(whole[1], count_matches(read_map(maps["1"]), read_truth(truths["1"])))
+    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "two", workers=2), whole)
+    np.testing.assert_array_equal(
+        whole[1], count_matches(read_edge_map(maps["1"]), read_boundaries(ground_truths["1"]))
+    )
 
     counted = []
     monkeypatch.setattr("sam_jax.evals.bsds.count_matches", lambda e, t: counted.append(e) or count_matches(e, t))
     (folders / "one" / "2.json").unlink()  # stopped before it
-    np.testing.assert_array_equal(score_folder(maps, truths, folders / "one"), whole)
+    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "one"), whole)
     assert len(counted) == 1
     Image.fromarray(CROSS.astype(np.uint8) * 255).save(maps["0"])  # another map
-    again = score_folder(maps, truths, folders / "one")
+    again = score_folder(maps, ground_truths, folders / "one")
     assert len(counted) == 2
     assert (again[0] != whole[0]).any()
     np.testing.assert_array_equal(again[1:], whole[1:])
@@ -193,31 +195,31 @@ def test_files_score_alike_with_any_workers_and_again_from_what_is_kept(folders,
 
 
 def test_what_is_wrong_with_files_is_said_with_their_names(folders):
-    truths = find_truth(folders, "test")
+    ground_truths = find_ground_truth(folders, "test")
     with pytest.raises(FileNotFoundError, match=r"groundTruth/train.*Get BSDS500 from https"):
-        find_truth(folders, "train")
+        find_ground_truth(folders, "train")
     with pytest.raises(FileNotFoundError, match="a folder of edge maps"):
-        find_maps(folders / "elsewhere", ["0"])
+        find_edge_maps(folders / "elsewhere", ["0"])
     with pytest.raises(ValueError, match=r"each of 5 images in .*, 2 are missing: 7, 8"):
-        find_maps(folders / "maps", [*truths, "7", "8"])
+        find_edge_maps(folders / "maps", [*ground_truths, "7", "8"])
     Image.new("L", (5, 5)).save(folders / "maps" / "1.png")
     with pytest.raises(
-        ValueError, match=r"1: expected an edge map of the truth's size \(8, 11\) \(h, w\), got \(5, 5\)"
+        ValueError, match=r"1: expected an edge map of the ground truth's size \(8, 11\) \(h, w\), got \(5, 5\)"
     ):
-        score_folder(find_maps(folders / "maps", list(truths)), truths, folders / "out")
+        score_folder(find_edge_maps(folders / "maps", list(ground_truths)), ground_truths, folders / "out")
     Image.new("RGB", (11, 8)).save(folders / "maps" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has mode RGB"):
-        read_map(folders / "maps" / "1.png")
+        read_edge_map(folders / "maps" / "1.png")
     (folders / "maps" / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*1.png"):
-        read_map(folders / "maps" / "1.png")
+        read_edge_map(folders / "maps" / "1.png")
     (folders / "maps" / "more").mkdir()
     Image.new("L", (11, 8)).save(folders / "maps" / "more" / "2.png")
     with pytest.raises(ValueError, match=r"one map for 2, got .*maps/2.png and .*maps/more/2.png"):
-        find_maps(folders / "maps", list(truths))
+        find_edge_maps(folders / "maps", list(ground_truths))
     for bad in (CROSS * 255.0, CROSS - 1.0, np.where(CROSS, np.nan, 0)):
         with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
             count_matches(bad, CROSS[None])
     scipy.io.savemat(folders / "other.mat", {"x": 1})
     with pytest.raises(ValueError, match=r"groundTruth.*other.mat"):
-        read_truth(folders / "other.mat")
+        read_boundaries(folders / "other.mat")

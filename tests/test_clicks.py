@@ -23,17 +23,17 @@ def test_the_first_click_is_the_middle_and_the_image_border_counts():
 
 
 def test_the_next_click_goes_to_the_larger_error_and_never_twice_to_a_pixel():
-    truth = rectangle(2, 2, 9, 9)
-    missed_more = next_click(truth, rectangle(20, 2, 23, 5), [])
+    ground_truth = rectangle(2, 2, 9, 9)
+    missed_more = next_click(ground_truth, rectangle(20, 2, 23, 5), [])
     assert missed_more == ((5, 5), 1)
-    wrong_more = next_click(truth, truth | rectangle(15, 2, 29, 19), [])
+    wrong_more = next_click(ground_truth, ground_truth | rectangle(15, 2, 29, 19), [])
     assert wrong_more[1] == 0
-    assert not truth[wrong_more[0][1], wrong_more[0][0]]
-    again = next_click(truth, rectangle(20, 2, 23, 5), [(5, 5)])
+    assert not ground_truth[wrong_more[0][1], wrong_more[0][0]]
+    again = next_click(ground_truth, rectangle(20, 2, 23, 5), [(5, 5)])
     assert again[0] != (5, 5)
     # A tie is a background click; ignored pixels attract none.
     assert next_click(rectangle(2, 2, 5, 5), rectangle(12, 2, 15, 5), [])[1] == 0
-    assert next_click(truth, rectangle(20, 2, 23, 5), [], ignore=truth)[1] == 0
+    assert next_click(ground_truth, rectangle(20, 2, 23, 5), [], ignore=ground_truth)[1] == 0
 
 
 def test_the_deepest_pixel_is_that_of_the_whole_map():
@@ -49,16 +49,16 @@ def test_the_deepest_pixel_is_that_of_the_whole_map():
 
 
 def test_a_random_click_is_uniform_over_the_object_and_a_function_of_its_generator():
-    truth = rectangle(3, 2, 6, 4)  # 6 pixels
+    ground_truth = rectangle(3, 2, 6, 4)  # 6 pixels
     ignore = rectangle(5, 0, 6, 20)  # of which 2 are not to be clicked
-    clicks = [random_click(truth, np.random.default_rng(seed), ignore) for seed in range(400)]
+    clicks = [random_click(ground_truth, np.random.default_rng(seed), ignore) for seed in range(400)]
     points, counts = np.unique([point for point, _ in clicks], axis=0, return_counts=True)
     assert points.tolist() == [[3, 2], [3, 3], [4, 2], [4, 3]]
     assert counts.min() > 70
     assert {label for _, label in clicks} == {1}
-    assert clicks[7] == random_click(truth, np.random.default_rng(7), ignore)
+    assert clicks[7] == random_click(ground_truth, np.random.default_rng(7), ignore)
     with pytest.raises(ValueError, match="at least one pixel"):
-        random_click(truth, np.random.default_rng(0), ignore=truth)
+        random_click(ground_truth, np.random.default_rng(0), ignore=ground_truth)
 
 
 def test_iou_by_hand_and_without_the_ignored_pixels():
@@ -68,8 +68,8 @@ def test_iou_by_hand_and_without_the_ignored_pixels():
 
 
 def test_the_first_click_avoids_ignored_pixels_and_needs_a_pixel():
-    truth = rectangle(0, 0, 20, 10)
-    (x, _), label = first_click(truth, ignore=rectangle(4, 0, 20, 20))
+    ground_truth = rectangle(0, 0, 20, 10)
+    (x, _), label = first_click(ground_truth, ignore=rectangle(4, 0, 20, 20))
     assert (label, x < 4) == (1, True)
     with pytest.raises(ValueError, match="at least one pixel"):
         first_click(np.zeros((5, 5), bool))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import sam_jax
-from cases.bsds import write_truth
+from cases.bsds import write_ground_truth
 from cases.models import SMALL
 from sam_jax.evals import edges as edges_module
 from sam_jax.evals.bsds import count_matches, score_counts
@@ -112,9 +112,9 @@ def test_the_baselines_find_the_outline_of_a_plain_object(detector):
     edges = detector.detect(image)
     assert 0.5 < edges.max() <= 1
     mask = image[:, :, 0] > 100
-    truth = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
+    ground_truth = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
     # 0.0075 of the diagonal is a pixel here.
-    assert score_counts(np.stack([count_matches(np.rint(edges * 255) / 255, truth[None])])).ods > 0.8
+    assert score_counts(np.stack([count_matches(np.rint(edges * 255) / 255, ground_truth[None])])).ods > 0.8
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def config(tmp_path, model, monkeypatch) -> EdgesConfig:
         image = make_image(*size)
         Image.fromarray(image).save(tmp_path / "images" / "test" / f"{i}.jpg")
         mask = image[:, :, 0] > 100
-        truth = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
-        write_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", [truth, truth])
+        ground_truth = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
+        write_ground_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", [ground_truth, ground_truth])
     monkeypatch.setattr(edges_module, "load_model", lambda name: model)
     path = tmp_path / "config.py"
     path.write_text("from sam_jax.evals.edges import EdgesConfig\nget_config = EdgesConfig\n")
@@ -176,7 +176,7 @@ def test_maps_made_elsewhere_are_scored_from_the_command_line(config, eval_scrip
 def test_a_config_that_is_no_evaluation_and_data_that_is_not_there_are_said(config, eval_script, tmp_path, capsys):
     arguments = [str(tmp_path / "config.py"), "--data", str(tmp_path / "nowhere")]
     assert eval_script.main(arguments) == 2
-    assert "expected BSDS500 truth in" in capsys.readouterr().err
+    assert "expected BSDS500 ground truth in" in capsys.readouterr().err
     (tmp_path / "other.py").write_text("from sam_jax.config import SamConfig\nget_config = SamConfig\n")
     assert eval_script.main([str(tmp_path / "other.py")]) == 2
     assert "is no evaluation; see configs/eval_tiny.py" in capsys.readouterr().err

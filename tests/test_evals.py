@@ -16,35 +16,35 @@ from sam_jax.data.zero_shot.registry import ZeroShotDataset
 from sam_jax.errors import BadRecord
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.click_runs import sample_examples
+from sam_jax.evals.click_simulation import ClickRules, simulate_clicks, simulate_images
 from sam_jax.evals.clicks import next_click
-from sam_jax.evals.play import ClickRules, play_image, play_images
-from sam_jax.evals.records import add_up, read_lines
-from sam_jax.evals.segmenters import Answer, Clicks, SamSegmenter
-from sam_jax.evals.single_point import MEAN, SinglePointConfig, count_record, run, summarize
+from sam_jax.evals.records import read_records, sum_counts
+from sam_jax.evals.segmenters import Clicks, SamSegmenter
+from sam_jax.evals.single_point import MEAN_ROW, SinglePointConfig, count_record, run, summarize
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
 
 
 class Oracle:
-    """Answers with the truth, or with nothing."""
+    """Answers with the ground truth, or with nothing."""
 
     def __init__(self, example: Example, name: str) -> None:
-        self.name, self._truths = name, [decode_rle(mask) for mask in example.masks]
+        self.name, self._ground_truths = name, [decode_rle(mask) for mask in example.masks]
 
-    def open(self, image):
+    def open_session(self, image):
         return self
 
     def segment(self, clicks):
-        return [Answer(truth[None] * (self.name == "oracle")) for truth in self._truths]
+        return [ground_truth[None] * (self.name == "oracle") for ground_truth in self._ground_truths]
 
 
 def play(segmenter, example, clicks):
-    return play_image(segmenter, example, ClickRules(clicks)).records
+    return simulate_clicks(segmenter, example, ClickRules(clicks)).records
 
 
 def add(records):
-    return add_up(count_record(record) for record in records)
+    return sum_counts(count_record(record) for record in records)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("oracle", 1), ("nothing", 0)])
@@ -67,22 +67,22 @@ class Scripted:
     def __init__(self, *answers: list[np.ndarray]) -> None:
         self.answers, self.clicks = answers, []
 
-    def open(self, image):
+    def open_session(self, image):
         return self
 
     def segment(self, clicks):
         answer = self.answers[len(self.clicks)]
         self.clicks.append([(list(c.points), list(c.labels)) for c in clicks])
-        return [Answer(np.array(answer))]
+        return [np.array(answer)]
 
 
 def test_a_game_of_a_few_pixels_by_hand(tmp_path):
     """A square of 4 x 4; the most trusted of three masks, then two corrections."""
     example = write_examples(tmp_path, 1)[0]
     square = lambda x0, x1: rectangle(x0, 4, x1, 8, example.size)  # noqa: E731
-    truth = square(4, 8)
-    segmenter = Scripted([square(4, 6), truth, square(0, 0)], [square(4, 10)], [truth])
-    (record,) = play(segmenter, dataclasses.replace(example, masks=(encode_rle(truth),)), clicks=4)
+    ground_truth = square(4, 8)
+    segmenter = Scripted([square(4, 6), ground_truth, square(0, 0)], [square(4, 10)], [ground_truth])
+    (record,) = play(segmenter, dataclasses.replace(example, masks=(encode_rle(ground_truth),)), clicks=4)
     assert record == {"mask": 0, "area": 16, "iou": [0.5, 0.666667, 1, 1], "best": 1}
     assert segmenter.clicks == [
         [([(5, 5)], [1])],
@@ -94,10 +94,10 @@ def test_a_game_of_a_few_pixels_by_hand(tmp_path):
 
 def test_an_object_that_is_good_enough_gets_no_further_click(tmp_path):
     example = write_examples(tmp_path, 1)[0]
-    truth = rectangle(4, 4, 8, 8, example.size)
-    segmenter = Scripted([truth & ~rectangle(4, 4, 5, 5, example.size)], [truth])
-    example = dataclasses.replace(example, masks=(encode_rle(truth),))
-    (record,) = play_image(segmenter, example, ClickRules(20, enough=0.9)).records
+    ground_truth = rectangle(4, 4, 8, 8, example.size)
+    segmenter = Scripted([ground_truth & ~rectangle(4, 4, 5, 5, example.size)], [ground_truth])
+    example = dataclasses.replace(example, masks=(encode_rle(ground_truth),))
+    (record,) = simulate_clicks(segmenter, example, ClickRules(20, enough=0.9)).records
     assert record["iou"] == [15 / 16] * 20
     assert len(segmenter.clicks) == 1
 
@@ -184,7 +184,7 @@ def test_model_and_baseline_run_end_to_end_and_a_missing_set_is_left_out(config,
     report = run(config, make_segmenter)
     methods = report.results["methods"]
     assert set(methods) == {"sam", "disc"}
-    assert set(methods["sam"]) == {"synthetic", MEAN}
+    assert set(methods["sam"]) == {"synthetic", MEAN_ROW}
     assert "bsds500 is left out" in capsys.readouterr().out
     assert report.results["missing"]["bsds500"].startswith(f"BSDS500 is not in {config.data / 'bsds500'}")
     assert "Get it from github.com/BIDS/BSDS500" in report.table
@@ -194,7 +194,7 @@ def test_model_and_baseline_run_end_to_end_and_a_missing_set_is_left_out(config,
     assert sam["best@1"] >= sam["iou@1"]
     assert f"| synthetic | sam | 6 | {sam['best@1']:.1f} |" in report.table
     assert "| mean of the paper's 23 | SAM ViT-H |  |  | 58.1 |  |  | 81.3 |  | published |" in report.table
-    _, lines = read_lines(config.out / "sam.jsonl")
+    _, lines = read_records(config.out / "sam.jsonl")
     assert np.mean([r["iou"][2] for line in lines for r in line["masks"]]) * 100 == pytest.approx(sam["iou@3"])
 
 
@@ -203,8 +203,8 @@ def test_every_data_set_counts_alike_in_the_mean(config, monkeypatch, tmp_path):
     register(monkeypatch, "one mask", [dataclasses.replace(examples[0], masks=examples[0].masks[:1])])
     methods = run(dataclasses.replace(config, datasets=("synthetic", "one mask"), methods=("disc",)), lambda m: Disc())
     disc = methods.results["methods"]["disc"]
-    assert disc[MEAN]["iou@1"] == (disc["synthetic"]["iou@1"] + disc["one mask"]["iou@1"]) / 2
-    assert (disc[MEAN]["datasets"], disc[MEAN]["masks"]) == (2, 7)
+    assert disc[MEAN_ROW]["iou@1"] == (disc["synthetic"]["iou@1"] + disc["one mask"]["iou@1"]) / 2
+    assert (disc[MEAN_ROW]["datasets"], disc[MEAN_ROW]["masks"]) == (2, 7)
 
 
 def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(config):
@@ -212,9 +212,9 @@ def test_an_interrupted_evaluation_goes_on_and_another_protocol_starts_anew(conf
     opened = []
 
     class Counting(Disc):
-        def open(self, image):
+        def open_session(self, image):
             opened.append(image)
-            return super().open(image)
+            return super().open_session(image)
 
     whole = run(config, lambda method: Counting())
     path = config.out / "disc.jsonl"
@@ -252,8 +252,10 @@ def test_bad_images_and_masks_are_named_and_the_rest_is_kept(config, monkeypatch
     config = dataclasses.replace(only_disc(config), max_masks=0)
 
     class Small(Disc):
-        def open(self, image):
-            return super().open(image[:50] if image.shape == (*wrong.size, 3) and image.sum() == total else image)
+        def open_session(self, image):
+            return super().open_session(
+                image[:50] if image.shape == (*wrong.size, 3) and image.sum() == total else image
+            )
 
     total = wrong.image().sum()
     report = run(config, lambda method: Small())
@@ -278,18 +280,23 @@ def test_an_evaluation_without_a_image_says_why(config, monkeypatch, tmp_path):
 
 def test_ignored_pixels_do_not_count_in_an_evaluation(tmp_path):
     example = write_examples(tmp_path, 1)[0]
-    truth = decode_rle(example.masks[0])
-    wide = truth | np.roll(truth, 10, axis=1)
-    half = Example(example.path, example.size, (encode_rle(truth),), "x", ignore=encode_rle(wide & ~truth))
+    ground_truth = decode_rle(example.masks[0])
+    wide = ground_truth | np.roll(ground_truth, 10, axis=1)
+    half = Example(
+        example.path, example.size, (encode_rle(ground_truth),), "x", ignore=encode_rle(wide & ~ground_truth)
+    )
     answer = Oracle(Example(example.path, example.size, (encode_rle(wide),), "x"), "oracle")
     assert play(answer, half, clicks=2)[0]["iou"] == [1.0, 1.0]
 
 
 def test_a_mask_without_an_error_gets_no_further_click(tmp_path):
     example = write_examples(tmp_path, 1)[0]
-    truth = decode_rle(example.masks[0])
-    assert next_click(truth, truth, []) is None
-    assert next_click(truth, truth | np.roll(truth, 40, 0), [], ignore=np.roll(truth, 40, 0)) is None
+    ground_truth = decode_rle(example.masks[0])
+    assert next_click(ground_truth, ground_truth, []) is None
+    assert (
+        next_click(ground_truth, ground_truth | np.roll(ground_truth, 40, 0), [], ignore=np.roll(ground_truth, 40, 0))
+        is None
+    )
 
     class Watching(Oracle):
         def segment(self, clicks):
@@ -309,7 +316,7 @@ def test_a_random_first_click_is_drawn_anew_for_each_mask_and_seed_and_only_the_
                 return super().segment(clicks)
 
         watching = Watching(example, "nothing")
-        play_image(watching, example, rules)
+        simulate_clicks(watching, example, rules)
         return [click.points for click in watching.clicks]
 
     first = clicks_of(ClickRules(2, "random", seed=0))
@@ -326,13 +333,13 @@ def test_a_model_that_was_trained_further_is_evaluated_anew(config, model):
     other = small_model(1)
     assert SamSegmenter(other).identity != SamSegmenter(model).identity
     run(config, lambda method: SamSegmenter(other))
-    header, _ = read_lines(config.out / "sam.jsonl")
+    header, _ = read_records(config.out / "sam.jsonl")
     assert header["segmenter"] == SamSegmenter(other).identity
 
 
 def test_images_are_played_in_order_however_many_at_a_time(tmp_path):
     examples = write_examples(tmp_path, 4)
-    one, many = ([p.records for p in play_images(Disc(), examples, ClickRules(3), workers=n)] for n in (1, 3))
+    one, many = ([p.records for p in simulate_images(Disc(), examples, ClickRules(3), workers=n)] for n in (1, 3))
     assert one == many
 
 
@@ -345,6 +352,6 @@ def test_unknown_and_missing_datasets_are_named(config, make_segmenter):
 
 def test_a_pixel_reached_from_clicks_of_both_kinds_goes_to_the_nearer():
     grey = np.full((10, 30, 3), 128, np.uint8)
-    (answer,) = RegionGrowing().open(grey).segment([Clicks([(5, 5), (25, 5)], [1, 0])])
-    assert answer.masks[0][:, :15].all()
-    assert not answer.masks[0][:, 15:].any()
+    (masks,) = RegionGrowing().open_session(grey).segment([Clicks([(5, 5), (25, 5)], [1, 0])])
+    assert masks[0][:, :15].all()
+    assert not masks[0][:, 15:].any()

@@ -9,8 +9,7 @@ from PIL import Image
 from sam_jax.data.interactive import InteractiveSource
 from sam_jax.evals.baselines import Disc
 from sam_jax.evals.noc import NocConfig, clicks_needed, count_clicks, run, summarize
-from sam_jax.evals.records import add_up
-from sam_jax.evals.segmenters import Answer
+from sam_jax.evals.records import sum_counts
 from sam_jax.ops.rle import decode_rle
 
 SIZE = (40, 60)
@@ -32,8 +31,8 @@ def write(root, images, masks, names=("a", "b"), values=(255, 128)):
         make_image = np.full((*SIZE, 3), 60, np.uint8)
         make_image[OBJECT] = 200
         Image.fromarray(make_image).save(root / images / f"{name}.jpg")
-        truth = OBJECT * np.uint8(values[0]) + VOID * np.uint8(values[1])
-        Image.fromarray(truth).save(root / masks / f"{name}.png")
+        ground_truth = OBJECT * np.uint8(values[0]) + VOID * np.uint8(values[1])
+        Image.fromarray(ground_truth).save(root / masks / f"{name}.png")
 
 
 class Growing:
@@ -44,12 +43,12 @@ class Growing:
     def __init__(self, *steps, name="growing"):
         self.steps, self.name = steps, name
 
-    def open(self, image):
+    def open_session(self, image):
         calls = iter([*self.steps, *[self.steps[-1]] * 20])
 
         class Session:
             def segment(_, clicks):
-                return [Answer((next(calls) | VOID)[None]) for _ in clicks]
+                return [(next(calls) | VOID)[None] for _ in clicks]
 
         return Session()
 
@@ -58,7 +57,7 @@ def test_clicks_are_counted_from_the_first_and_at_most_all():
     assert clicks_needed([0.5, 0.85, 0.84, 0.9], 0.85) == 2
     assert clicks_needed([0.5, 0.85], 0.9) is None
     objects = [{"iou": [0.8, 0.9, 0.9]}, {"iou": [0.1, 0.82, 0.87]}]
-    summary = summarize(add_up(map(count_clicks, objects)), most=3)
+    summary = summarize(sum_counts(map(count_clicks, objects)), most=3)
     assert (summary["noc@80"], summary["noc@85"], summary["noc@90"]) == (1.5, 2.5, 2.5)
     assert (summary["failed@80"], summary["failed@85"], summary["failed@90"]) == (0, 0, 1)
 

@@ -15,11 +15,11 @@ from sam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor
 from sam_jax.checkpoints.detector import save_detector
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.evals import instances
+from sam_jax.evals.ground_truth import read_ground_truth
 from sam_jax.evals.instances import InstancesConfig
 from sam_jax.evals.proposal_baselines import Felzenszwalb
 from sam_jax.evals.proposals import ProposalsConfig, SamProposals
 from sam_jax.evals.result_files import read_results
-from sam_jax.evals.truth import read_truth
 from sam_jax.everything import box_masks
 from sam_jax.everything.box_masks import FilledBox, SamBoxes
 from sam_jax.model import Sam
@@ -36,10 +36,10 @@ def model():
 @pytest.fixture
 def data(tmp_path, model):
     """Annotations, results and images of a small set with LVIS's fields, and a model's file."""
-    truth, _ = write_case(tmp_path, num_images=3, seed=1)
+    ground_truth, _ = write_case(tmp_path, num_images=3, seed=1)
     (tmp_path / "images" / "val2017").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for image in json.loads(truth.read_text())["images"]:
+    for image in json.loads(ground_truth.read_text())["images"]:
         pixels = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
         name = image["coco_url"].split("/")[-1]
         Image.fromarray(pixels).resize(SIZE[::-1]).save(tmp_path / "images" / "val2017" / name)
@@ -134,8 +134,10 @@ def test_felzenszwalb_finds_plain_regions_and_none_twice():
     image[10:40, 20:60] = (200, 50, 50)
     proposals = Felzenszwalb().propose([image])[0]
     masks = [decode_rle(p["segmentation"]) for p in proposals]
-    truth = image[..., 0] == 200
-    assert max((m & truth).sum() / (m | truth).sum() for m in masks) > 0.7  # smoothed, its edge is a region of its own
+    ground_truth = image[..., 0] == 200
+    assert (
+        max((m & ground_truth).sum() / (m | ground_truth).sum() for m in masks) > 0.7
+    )  # smoothed, its edge is a region of its own
     assert len({p["segmentation"]["counts"] for p in proposals}) == len(proposals)
     assert [p["score"] for p in proposals] == sorted((p["score"] for p in proposals), reverse=True)
 
@@ -184,16 +186,16 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     report = config.evaluate()
     assert report.results["box"]["mIoU"] > 0.5  # the objects are ellipses: pi / 4 where nothing is cut off
     merged = next((data / "out").glob("box-*.results.json"))
-    truth = read_truth(config.annotations)
-    results = read_results(merged, truth, "segmentation")
-    assert [len(rows) for rows in results.values()] == [len(p.annotations) for p in truth.images.values()]
+    ground_truth = read_ground_truth(config.annotations)
+    results = read_results(merged, ground_truth, "segmentation")
+    assert [len(rows) for rows in results.values()] == [len(p.annotations) for p in ground_truth.images.values()]
     # The same masks, taken as made elsewhere, score the same, also in other processes.
     rescored = dataclasses.replace(config, results=merged, workers=2).evaluate().results[merged.stem]
     assert rescored["AP"] == report.results["box"]["AP"]
 
     boxes = [
         {"image_id": p.id, "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5 + a["id"] / 1000}
-        for p in truth.images.values()
+        for p in ground_truth.images.values()
         for a in p.annotations
     ]
     (data / "boxes.json").write_text(json.dumps([*boxes, boxes[0] | {"bbox": [5, 5, 0, 4]}]))
@@ -203,8 +205,10 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     assert list(report.results) == ["sam", "sam one pass", "box"]
     for method, result in report.results.items():
         (merged,) = (data / "detected").glob(f"{method.replace(' ', '_')}-*.results.json")
-        found = read_results(merged, truth, "segmentation")
-        assert [len(rows) for rows in found.values()] == [min(3, len(p.annotations)) for p in truth.images.values()]
+        found = read_results(merged, ground_truth, "segmentation")
+        assert [len(rows) for rows in found.values()] == [
+            min(3, len(p.annotations)) for p in ground_truth.images.values()
+        ]
         assert {r["score"] for rows in found.values() for r in rows} <= {b["score"] for b in boxes}
         assert result["mIoU"] is None
     segmented = []
@@ -230,24 +234,24 @@ def test_a_detector_of_anything_and_the_model_run_end_to_end(data, monkeypatch):
     assert list(report.results) == ["sam", "sam one pass", "box", "detector"]
     assert all(result["pictures"] == 3 for result in report.results.values())
     (file,) = (data / "out").glob("detector-*.json")
-    truth = read_truth(config.annotations).of_one_category()
-    found = read_results(file, truth, "bbox")
+    ground_truth = read_ground_truth(config.annotations).as_class_agnostic()
+    found = read_results(file, ground_truth, "bbox")
     (boxes,) = (data / "out").glob("box-*.results.json")
-    asked = read_results(boxes, truth, "segmentation")
+    asked = read_results(boxes, ground_truth, "segmentation")
     assert {id_: [r["score"] for r in rows] for id_, rows in asked.items()} == {
         id_: [r["score"] for r in rows] for id_, rows in found.items()
     }
     assert any(found.values())
-    monkeypatch.setattr(instances, "detect_pictures", None)  # it is not run again
+    monkeypatch.setattr(instances, "detect_images", None)  # it is not run again
     assert config.evaluate().results == report.results
 
 
 def test_what_is_found_counts_whatever_its_category_where_categories_are_left_aside(data):
     change(data / "annotations.json", lambda c: [category.pop("frequency") for category in c["categories"]])
-    truth = read_truth(data / "annotations.json")
+    ground_truth = read_ground_truth(data / "annotations.json")
     results = [
         {"image_id": p.id, "category_id": 12345, "segmentation": o["segmentation"], "score": 1.0}
-        for p in truth.images.values()
+        for p in ground_truth.images.values()
         for o in p.objects()
     ]
     (data / "perfect.json").write_text(json.dumps(results))
@@ -305,7 +309,7 @@ def test_masks_of_another_size_than_the_truth_are_named(data):
 def test_bad_annotations_are_named(data, edit, message):
     change(data / "annotations.json", edit)
     with pytest.raises(ValueError, match=message):
-        read_truth(data / "annotations.json")
+        read_ground_truth(data / "annotations.json")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ def test_bad_annotations_are_named(data, edit, message):
 def test_bad_results_are_named(data, edit, message):
     change(data / "results.json", edit)
     with pytest.raises(ValueError, match=message):
-        read_results(data / "results.json", read_truth(data / "annotations.json"), "segmentation")
+        read_results(data / "results.json", read_ground_truth(data / "annotations.json"), "segmentation")
 
 
 def test_what_is_missing_or_unknown_is_named(data):

@@ -15,12 +15,12 @@ from cases.app import BASE, start
 from cases.lvis import SIZE
 from cases.rating import make_study, sources, write_data
 from sam_jax.commands import main as cli
+from sam_jax.evals.ground_truth import read_ground_truth
 from sam_jax.evals.rating import study as study_module
 from sam_jax.evals.rating.report import compare, report_ratings
 from sam_jax.evals.rating.server import create_app
-from sam_jax.evals.rating.study import Job, Rating, Study, sample_study, write_study
+from sam_jax.evals.rating.study import Rating, RatingJob, Study, sample_study, write_study
 from sam_jax.evals.rating.views import VIEWS, render
-from sam_jax.evals.truth import read_truth
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area
 from sam_jax.web.guard import Access
 
@@ -44,54 +44,58 @@ def client(study):
 
 
 def test_the_sample_has_every_source_of_each_object_shuffled_by_its_seed(data):
-    truth = read_truth(data / "annotations.json")
-    one = sample_study(truth, sources(data), masks=4, seed=0)
-    assert one == sample_study(truth, sources(data), masks=4, seed=0) != sample_study(truth, sources(data), 4, seed=1)
-    jobs = [Job(**job) for job in one["jobs"]]
+    ground_truth = read_ground_truth(data / "annotations.json")
+    one = sample_study(ground_truth, sources(data), masks=4, seed=0)
+    assert (
+        one
+        == sample_study(ground_truth, sources(data), masks=4, seed=0)
+        != sample_study(ground_truth, sources(data), 4, seed=1)
+    )
+    jobs = [RatingJob(**job) for job in one["jobs"]]
     assert sorted((job.object, job.source) for job in jobs) == sorted((o, s) for o in range(4) for s in sources(data))
     assert [job.object for job in jobs] != sorted(job.object for job in jobs)
     for number in range(4):
         assert len({(job.picture, job.box) for job in jobs if job.object == number}) == 1
     annotations = json.loads((data / "annotations.json").read_text())["annotations"]
     first, *rest = ([*a["bbox"]] for a in annotations)
-    everything = [Job(**job) for job in sample_study(truth, sources(data), masks=1000, seed=0)["jobs"]]
+    everything = [RatingJob(**job) for job in sample_study(ground_truth, sources(data), masks=1000, seed=0)["jobs"]]
     boxes = [list(job.box) for job in everything if job.source == "truth"]
     assert first not in boxes  # b has no mask of it
     assert all(box in rest for box in boxes)
 
 
 def test_objects_without_a_large_mask_are_not_drawn(data):
-    truth = read_truth(data / "annotations.json")
+    ground_truth = read_ground_truth(data / "annotations.json")
     pair = {"truth": data / "annotations.json", "same": data / "same.json"}
     rows = [
-        o | {"image_id": p.id, "score": 1.0} for p in truth.images.values() for o in p.objects()
+        o | {"image_id": p.id, "score": 1.0} for p in ground_truth.images.values() for o in p.objects()
     ]  # a detector's: bbox stands for the prompt
     (data / "same.json").write_text(json.dumps(rows))
-    areas = [rle_area(job["segmentation"]) for job in sample_study(truth, pair, 1000, seed=0)["jobs"]]
+    areas = [rle_area(job["segmentation"]) for job in sample_study(ground_truth, pair, 1000, seed=0)["jobs"]]
     assert min(areas) >= 576
     assert sum(rle_area(r["segmentation"]) >= 576 for r in rows) * 2 == len(areas) < 2 * len(rows)
 
 
 def test_sources_that_do_not_fit_are_refused(data):
-    truth = read_truth(data / "annotations.json")
+    ground_truth = read_ground_truth(data / "annotations.json")
     with pytest.raises(ValueError, match="at least two sources"):
-        sample_study(truth, {"a": data / "a.json"}, 4, 0)
+        sample_study(ground_truth, {"a": data / "a.json"}, 4, 0)
     rows = json.loads((data / "a.json").read_text())
     (data / "c.json").write_text(json.dumps([row | {"prompt_bbox": [0, 0, 1, 1]} for row in rows]))
     with pytest.raises(ValueError, match=r"got none among a: .*, c: .* 0 in common; .* the same boxes or points"):
-        sample_study(truth, {"a": data / "a.json", "c": data / "c.json"}, 4, 0)
+        sample_study(ground_truth, {"a": data / "a.json", "c": data / "c.json"}, 4, 0)
     rows[0].pop("prompt_bbox")
     (data / "c.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="expected prompt_bbox or bbox"):
-        sample_study(truth, {"a": data / "a.json", "c": data / "c.json"}, 4, 0)
+        sample_study(ground_truth, {"a": data / "a.json", "c": data / "c.json"}, 4, 0)
 
 
 def test_a_study_with_ratings_is_not_overwritten_by_another(data, study):
-    truth = read_truth(data / "annotations.json")
+    ground_truth = read_ground_truth(data / "annotations.json")
     study.rate(Rating(0, 5))
-    write_study(study.folder, sample_study(truth, sources(data), masks=4, seed=0))
+    write_study(study.folder, sample_study(ground_truth, sources(data), masks=4, seed=0))
     with pytest.raises(ValueError, match="another study with ratings"):
-        write_study(study.folder, sample_study(truth, sources(data), masks=4, seed=1))
+        write_study(study.folder, sample_study(ground_truth, sources(data), masks=4, seed=1))
     assert Study(study.folder).ratings[0].rating == 5
 
 
@@ -130,7 +134,7 @@ def test_each_mask_is_rated_by_one_person(client, study, monkeypatch):
     client.post("/api/ratings", params=ADA, json={"job": 2, "rating": 5})
     rest = client.post("/api/next", params=ADA).json()
     assert (rest["job"], rest["rated"]) == (None, 11)  # Bob looks at the last one
-    monkeypatch.setattr(study_module, "HELD", 0)
+    monkeypatch.setattr(study_module, "CLAIM_SECONDS", 0)
     assert client.post("/api/next", params=ADA).json()["job"] == 3  # no longer
 
 
@@ -165,7 +169,7 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
     path = tmp_path / "shown.png"
 
     def shown(view, **prompt):
-        job = Job(str(picture), encode_rle(mask), prompt.get("box"), prompt.get("point"), 0, "")
+        job = RatingJob(str(picture), encode_rle(mask), prompt.get("box"), prompt.get("point"), 0, "")
         path.write_bytes(render(job, view))
         return np.asarray(Image.open(path)).astype(int)
 
@@ -190,10 +194,10 @@ def test_views_show_the_mask_where_it_is(data, tmp_path):
     )  # the mask and a quarter of its longer side
     dot = shown("picture", point=(70.0, 70.0))[376, 376]
     assert dot[2] > dot[0] + 100
-    empty = Job(str(picture), encode_rle(np.zeros(SIZE, bool)), (0.0, 0.0, 5.0, 5.0), None, 0, "")
+    empty = RatingJob(str(picture), encode_rle(np.zeros(SIZE, bool)), (0.0, 0.0, 5.0, 5.0), None, 0, "")
     assert render(empty, "zoom").startswith(b"\x89PNG")  # a model may find nothing
     with pytest.raises(ValueError, match="image of the mask's size"):
-        render(Job(str(picture), encode_rle(np.ones((4, 4), bool)), None, None, 0, ""), "picture")
+        render(RatingJob(str(picture), encode_rle(np.ones((4, 4), bool)), None, None, 0, ""), "picture")
 
 
 @pytest.mark.parametrize(
@@ -337,13 +341,13 @@ def test_the_command_samples_serves_and_reports(data, capsys):
     def run(*arguments):
         return cli.main(["rate", *map(str, arguments)])
 
-    out, truth = data / "study", data / "annotations.json"
+    out, ground_truth = data / "study", data / "annotations.json"
     assert run("report", out) == 2
     assert "make one with sam-jax rate sample" in capsys.readouterr().err
-    assert run("sample", "--annotations", truth, "--source", f"a={data / 'a.json'}", "--out", out) == 2
-    assert run("sample", "--annotations", truth, "--source", "a", "--out", out) == 2
-    options = ["--source", f"a={data / 'a.json'}", "--source", f"truth={truth}", "--masks", 3, "--out", out]
-    assert run("sample", "--annotations", truth, *options) == 0
+    assert run("sample", "--annotations", ground_truth, "--source", f"a={data / 'a.json'}", "--out", out) == 2
+    assert run("sample", "--annotations", ground_truth, "--source", "a", "--out", out) == 2
+    options = ["--source", f"a={data / 'a.json'}", "--source", f"truth={ground_truth}", "--masks", 3, "--out", out]
+    assert run("sample", "--annotations", ground_truth, *options) == 0
     assert run("report", out) == 2
     assert "expected ratings" in capsys.readouterr().err
     process, address = start("rate", "serve", str(out), "--port", "0")
@@ -365,11 +369,11 @@ def test_the_command_samples_serves_and_reports(data, capsys):
 
 
 def test_masks_of_the_truth_are_those_of_the_file(study):
-    truth = {
+    ground_truth = {
         json.dumps(o["segmentation"])
-        for p in read_truth(study.folder.parent / "annotations.json").images.values()
+        for p in read_ground_truth(study.folder.parent / "annotations.json").images.values()
         for o in p.objects()
     }
     for job in study.jobs:
-        assert (json.dumps(job.segmentation) in truth) == (job.source == "truth")
+        assert (json.dumps(job.segmentation) in ground_truth) == (job.source == "truth")
         assert decode_rle(job.segmentation).shape == SIZE

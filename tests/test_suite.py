@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cases.bsds import write_truth
+from cases.bsds import write_ground_truth
 from cases.lvis import SIZE, write_case
 from sam_jax.config_file import load_config
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
-from sam_jax.evals.report import Report
+from sam_jax.evals.report import EvalReport
 from sam_jax.evals.single_point import SinglePointConfig
 from sam_jax.evals.suite import SuiteConfig
 
@@ -37,7 +37,9 @@ class Task:
             raise FileNotFoundError(f"nothing at {self.data}")
         if self.problem:
             raise ValueError(self.problem)
-        return Report(f"Task {self.out.name}", "| a |\n", {"n": 1} | ({"missing": {"x": "y"}} if self.missing else {}))
+        return EvalReport(
+            f"Task {self.out.name}", "| a |\n", {"n": 1} | ({"missing": {"x": "y"}} if self.missing else {})
+        )
 
 
 RUNS: list[Task] = []
@@ -163,7 +165,7 @@ def test_processes_share_the_images_of_edges_proposals_and_instances(tmp_path):
         for path in (tmp_path / f"images/val2017/{name}", tmp_path / f"images/test/{i}.jpg"):
             path.parent.mkdir(parents=True, exist_ok=True)
             noise.save(path)
-        write_truth(tmp_path / f"groundTruth/test/{i}.mat", [np.eye(*SIZE, k=9 * i, dtype=bool)] * 2)
+        write_ground_truth(tmp_path / f"groundTruth/test/{i}.mat", [np.eye(*SIZE, k=9 * i, dtype=bool)] * 2)
     (tmp_path / f"images/val2017/{names[1]}").unlink()  # the second process finds that it is missing
     (tmp_path / "suite.py").write_text(SUITE)
     arguments = [str(tmp_path / "suite.py"), "--data", str(tmp_path), "--out"]

@@ -94,8 +94,8 @@ def rate(options: Rate) -> None:
 
 
 def _sample(step: Sample) -> None:
+    from sam_jax.evals.ground_truth import read_ground_truth
     from sam_jax.evals.rating.study import sample_study, write_study
-    from sam_jax.evals.truth import read_truth
 
     sources = {}
     for text in step.source:
@@ -103,8 +103,8 @@ def _sample(step: Sample) -> None:
         if not (name and equals and file) or name in sources:
             raise UserError(f"--source expects NAME=FILE, with different names, got {text!r}")
         sources[name] = Path(file)
-    truth = read_truth(step.annotations, step.images, step.split)
-    study = sample_study(truth, sources, step.masks, step.seed, step.min_area)
+    ground_truth = read_ground_truth(step.annotations, step.images, step.split)
+    study = sample_study(ground_truth, sources, step.masks, step.seed, step.min_area)
     write_study(step.out, study)
     print(f"{len(study['jobs'])} masks of {len(sources)} sources in {step.out}; next: sam-jax rate serve {step.out}")
 

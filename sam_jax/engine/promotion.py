@@ -74,7 +74,7 @@ def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Held
     from sam_jax.checkpoints.hub import load_model
     from sam_jax.data.sa1b import Sa1bSource, pairs_of_folder
     from sam_jax.evals.click_runs import run_clicks, sample_examples
-    from sam_jax.evals.play import ClickRules
+    from sam_jax.evals.click_simulation import ClickRules
     from sam_jax.evals.segmenters import SamSegmenter
     from sam_jax.evals.single_point import count_record, summarize
 

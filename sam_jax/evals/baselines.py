@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from sam_jax.evals.segmenters import Answer, Clicks, Session
+from sam_jax.evals.segmenters import Clicks, ObjectMasks, Session
 
 
 @dataclasses.dataclass(frozen=True)
-class _Classical:
+class _ClassicalMethod:
     """A method that knows one object at a time and gives one mask."""
 
     name: ClassVar[str]
@@ -24,9 +24,9 @@ class _Classical:
     def identity(self) -> str:
         return f"{self.name} {dataclasses.asdict(self)}"
 
-    def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
+    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
         prepared = self._prepare(image)
-        return _PerObject(lambda clicks: self._segment(prepared, clicks))
+        return _PerObjectSession(lambda clicks: self._segment(prepared, clicks))
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -36,15 +36,15 @@ class _Classical:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PerObject:
+class _PerObjectSession:
     segment_one: Callable[[Clicks], np.ndarray]
 
-    def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
-        return [Answer(self.segment_one(one)[None]) for one in clicks]
+    def segment(self, clicks: Sequence[Clicks]) -> list[ObjectMasks]:
+        return [self.segment_one(one)[None] for one in clicks]
 
 
 @dataclasses.dataclass(frozen=True)
-class RegionGrowing(_Classical):
+class RegionGrowing(_ClassicalMethod):
     """Grows a region of like colour from each click: flood fill in Lab on a lightly smoothed image.
 
     A pixel that is reached from clicks of both kinds goes to the nearest of them.
@@ -73,7 +73,7 @@ class RegionGrowing(_Classical):
 
 
 @dataclasses.dataclass(frozen=True)
-class GrabCut(_Classical):
+class GrabCut(_ClassicalMethod):
     """GrabCut (Rother et al. 2004) from a small disc of sure pixels around each click; the rest is for it to find out.
 
     Pixels within `reach` discs of a foreground click are probably object, all others probably background. Works on a
@@ -109,7 +109,7 @@ class GrabCut(_Classical):
 
 
 @dataclasses.dataclass(frozen=True)
-class Disc(_Classical):
+class Disc(_ClassicalMethod):
     """The floor: a disc around each foreground click; discs of background clicks are cut out of it."""
 
     name = "disc"
@@ -125,4 +125,4 @@ class Disc(_Classical):
         return mask > 0
 
 
-BASELINES: dict[str, type[_Classical]] = {method.name: method for method in (RegionGrowing, GrabCut, Disc)}
+BASELINES: dict[str, type[_ClassicalMethod]] = {method.name: method for method in (RegionGrowing, GrabCut, Disc)}

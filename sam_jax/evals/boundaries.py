@@ -87,16 +87,16 @@ def _thin(map_: np.ndarray, neighbours: np.ndarray, removable: np.ndarray) -> No
 
 
 def match_boundaries(
-    maps: Bool[np.ndarray, "K H W"], truth: Bool[np.ndarray, "H W"], max_distance: float
+    maps: Bool[np.ndarray, "K H W"], ground_truth: Bool[np.ndarray, "H W"], max_distance: float
 ) -> Bool[np.ndarray, "K H W"]:
-    """Which pixels of each map have a partner in the truth.
+    """Which pixels of each map have a partner in the ground truth.
 
     Partners are one to one and at most `max_distance` apart. Of all such matchings it is one that minimises the sum of
     distances plus an outlier cost of 100 max_distance, in integers of 1/100 pixel, for every pixel that is unmatched.
 
-    The original solves an assignment of the n1 pixels of the map and n2 of the truth, both joined by outlier nodes.
-    With k pairs, n1 - k and n2 - k pixels go to outliers and k outliers to each other, all for the outlier cost w:
-    distances + (n1 + n2 - k) w. Here only the pixels of the map have outliers, distances + (n1 - k) w, which is less
+    The original solves an assignment of the n1 pixels of the map and the n2 of the ground truth, both joined by outlier
+    nodes. With k pairs, n1 - k and n2 - k pixels go to outliers and k outliers to each other, all for the outlier cost
+    w: distances + (n1 + n2 - k) w. Here only the pixels of the map have outliers, distances + (n1 - k) w, which is less
     by the constant n2 w and has the same optima. (The original joins each pixel with six outliers drawn at random, not
     with all, and so misses about 4 pairs in 10,000.)
 
@@ -107,30 +107,30 @@ def match_boundaries(
 
     Args:
         maps: thinned maps; the more alike neighbours are, the faster.
-        truth: one annotator's boundaries.
+        ground_truth: one annotator's boundaries.
         max_distance: pixels.
 
     Returns:
-        The pixels of each map that are matched; as many of the truth are.
+        The pixels of each map that are matched; as many of the ground truth are.
 
     Raises:
         ValueError: sizes that differ, or no distance.
     """
-    if maps.ndim != 3 or maps.shape[1:] != truth.shape:
-        raise ValueError(f"expected maps (K, H, W) of the truth's size {truth.shape}, got {maps.shape}")
+    if maps.ndim != 3 or maps.shape[1:] != ground_truth.shape:
+        raise ValueError(f"expected maps (K, H, W) of the ground truth's size {ground_truth.shape}, got {maps.shape}")
     if not max_distance > 0:
         raise ValueError(f"expected a max_distance above 0, got {max_distance}")
     radius = math.ceil(max_distance)
     dy, dx = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     near = dx**2 + dy**2 <= max_distance**2
     margin = ((radius, radius), (radius, radius))
-    padded, padded_truth = np.pad(maps, ((0, 0), *margin)), np.pad(truth, margin)
+    padded, padded_gt = np.pad(maps, ((0, 0), *margin)), np.pad(ground_truth, margin)
     shifts = (dy * padded.shape[2] + dx)[near].astype(np.int64)
     costs = np.rint(np.hypot(dx, dy)[near] * COSTS_PER_PIXEL).astype(np.int64)
     outlier = math.ceil(OUTLIER_COST * max_distance * COSTS_PER_PIXEL)
     flat = padded.reshape(len(maps), -1)
     matched = np.zeros_like(flat)
-    _match(flat, padded_truth.reshape(-1), np.flatnonzero(flat.any(0)), shifts, costs, outlier, matched)
+    _match(flat, padded_gt.reshape(-1), np.flatnonzero(flat.any(0)), shifts, costs, outlier, matched)
     inner = slice(radius, -radius)
     return matched.reshape(padded.shape)[:, inner, inner]
 
@@ -138,7 +138,7 @@ def match_boundaries(
 @numba.njit(nogil=True, cache=True)
 def _match(
     maps: np.ndarray,
-    truth: np.ndarray,
+    ground_truth: np.ndarray,
     places: np.ndarray,
     shifts: np.ndarray,
     costs: np.ndarray,
@@ -147,14 +147,14 @@ def _match(
 ) -> None:
     """The matching of each map in turn, kept optimal while pixels leave and enter. Pixels are indices into the frame.
 
-    Prices prove the optimum: u of the map's pixels and v of the truth's, with u + v <= cost of any pair and equal to it
-    for partners; u <= outlier, equal where unmatched; v <= 0, equal where unmatched.
+    Prices prove the optimum: u of the map's pixels and v of the ground truth's, with u + v <= cost of any pair and
+    equal to it for partners; u <= outlier, equal where unmatched; v <= 0, equal where unmatched.
     """
-    size = len(truth)
+    size = len(ground_truth)
     mine = np.zeros(size, np.bool_)
-    partner, partner_of_truth = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
+    partner, gt_partner = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
     u, v = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    length, length_of_truth = np.full(size, FAR, np.int64), np.full(size, FAR, np.int64)
+    length, gt_length = np.full(size, FAR, np.int64), np.full(size, FAR, np.int64)
     before = np.full(size, -1, np.int64)
     for k in range(len(maps)):
         for pixel in places:
@@ -162,14 +162,14 @@ def _match(
                 mine[pixel] = False
                 free = partner[pixel]
                 if free >= 0:
-                    partner[pixel] = partner_of_truth[free] = -1
-                    side, other = (partner_of_truth, v, length_of_truth), (partner, u, length)
+                    partner[pixel] = gt_partner[free] = -1
+                    side, other = (gt_partner, v, gt_length), (partner, u, length)
                     _enter(free, 0, mine, side, other, before, shifts, costs)
         for pixel in places:
             if maps[k, pixel] and not mine[pixel]:
                 mine[pixel] = True
-                side, other = (partner, u, length), (partner_of_truth, v, length_of_truth)
-                _enter(pixel, outlier, truth, side, other, before, shifts, costs)
+                side, other = (partner, u, length), (gt_partner, v, gt_length)
+                _enter(pixel, outlier, ground_truth, side, other, before, shifts, costs)
         for pixel in places:
             matched[k, pixel] = mine[pixel] and partner[pixel] >= 0
 

@@ -21,14 +21,14 @@ from tqdm import tqdm
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
 from sam_jax.files import write_atomically
-from sam_jax.parallel.gather import share, together
+from sam_jax.parallel.gather import shard_by_process, sync_processes
 
 THRESHOLDS = np.arange(1, 100) / 100
 MAX_DISTANCE = 0.0075  # between partners, share of the image's diagonal
 SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
 
 
-def read_truth(path: Path) -> Bool[np.ndarray, "A H W"]:
+def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
     """The boundaries that each of A people drew.
 
     Raises:
@@ -38,10 +38,10 @@ def read_truth(path: Path) -> Bool[np.ndarray, "A H W"]:
         people = scipy.io.loadmat(path)["groundTruth"][0]
         return np.stack([person["Boundaries"][0, 0] for person in people]).astype(bool)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"expected BSDS500 truth (groundTruth, with Boundaries) in {path}: {error}") from error
+        raise UserError(f"expected BSDS500 ground truth (groundTruth, with Boundaries) in {path}: {error}") from error
 
 
-def find_truth(root: Path, split: str) -> dict[str, Path]:
+def find_ground_truth(root: Path, split: str) -> dict[str, Path]:
     """id -> .mat file.
 
     Raises:
@@ -51,13 +51,13 @@ def find_truth(root: Path, split: str) -> dict[str, Path]:
     found = {path.stem: path for path in sorted(folder.glob("*.mat"))}
     if not found:
         raise MissingFile(
-            f"expected BSDS500 truth in {folder.resolve()}, found none. Get BSDS500 from {SOURCE} and put its folders "
-            "data/images and data/groundTruth there, or say where it is with --data"
+            f"expected BSDS500 ground truth in {folder.resolve()}, found none. Get BSDS500 from {SOURCE} and put its "
+            "folders data/images and data/groundTruth there, or say where it is with --data"
         )
     return found
 
 
-def read_map(path: Path) -> Float[np.ndarray, "H W"]:
+def read_edge_map(path: Path) -> Float[np.ndarray, "H W"]:
     """A soft edge map from a grey PNG of 1, 8 or 16 bits, as 0-1.
 
     Raises:
@@ -76,7 +76,7 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
     return values / largest
 
 
-def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
+def find_edge_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     """id -> PNG file below a folder, for each of `ids`.
 
     Raises:
@@ -100,46 +100,48 @@ def find_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
 
 
 def count_matches(
-    edges: Float[np.ndarray, "H W"], truths: Bool[np.ndarray, "A H W"], thresholds: np.ndarray = THRESHOLDS
+    edges: Float[np.ndarray, "H W"], ground_truths: Bool[np.ndarray, "A H W"], thresholds: np.ndarray = THRESHOLDS
 ) -> Int[np.ndarray, "K 4"]:
     """Pixels of one image at each threshold.
 
     The map is compared (>=) with the threshold, thinned, and matched with each person's boundaries.
 
     Returns:
-        The columns of the original's files: pixels of the truth that are matched, summed over people; all of them;
-        pixels of the thinned map that are matched with anybody; all of them.
+        The columns of the original's files: matched pixels of the ground truth, summed over annotators; all its pixels;
+        pixels of the thinned map that are matched with any annotator; all pixels of the thinned map.
 
     Raises:
-        ValueError: a map of another size than the truth, or with values outside of [0, 1].
+        ValueError: a map of another size than the ground truth, or with values outside of [0, 1].
     """
-    if edges.shape != truths.shape[1:]:
-        raise UserError(f"expected an edge map of the truth's size {truths.shape[1:]} (h, w), got {edges.shape}")
+    if edges.shape != ground_truths.shape[1:]:
+        raise UserError(
+            f"expected an edge map of the ground truth's size {ground_truths.shape[1:]} (h, w), got {edges.shape}"
+        )
     if not ((edges >= 0) & (edges <= 1)).all():  # NaN is caught too
         raise UserError(f"expected an edge map of values in [0, 1], got {np.min(edges)} to {np.max(edges)}")
     order = np.argsort(-thresholds)  # so that maps grow, which is what the matching is fast at
     maps = thin(edges >= thresholds[order, None, None])
     matched = np.zeros_like(maps)
-    in_truth = np.zeros(len(maps), int)
-    for truth in truths:
-        found = match_boundaries(maps, truth, MAX_DISTANCE * float(np.hypot(*truth.shape)))
-        in_truth += found.sum((1, 2))
+    gt_matched = np.zeros(len(maps), int)
+    for ground_truth in ground_truths:
+        found = match_boundaries(maps, ground_truth, MAX_DISTANCE * float(np.hypot(*ground_truth.shape)))
+        gt_matched += found.sum((1, 2))
         matched |= found
     counts = np.empty((len(maps), 4), np.int64)
     counts[order] = np.stack(
-        [in_truth, np.full(len(maps), truths.sum()), matched.sum((1, 2)), maps.sum((1, 2))], axis=1
+        [gt_matched, np.full(len(maps), ground_truths.sum()), matched.sum((1, 2)), maps.sum((1, 2))], axis=1
     )
     return counts
 
 
-def count_people(truths: Bool[np.ndarray, "A H W"]) -> Int[np.ndarray, "1 4"]:
+def count_human_matches(ground_truths: Bool[np.ndarray, "A H W"]) -> Int[np.ndarray, "1 4"]:
     """`count_matches` of each person against all the others, summed: how well people do by this measure."""
-    others = [np.delete(truths, i, axis=0) for i in range(len(truths))]
+    others = [np.delete(ground_truths, i, axis=0) for i in range(len(ground_truths))]
     one = np.array([0.5])
-    return np.sum([count_matches(t.astype(float), o, one) for t, o in zip(truths, others, strict=True)], axis=0)
+    return np.sum([count_matches(t.astype(float), o, one) for t, o in zip(ground_truths, others, strict=True)], axis=0)
 
 
-class Scores(NamedTuple):
+class BoundaryScores(NamedTuple):
     """Of a set of images; F is the harmonic mean of precision and recall."""
 
     ods: float  # best F with one threshold for all images
@@ -151,7 +153,7 @@ class Scores(NamedTuple):
     r50: float  # recall at a precision of one half
 
 
-def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRESHOLDS) -> Scores:
+def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRESHOLDS) -> BoundaryScores:
     """Scores of N images, with the original's ways.
 
     ODS: precision and recall of the pooled counts are interpolated linearly in 100 steps between neighbouring
@@ -170,66 +172,66 @@ def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRE
     if not len(counts):
         raise ValueError("expected the counts of at least one image, got none")
     precision, recall = precision_recall(counts.sum(0))
-    best, at, p_best, r_best = _f(precision[0], recall[0]), thresholds[0], precision[0], recall[0]
+    best, at, p_best, r_best = _f_measure(precision[0], recall[0]), thresholds[0], precision[0], recall[0]
     steps = np.linspace(0, 1, 100)
     for i in range(1, len(thresholds)):
         p, r, t = (x[i] * steps + x[i - 1] * (1 - steps) for x in (precision, recall, thresholds))
-        f = _f(p, r)
+        f = _f_measure(p, r)
         j = int(f.argmax())
         if f[j] > best:
             best, at, p_best, r_best = f[j], t[j], p[j], r[j]
 
-    rows = [image[np.argmax(_f(*precision_recall(image)))] for image in counts]
-    ois = _f(*precision_recall(np.sum(rows, axis=0)))
+    rows = [image[np.argmax(_f_measure(*precision_recall(image)))] for image in counts]
+    ois = _f_measure(*precision_recall(np.sum(rows, axis=0)))
 
     recalls, first = np.unique(recall, return_index=True)
     at_recall = np.interp(np.linspace(0, 1, 101), recalls, precision[first], left=0, right=0)
     ap = at_recall.sum() / 100 if len(recalls) > 1 else 0.0
     precisions, first = np.unique(precision, return_index=True)
     r50 = np.interp(max(precisions[0], 0.5), precisions, recall[first], right=0)
-    return Scores(*(float(x) for x in (best, at, p_best, r_best, ois, ap, r50)))
+    return BoundaryScores(*(float(x) for x in (best, at, p_best, r_best, ois, ap, r50)))
 
 
 def precision_recall(counts: Int[np.ndarray, "*K 4"]) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall from the columns of `count_matches`; 0 of 0 is 0."""
-    matched_truth, truth, matched_map, of_map = np.moveaxis(counts, -1, 0)
-    return matched_map / np.maximum(of_map, 1), matched_truth / np.maximum(truth, 1)
+    matched_gt, all_gt, matched_map, all_map = np.moveaxis(counts, -1, 0)
+    return matched_map / np.maximum(all_map, 1), matched_gt / np.maximum(all_gt, 1)
 
 
-def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     total = precision + recall
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
 def score_folder(
-    maps: dict[str, Path], truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
+    maps: dict[str, Path], ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
 ) -> Int[np.ndarray, "N K 4"]:
     """`count_matches` of files, several at a time. Each image's counts go to out/ID.json; a run goes on from there.
 
     Args:
         maps: id -> PNG.
-        truths: id -> .mat file.
+        ground_truths: id -> .mat file.
 
     Returns:
         The counts of each image, in the order of `maps`.
 
     Raises:
-        ValueError: a bad map or truth, with its name.
+        ValueError: a bad map or ground truth, with its name.
     """
 
     def count(id_: str) -> np.ndarray:
-        return count_matches(read_map(maps[id_]), read_truth(truths[id_]))
+        return count_matches(read_edge_map(maps[id_]), read_boundaries(ground_truths[id_]))
 
-    files = {id_: (maps[id_], truths[id_]) for id_ in maps}
+    files = {id_: (maps[id_], ground_truths[id_]) for id_ in maps}
     return _each_image(files, count, out, workers, label)
 
 
-def score_people(
-    truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "human"
+def score_humans(
+    ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "human"
 ) -> Int[np.ndarray, "N 1 4"]:
-    """`count_people` of files, kept like the counts of `score_folder`."""
-    files = {id_: (path,) for id_, path in truths.items()}
-    return _each_image(files, lambda id_: count_people(read_truth(truths[id_])), out, workers, label)
+    """`count_human_matches` of files, kept like the counts of `score_folder`."""
+    files = {id_: (path,) for id_, path in ground_truths.items()}
+    return _each_image(files, lambda id_: count_human_matches(read_boundaries(ground_truths[id_])), out, workers, label)
 
 
 def _each_image(
@@ -257,8 +259,8 @@ def _each_image(
         write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
         return counts
 
-    mine = share(files)
-    with together(), ThreadPoolExecutor(max(1, workers)) as pool:
+    mine = shard_by_process(files)
+    with sync_processes(), ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             done = tqdm(pool.map(one, mine), total=len(mine), desc=label, unit="image")
             counts = dict(zip(mine, done, strict=True))

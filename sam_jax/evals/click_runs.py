@@ -14,18 +14,18 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import BadRecord, MissingFile, UserError
-from sam_jax.evals.play import ClickRules, play_images
-from sam_jax.evals.records import Record, RecordLog, add_up, key_of
+from sam_jax.evals.click_simulation import ClickRules, simulate_images
+from sam_jax.evals.records import MaskRecord, RecordLog, image_key, sum_counts
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.segmenters import Segmenter
-from sam_jax.parallel.gather import gather, share
+from sam_jax.parallel.gather import all_gather, shard_by_process
 
 Problems = dict[str, list[str]]
 """Name of a data set -> what of it could not be used."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class DatasetSample:
     """The part of a data set that is evaluated."""
 
     examples: dict[str, Example]  # by name of the image, unique in the data set
@@ -34,7 +34,7 @@ class Sample:
 
 def sample_examples(
     source: Source, max_images: int = 0, max_masks: int = 0, seed: int = 0, *, enough: int = 0, folder: Path = Path()
-) -> Sample:
+) -> DatasetSample:
     """A random part of the images, and of each image's masks. A function of the arguments alone.
 
     Args:
@@ -66,7 +66,7 @@ def sample_examples(
             problems.append(f"{name} occurs more than once; the first one counts")
         else:
             examples[name] = dataclasses.replace(example, masks=tuple(example.masks[i] for i in chosen))
-    return Sample(examples, problems)
+    return DatasetSample(examples, problems)
 
 
 def image_name(example: Example, folder: Path) -> str:
@@ -76,7 +76,9 @@ def image_name(example: Example, folder: Path) -> str:
     return inside.with_suffix("").as_posix()
 
 
-def open_datasets(names: Sequence[str], open_one: Callable[[str], Sample]) -> tuple[dict[str, Sample], dict[str, str]]:
+def open_datasets(
+    names: Sequence[str], open_one: Callable[[str], DatasetSample]
+) -> tuple[dict[str, DatasetSample], dict[str, str]]:
     """({name: sample}, {name: why it is left out}): what can't be opened is told of once and left out.
 
     Raises:
@@ -98,11 +100,11 @@ def open_datasets(names: Sequence[str], open_one: Callable[[str], Sample]) -> tu
 
 def run_clicks(
     segmenter: Segmenter,
-    samples: Mapping[str, Sample],
+    samples: Mapping[str, DatasetSample],
     rules: ClickRules,
     out: Path,
     protocol: dict[str, Any],
-    count: Callable[[Record], Counter[str]],
+    count: Callable[[MaskRecord], Counter[str]],
     *,
     workers: int = 2,
 ) -> tuple[dict[str, Counter[str]], Problems]:
@@ -123,10 +125,10 @@ def run_clicks(
     protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
     log = RecordLog(out, segmenter.name.replace(" ", "_"), protocol, process)
     wanted = {(name, image): e for name, s in samples.items() for image, e in s.examples.items()}
-    known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
-    todo = share(key for key in wanted if key not in known)
+    known = {image_key(line): line for part in all_gather(list(log.lines.values())) for line in part}
+    todo = shard_by_process(key for key in wanted if key not in known)
     mine, failed = [], []
-    played = play_images(segmenter, [wanted[key] for key in todo], rules, workers)
+    played = simulate_images(segmenter, [wanted[key] for key in todo], rules, workers)
     for (name, image), result in zip(
         todo, tqdm(played, total=len(todo), desc=segmenter.name, unit="image"), strict=True
     ):
@@ -136,20 +138,20 @@ def run_clicks(
         line = {"dataset": name, "picture": image, "masks": result.records, "problems": result.problems}
         log.write(line)
         mine.append(line)
-    known |= {key_of(line): line for part in gather(mine) for line in part}
+    known |= {image_key(line): line for part in all_gather(mine) for line in part}
     if process == 0:
         log.finish(known.values())
     lines = {key: known[key] for key in wanted if key in known}
     problems: Problems = {name: list(sample.problems) for name, sample in samples.items()}
     for (name, image), line in lines.items():
         problems[name] += [f"{image}: {problem}" for problem in line["problems"]]
-    for name, problem in (row for part in gather(failed) for row in part):
+    for name, problem in (row for part in all_gather(failed) for row in part):
         problems[name].append(problem)
     if not any(line["masks"] for line in lines.values()):
         first = next((p for rows in problems.values() for p in rows), "there is no mask")
         raise UserError(f"{segmenter.name}: no image could be evaluated; the first: {first}")
     return {
-        name: add_up(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
+        name: sum_counts(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
         for name in samples
     }, {name: rows for name, rows in problems.items() if rows}
 

@@ -52,7 +52,7 @@ def deepest_pixel(
     return (left + x, top + y), float(radius[y, x])
 
 
-def first_click(truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None) -> Click:
+def first_click(ground_truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None) -> Click:
     """The interior pixel farthest from the boundary; of several, the first in reading order.
 
     Args:
@@ -61,29 +61,29 @@ def first_click(truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] 
     Raises:
         ValueError: no pixel to click.
     """
-    point, radius = deepest_pixel(truth if ignore is None else truth & ~ignore)
+    point, radius = deepest_pixel(ground_truth if ignore is None else ground_truth & ~ignore)
     if radius == 0:
         raise ValueError("expected a mask with at least one pixel to click, got an empty one")
     return point, FOREGROUND
 
 
 def random_click(
-    truth: Bool[np.ndarray, "H W"], rng: np.random.Generator, ignore: Bool[np.ndarray, "H W"] | None = None
+    ground_truth: Bool[np.ndarray, "H W"], rng: np.random.Generator, ignore: Bool[np.ndarray, "H W"] | None = None
 ) -> Click:
     """Any pixel of the object, all alike.
 
     Raises:
         ValueError: no pixel to click.
     """
-    pixels = np.flatnonzero(truth if ignore is None else truth & ~ignore)
+    pixels = np.flatnonzero(ground_truth if ignore is None else ground_truth & ~ignore)
     if not len(pixels):
         raise ValueError("expected a mask with at least one pixel to click, got an empty one")
-    y, x = divmod(int(rng.choice(pixels)), truth.shape[1])
+    y, x = divmod(int(rng.choice(pixels)), ground_truth.shape[1])
     return (x, y), FOREGROUND
 
 
 def next_click(
-    truth: Bool[np.ndarray, "H W"],
+    ground_truth: Bool[np.ndarray, "H W"],
     predicted: Bool[np.ndarray, "H W"],
     clicked: Sequence[tuple[int, int]],
     ignore: Bool[np.ndarray, "H W"] | None = None,
@@ -98,7 +98,7 @@ def next_click(
         A foreground click where a missed region has the strictly larger radius, else a background click; None where
         nothing is wrong but pixels that were clicked before.
     """
-    missed, wrong = truth & ~predicted, predicted & ~truth
+    missed, wrong = ground_truth & ~predicted, predicted & ~ground_truth
     if ignore is not None:
         missed, wrong = missed & ~ignore, wrong & ~ignore
     missed_point, missed_radius = deepest_pixel(missed, clicked)

@@ -11,8 +11,8 @@ import numpy as np
 
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.errors import UserError
-from sam_jax.evals.records import Line, read_lines
-from sam_jax.evals.report import Report
+from sam_jax.evals.records import ImageRecord, read_records
+from sam_jax.evals.report import EvalReport
 from sam_jax.files import write_atomically
 
 RESAMPLES = 2000  # of the bootstrap
@@ -27,11 +27,11 @@ class CompareConfig:
     out: Path = Path("runs/eval_compare")  # folder of the report and of differences.png
     clicks: int = 1  # after which to compare
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Differences on the masks that both records have, as table and image; see `compare` for what it raises."""
         differences = compare(self.first, self.second, self.clicks)
         plot_differences(differences, self.first.stem, self.second.stem, self.out / "differences.png")
-        return Report(
+        return EvalReport(
             f"IoU of {self.first.stem} minus IoU of {self.second.stem} after {self.clicks} clicks, percent points",
             differences_table(differences, self.first.stem, self.second.stem),
             {"differences": [dataclasses.asdict(difference) for difference in differences]},
@@ -39,7 +39,7 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class DatasetDifference:
     """One data set; IoU in percent."""
 
     dataset: str
@@ -52,7 +52,7 @@ class Difference:
     second_better: int
 
 
-def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
+def compare(first: Path, second: Path, clicks: int = 1) -> list[DatasetDifference]:
     """Differences on the masks that both records have, largest first.
 
     Args:
@@ -62,7 +62,7 @@ def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
     Raises:
         FileNotFoundError, ValueError: no such records; of different rules, or without a mask in common.
     """
-    (header, lines), (other_header, other_lines) = read_lines(first), read_lines(second)
+    (header, lines), (other_header, other_lines) = read_records(first), read_records(second)
     rules, other_rules = ({k: v for k, v in h.items() if k != "segmenter"} for h in (header, other_header))
     if rules != other_rules:
         raise UserError(f"expected records of one evaluation, got {first} with {rules} and {second} with {other_rules}")
@@ -82,18 +82,18 @@ def compare(first: Path, second: Path, clicks: int = 1) -> list[Difference]:
     return sorted(found, key=lambda difference: -difference.mean)
 
 
-def _by_mask(lines: Sequence[Line]) -> dict[tuple[str, str, int], dict]:
+def _by_mask(lines: Sequence[ImageRecord]) -> dict[tuple[str, str, int], dict]:
     return {(line["dataset"], line["picture"], record["mask"]): record for line in lines for record in line["masks"]}
 
 
-def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> Difference:
+def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> DatasetDifference:
     values = 100 * np.array([pair for rows in images for pair in rows])
     sums = 100 * np.array([sum(value for value, _ in rows) for rows in images])
     counts = np.array([len(rows) for rows in images])
     drawn = np.random.default_rng(0).integers(len(images), size=(RESAMPLES, len(images)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return Difference(
+    return DatasetDifference(
         dataset,
         len(values),
         float(values[:, 0].mean()),
@@ -105,7 +105,7 @@ def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> Differ
     )
 
 
-def differences_table(differences: Sequence[Difference], first: str, second: str) -> str:
+def differences_table(differences: Sequence[DatasetDifference], first: str, second: str) -> str:
     """A Markdown table; for the paper's data sets with its difference of SAM ViT-H and RITM after one click."""
     head = [
         "dataset",
@@ -133,7 +133,7 @@ def differences_table(differences: Sequence[Difference], first: str, second: str
     return "\n".join(lines) + "\n"
 
 
-def plot_differences(differences: Sequence[Difference], first: str, second: str, path: Path) -> None:
+def plot_differences(differences: Sequence[DatasetDifference], first: str, second: str, path: Path) -> None:
     """Horizontal bars, the largest difference on top, with their intervals; dots for the best of the first masks.
 
     Args:

@@ -25,16 +25,16 @@ from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
 from sam_jax.evals.bsds import (
     THRESHOLDS,
-    find_maps,
-    find_truth,
+    find_edge_maps,
+    find_ground_truth,
     precision_recall,
     score_counts,
     score_folder,
-    score_people,
+    score_humans,
 )
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
-from sam_jax.evals.report import Report
+from sam_jax.evals.report import EvalReport
 from sam_jax.files import write_atomically
 from sam_jax.model import Sam, model_identity
 from sam_jax.ops.boxes import box_nms
@@ -42,7 +42,7 @@ from sam_jax.ops.edges import Planes, mask_boxes, normalize_edges, strongest_edg
 from sam_jax.ops.grids import point_grid
 from sam_jax.ops.masks import frame_matrices
 from sam_jax.ops.transforms import as_rgb
-from sam_jax.parallel.gather import share, together
+from sam_jax.parallel.gather import shard_by_process, sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import embed
 from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
@@ -148,20 +148,20 @@ class EdgesConfig:
     workers: int = 2  # images scored at a time, in threads
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Detects edges with every method, scores them, and draws the precision-recall curves.
 
         Maps go to out/METHOD-IDENTITY/maps and counts beside them; neither is computed twice.
 
         Raises:
-            ValueError: an unknown method, a bad map or truth.
-            FileNotFoundError: no images, truth or maps.
+            ValueError: an unknown method, a bad map or ground truth.
+            FileNotFoundError: no images, ground truth or maps.
         """
         start_processes(self.parallel)
-        truths = find_truth(self.data, self.split)
-        truths = dict(list(truths.items())[: self.max_images or None])
+        ground_truths = find_ground_truth(self.data, self.split)
+        ground_truths = dict(list(ground_truths.items())[: self.max_images or None])
         results: dict[str, Any] = {}
-        for label, counts in self._counts(truths).items():
+        for label, counts in self._counts(ground_truths).items():
             precision, recall = precision_recall(counts.sum(0))
             if counts.shape[1] == len(THRESHOLDS):
                 scores: dict[str, float | None] = dict(score_counts(counts)._asdict())
@@ -171,30 +171,32 @@ class EdgesConfig:
             curve = {"precision": precision.tolist(), "recall": recall.tolist()}
             results[label] = {"pictures": len(counts), **scores, "curve": curve}
         plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
-        title = f"Edges on BSDS500 {self.split}, {len(truths)} images"
-        return Report(
+        title = f"Edges on BSDS500 {self.split}, {len(ground_truths)} images"
+        return EvalReport(
             title, edges_table(results, TINY_NOTE if self.model == "tiny" and SamEdges.name in results else ""), results
         )
 
-    def _counts(self, truths: dict[str, Path]) -> dict[str, np.ndarray]:
+    def _counts(self, ground_truths: dict[str, Path]) -> dict[str, np.ndarray]:
         if self.maps is not None:
-            maps = find_maps(self.maps, list(truths))
+            maps = find_edge_maps(self.maps, list(ground_truths))
             label = self.maps.resolve().name
-            return {label: score_folder(maps, truths, self.out / label / "counts", workers=self.workers, label=label)}
+            return {
+                label: score_folder(maps, ground_truths, self.out / label / "counts", workers=self.workers, label=label)
+            }
         unknown = sorted(set(self.methods) - {SamEdges.name, HUMAN, *BASELINES})
         if unknown:
             raise UserError(f"unknown methods {unknown}; known are {[SamEdges.name, *BASELINES, HUMAN]}")
         counts = {}
         for method in self.methods:
             if method == HUMAN:
-                counts[method] = score_people(truths, self.out / method / "counts", workers=self.workers)
+                counts[method] = score_humans(ground_truths, self.out / method / "counts", workers=self.workers)
                 continue
             detector = self._detector(method)
             folder = self.out / f"{method}-{hashlib.sha256(detector.identity.encode()).hexdigest()[:8]}"
-            images = {id_: self.data / "images" / self.split / f"{id_}.jpg" for id_ in truths}
+            images = {id_: self.data / "images" / self.split / f"{id_}.jpg" for id_ in ground_truths}
             maps = detect_folder(detector, images, folder / "maps")
             counts[method] = score_folder(
-                maps, truths, folder / "counts", workers=self.workers, label=f"{method}: score"
+                maps, ground_truths, folder / "counts", workers=self.workers, label=f"{method}: score"
             )
         return counts
 
@@ -220,8 +222,8 @@ def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) ->
     """
     out.mkdir(parents=True, exist_ok=True)
     maps = {id_: out / f"{id_}.png" for id_ in images}
-    todo = [id_ for id_ in share(maps) if not maps[id_].exists()]
-    with together():
+    todo = [id_ for id_ in shard_by_process(maps) if not maps[id_].exists()]
+    with sync_processes():
         for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="image"):
             edges = detector.detect(read_image(images[id_]))
             file = io.BytesIO()

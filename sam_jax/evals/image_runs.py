@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_jax.errors import BadRecord, UserError
+from sam_jax.evals.ground_truth import GroundTruthImage
 from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
-from sam_jax.evals.truth import GroundTruthImage
-from sam_jax.parallel.gather import gather, share, together
+from sam_jax.parallel.gather import all_gather, shard_by_process, sync_processes
 
 Failures = dict[str, str]
 """Name of an image that can't be used -> why."""
@@ -39,8 +39,8 @@ def predict_missing(
         The images that can't be read, the same in every process.
     """
     failures: Failures = {}
-    todo = folder.missing(share(gt_images))
-    with together(), tqdm(total=len(todo), desc=f"{label}: predict", unit="image") as bar:
+    todo = folder.missing(shard_by_process(gt_images))
+    with sync_processes(), tqdm(total=len(todo), desc=f"{label}: predict", unit="image") as bar:
         good = _read_ahead(todo, 2 * batch_size, failures)
         while batch := list(itertools.islice(good, batch_size)):
             members = [gt_image for gt_image, _ in batch]
@@ -48,7 +48,7 @@ def predict_missing(
                 folder.write(gt_image, results)
             bar.update(len(batch))
         bar.update(len(failures))
-    everywhere = {name: why for part in gather(failures) for name, why in part.items()}
+    everywhere = {name: why for part in all_gather(failures) for name, why in part.items()}
     return {gt_image.name: everywhere[gt_image.name] for gt_image in gt_images if gt_image.name in everywhere}
 
 

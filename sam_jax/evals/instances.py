@@ -22,17 +22,18 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.detection.run import Target, detect_images
 from sam_jax.errors import UserError
+from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, read_ground_truth, shorten
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
 from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
-from sam_jax.evals.report import Report
-from sam_jax.evals.result_files import ResultFolder, check_sizes, read_image_results, read_results
-from sam_jax.evals.truth import ANY, GroundTruthImage, Truth, read_truth, shorten
+from sam_jax.evals.report import EvalReport
+from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
 from sam_jax.everything.box_masks import BoxSegmenter, FilledBox, SamBoxes
-from sam_jax.parallel.gather import together
+from sam_jax.parallel.gather import sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.prompting.prompts import Prompt
 
-COCO_NUMBERS, LVIS_NUMBERS = (1, 10, 100), (300,)  # results per image; COCO's count in each category, LVIS's in all
+COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
+LVIS_MAX_DETECTIONS = (300,)  # results per image
 METHODS = ("sam", "sam one pass", "box")
 OWN_MASKS = "detector"  # the row of a detector's own masks
 PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
@@ -63,7 +64,7 @@ class InstancesConfig:
     workers: int = 1  # processes that score; more pay off from a thousand images on
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Segments every box with every method and scores the masks.
 
         Masks go to out/METHOD-HASH/PICTURE.json, are not made twice, and end as out/METHOD-HASH.results.json in COCO's
@@ -80,20 +81,20 @@ class InstancesConfig:
             raise UserError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
         if sum(source is not None for source in (self.boxes, self.detector, self.results)) > 1:
             raise UserError("expected one of boxes, detector and results, got more")
-        truth = read_truth(self.annotations, self.images, self.split)
+        ground_truth = read_ground_truth(self.annotations, self.images, self.split)
         if self.class_agnostic:
-            truth = truth.of_one_category()
+            ground_truth = ground_truth.as_class_agnostic()
         given: dict[str, dict[int, list[Result]]] = {}  # rows whose masks are there already
         if self.results is not None:
-            given[self.results.stem] = read_results(self.results, truth, "segmentation")
-        all_images, truth = truth, truth.take(self.max_images)
+            given[self.results.stem] = read_results(self.results, ground_truth, "segmentation")
+        all_images, ground_truth = ground_truth, ground_truth.take(self.max_images)
         file = self.boxes
         if self.detector is not None:
-            file = detect_truth(self.detector, truth, self.out)
+            file = write_detections(self.detector, ground_truth, self.out)
             given[OWN_MASKS] = read_results(file, all_images, "segmentation")
         methods = () if self.results is not None else self.methods
         detected = read_results(file, all_images, "bbox") if file else None
-        boxes = self._boxes(truth, detected) if methods else {}
+        boxes = self._boxes(ground_truth, detected) if methods else {}
         boxes_digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
@@ -101,31 +102,35 @@ class InstancesConfig:
             failures[method] = {}
             if method in given:  # of an image that the other rows can't have, this one is left out too
                 failures[method] |= {name: why for others in failures.values() for name, why in others.items()}
-                good = [gt_image for gt_image in truth.images.values() if gt_image.name not in failures[method]]
-                tasks = {p.name: _Task(p, given[method][p.id], truth.federated) for p in good}
+                good = [gt_image for gt_image in ground_truth.images.values() if gt_image.name not in failures[method]]
+                tasks = {p.name: _InstancesTask(p, given[method][p.id], ground_truth.federated) for p in good}
             else:
-                tasks = self._segment(method, truth, boxes, boxes_digest, failures[method])
+                tasks = self._segment(method, ground_truth, boxes, boxes_digest, failures[method])
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
-            numbers = LVIS_NUMBERS if truth.federated else COCO_NUMBERS
-            figures = average_precision([m for m, _ in scored], truth.categories, truth.frequencies, numbers)
-            overlaps = np.concatenate([overlaps for _, overlaps in scored])
+            max_detections = LVIS_MAX_DETECTIONS if ground_truth.federated else COCO_MAX_DETECTIONS
+            figures = average_precision(
+                [m for m, _ in scored], ground_truth.categories, ground_truth.frequencies, max_detections
+            )
+            ious = np.concatenate([ious for _, ious in scored])
             results[method] = {
                 "pictures": len(scored),
                 **figures,
-                "mIoU": float(overlaps.mean()) if len(overlaps) else None,
+                "mIoU": float(ious.mean()) if len(ious) else None,
                 "left_out": failures[method],
             }
         source = "masks" if self.results else "annotated boxes" if file is None else f"boxes of {self.detector or file}"
-        title = f"Instances on {truth.file.name}, {len(truth.images)} images, {source}: mask AP in percent"
+        title = (
+            f"Instances on {ground_truth.file.name}, {len(ground_truth.images)} images, {source}: mask AP in percent"
+        )
         if self.class_agnostic:
             title += ", categories left aside"
-        return Report(title, instances_table(results) + describe_failures(failures), results)
+        return EvalReport(title, instances_table(results) + describe_failures(failures), results)
 
-    def _boxes(self, truth: Truth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
+    def _boxes(self, ground_truth: GroundTruth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
         """Boxes of each image that the model can be asked with, best first."""
-        most = self.max_boxes or (LVIS_NUMBERS if truth.federated else COCO_NUMBERS)[-1]
+        most = self.max_boxes or (LVIS_MAX_DETECTIONS if ground_truth.federated else COCO_MAX_DETECTIONS)[-1]
         boxes, outside = {}, 0
-        for gt_image in truth.images.values():
+        for gt_image in ground_truth.images.values():
             if detected is None:
                 rows = [
                     {"category_id": a["category_id"], "prompt_bbox": a["bbox"], "truth_id": a["id"]}
@@ -145,8 +150,13 @@ class InstancesConfig:
         return boxes
 
     def _segment(
-        self, method: str, truth: Truth, boxes: dict[int, list[Result]], boxes_digest: str, failures: Failures
-    ) -> dict[str, _Task]:
+        self,
+        method: str,
+        ground_truth: GroundTruth,
+        boxes: dict[int, list[Result]],
+        boxes_digest: str,
+        failures: Failures,
+    ) -> dict[str, _InstancesTask]:
         segmenter: BoxSegmenter
         if method == FilledBox.name:
             segmenter = FilledBox()
@@ -161,17 +171,19 @@ class InstancesConfig:
                 for rows, masks in zip(asked, segmenter.segment(images, corners), strict=True)
             ]
 
-        gt_images = list(truth.images.values())
-        identity = f"{segmenter.identity} {boxes_digest} {self.max_boxes} {sorted(truth.categories)}"
+        gt_images = list(ground_truth.images.values())
+        identity = f"{segmenter.identity} {boxes_digest} {self.max_boxes} {sorted(ground_truth.categories)}"
         folder = ResultFolder(self.out, method, identity)
         failures |= predict_missing(folder, gt_images, predict, self.images_per_batch, method)
         good = [gt_image for gt_image in gt_images if gt_image.name not in failures]
         if jax.process_index() == 0:
             folder.merge(good)
-        return {gt_image.name: _Task(gt_image, folder.file(gt_image), truth.federated) for gt_image in good}
+        return {
+            gt_image.name: _InstancesTask(gt_image, folder.file(gt_image), ground_truth.federated) for gt_image in good
+        }
 
 
-def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
+def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Path:
     """The objects that a detector finds on the images, as a COCO result file in `out`; it is not made twice.
 
     Args:
@@ -181,43 +193,43 @@ def detect_truth(detector: Path, truth: Truth, out: Path) -> Path:
         FileNotFoundError, ValueError: no detector; one that knows other categories.
     """
     params, config = load_detector(detector)
-    if ANY not in truth.categories and not set(config.category_ids) <= set(truth.categories):
+    if ANY_CATEGORY not in ground_truth.categories and not set(config.category_ids) <= set(ground_truth.categories):
         raise UserError(
-            f"expected a detector of the categories in {truth.file}, {detector} knows {shorten(config.category_ids)}; "
-            "--class-agnostic leaves categories aside"
+            f"expected a detector of the categories in {ground_truth.file}, {detector} knows "
+            f"{shorten(config.category_ids)}; --class-agnostic leaves categories aside"
         )
     content = hashlib.sha256(detector.read_bytes())
-    content.update(repr(list(truth.images)).encode())
+    content.update(repr(list(ground_truth.images)).encode())
     file = out / f"detector-{content.hexdigest()[:8]}.json"
-    with together():
+    with sync_processes():
         if jax.process_index() == 0 and not file.exists():
-            targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in truth.images.values()]
+            targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in ground_truth.images.values()]
             detect_images(params, config, targets, file)  # what can't be read is named where masks are made
     return file
 
 
-class _Task(NamedTuple):
+class _InstancesTask(NamedTuple):
     image: GroundTruthImage
     results: list[Result] | Path
     federated: bool
 
 
-def _score(task: _Task) -> tuple[Matches, np.ndarray]:
+def _score(task: _InstancesTask) -> tuple[Matches, np.ndarray]:
     """Matches of an image, and the IoU of each mask with the object whose box it was asked with."""
     results = task.results if isinstance(task.results, list) else read_image_results(task.results)
-    check_sizes(results, task.image)
-    truths = {o["id"]: o["segmentation"] for o in task.image.objects()}
-    overlaps = [
-        pycocotools.mask.iou([result["segmentation"]], [truths[result["truth_id"]]], [0])[0, 0]
+    check_mask_sizes(results, task.image)
+    ground_truths = {o["id"]: o["segmentation"] for o in task.image.objects()}
+    ious = [
+        pycocotools.mask.iou([result["segmentation"]], [ground_truths[result["truth_id"]]], [0])[0, 0]
         for result in results
         if "truth_id" in result
     ]
-    numbers = LVIS_NUMBERS if task.federated else COCO_NUMBERS
-    return match_image(task.image, results, numbers, federated=task.federated), np.array(overlaps)
+    max_detections = LVIS_MAX_DETECTIONS if task.federated else COCO_MAX_DETECTIONS
+    return match_image(task.image, results, max_detections, federated=task.federated), np.array(ious)
 
 
 def match_image(
-    gt_image: GroundTruthImage, results: list[Result], numbers: tuple[int, ...], *, federated: bool
+    gt_image: GroundTruthImage, results: list[Result], max_detections: tuple[int, ...], *, federated: bool
 ) -> Matches:
     """The results of an image matched with its objects, for `average_precision`.
 
@@ -230,10 +242,10 @@ def match_image(
     """
     objects = gt_image.objects()
     if federated:
-        known = gt_image.absent | {o["category_id"] for o in objects}
-        best = sorted(results, key=lambda result: -result["score"])[: numbers[-1]]
+        known = gt_image.negative_categories | {o["category_id"] for o in objects}
+        best = sorted(results, key=lambda result: -result["score"])[: max_detections[-1]]
         results = [result for result in best if result["category_id"] in known]
-    return MaskEval(numbers, gt_image.not_exhaustive if federated else ()).match(objects, results)
+    return MaskEval(max_detections, gt_image.not_exhaustive_categories if federated else ()).match(objects, results)
 
 
 def _corners(bbox: list[float]) -> tuple[float, float, float, float]:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from pycocotools.cocoeval import COCOeval
 
 from sam_jax.errors import MissingPackage
-from sam_jax.evals.truth import ANY, FREQUENCIES, Object
+from sam_jax.evals.ground_truth import ANY_CATEGORY, FREQUENCIES, AnnotatedObject
 from sam_jax.ops.rle import rle_area
 
 try:
@@ -37,7 +37,7 @@ Result = dict[str, Any]
 Matches = dict[Any, list[dict[str, Any]]]
 """Of an image: category -> for each range of areas what `COCOeval.accumulate` takes."""
 
-AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
+AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
 
 
 class MaskEval(COCOeval):
@@ -48,14 +48,14 @@ class MaskEval(COCOeval):
         not_exhaustive: categories whose unmatched results are neither right nor wrong.
     """
 
-    def __init__(self, max_detections: Sequence[int], not_exhaustive: Iterable[int] = ()) -> None:
+    def __init__(self, max_detections: Sequence[int], not_exhaustive_categories: Iterable[int] = ()) -> None:
         super().__init__(iouType="segm")
         self.params.maxDets = sorted(max_detections)
-        self.params.areaRng = [list(limits) for limits in AREAS.values()]
-        self.params.areaRngLbl = list(AREAS)
-        self._not_exhaustive = frozenset(not_exhaustive)
+        self.params.areaRng = [list(limits) for limits in AREA_RANGES.values()]
+        self.params.areaRngLbl = list(AREA_RANGES)
+        self._not_exhaustive = frozenset(not_exhaustive_categories)
 
-    def match(self, objects: Sequence[Object], results: Sequence[Result]) -> Matches:
+    def match(self, objects: Sequence[AnnotatedObject], results: Sequence[Result]) -> Matches:
         """Matches the results of one image, category by category."""
         self._gts, self._dts = defaultdict(list), defaultdict(list)
         for i, given in enumerate(objects, start=1):  # pycocotools takes an id of 0 for no match
@@ -72,15 +72,15 @@ class MaskEval(COCOeval):
 
     def evaluateImg(self, imgId: Any, catId: Any, aRng: Sequence[float], maxDet: int) -> dict[str, Any]:
         """As the original; of its results those that `accumulate` takes."""
-        truths, results = self._gts[imgId, catId], self._dts[imgId, catId]
-        ignored = np.array([bool(g["ignore"]) or not aRng[0] <= g["area"] <= aRng[1] for g in truths], bool)
+        ground_truths, results = self._gts[imgId, catId], self._dts[imgId, catId]
+        ignored = np.array([bool(g["ignore"]) or not aRng[0] <= g["area"] <= aRng[1] for g in ground_truths], bool)
         order = np.argsort(ignored, kind="stable")
         scores = np.array([d["score"] for d in results], np.float64)
         best = np.argsort(-scores, kind="stable")[:maxDet]
-        overlaps = np.asarray(self.ious[imgId, catId], np.float64).reshape(len(best), len(truths))[:, order]
+        ious = np.asarray(self.ious[imgId, catId], np.float64).reshape(len(best), len(ground_truths))[:, order]
         ignored = ignored[order]
-        crowd = np.array([bool(g["iscrowd"]) for g in truths], bool)[order]
-        matched = match_results(overlaps, np.asarray(self.params.iouThrs), ignored, crowd)
+        crowd = np.array([bool(g["iscrowd"]) for g in ground_truths], bool)[order]
+        matched = match_results(ious, np.asarray(self.params.iouThrs), ignored, crowd)
         found = matched >= 0
         areas = np.array([results[i]["area"] for i in best], np.float64)
         uncounted = (areas < aRng[0]) | (areas > aRng[1]) | (catId in self._not_exhaustive)
@@ -100,7 +100,7 @@ class MaskEval(COCOeval):
         """
         present = [gt_image[category] for gt_image in gt_images if category in gt_image]
         self.params.catIds, self.params.imgIds = [category], list(range(len(present)))
-        self.evalImgs = [one[area] for area in range(len(AREAS)) for one in present]
+        self.evalImgs = [one[area] for area in range(len(AREA_RANGES)) for one in present]
         self._paramsEval = copy.deepcopy(self.params)
         with contextlib.redirect_stdout(io.StringIO()):
             self.accumulate()
@@ -109,7 +109,7 @@ class MaskEval(COCOeval):
 
 @numba.njit(nogil=True, cache=True)
 def match_results(
-    overlaps: Float[np.ndarray, "D G"],
+    ious: Float[np.ndarray, "D G"],
     thresholds: Float[np.ndarray, " T"],
     ignored: Bool[np.ndarray, " G"],
     crowd: Bool[np.ndarray, " G"],
@@ -124,7 +124,7 @@ def match_results(
     Returns:
         The object of each result at each threshold; -1: none.
     """
-    D, G = overlaps.shape
+    D, G = ious.shape
     matched = np.full((len(thresholds), D), -1)
     for t in range(len(thresholds)):
         taken = np.zeros(G, np.bool_)
@@ -135,53 +135,53 @@ def match_results(
                     continue
                 if best >= 0 and ignored[g] and not ignored[best]:
                     break
-                if overlaps[d, g] >= least:
-                    best, least = g, overlaps[d, g]
+                if ious[d, g] >= least:
+                    best, least = g, ious[d, g]
             if best >= 0:
                 matched[t, d] = best
                 taken[best] = True
     return matched
 
 
-class Recall(NamedTuple):
-    """Objects of each part, and those found at each threshold by the n best proposals, for each n of `numbers`.
+class RecallCounts(NamedTuple):
+    """Objects of each part, and those found at each threshold by the n best proposals, for each n of `max_detections`.
 
     Of one image, or summed over images. A part without objects may be missing.
     """
 
-    numbers: tuple[int, ...]
+    max_detections: tuple[int, ...]
     objects: dict[str, int]
     found: dict[str, Int[np.ndarray, "T N"]]
 
     @classmethod
-    def sum(cls, parts: Sequence[Recall], numbers: Sequence[int]) -> Recall:
+    def sum(cls, parts: Sequence[RecallCounts], max_detections: Sequence[int]) -> RecallCounts:
         objects: dict[str, int] = defaultdict(int)
         found: dict[str, Any] = defaultdict(int)
         for part in parts:
             for name, count in part.objects.items():
                 objects[name] += count
                 found[name] = found[name] + part.found[name]
-        return cls(tuple(numbers), dict(objects), dict(found))
+        return cls(tuple(max_detections), dict(objects), dict(found))
 
     def average(self, name: str) -> dict[str, float | None]:
         """AR@n of a part: the mean of its recall over the thresholds, 0-1; None without an object."""
         count = self.objects.get(name, 0)
-        means = (self.found[name] / count).mean(0).tolist() if count else [None] * len(self.numbers)
-        return {f"AR@{n}": mean for n, mean in zip(self.numbers, means, strict=True)}
+        means = (self.found[name] / count).mean(0).tolist() if count else [None] * len(self.max_detections)
+        return {f"AR@{n}": mean for n, mean in zip(self.max_detections, means, strict=True)}
 
 
 def count_found(
-    objects: Sequence[Object],
+    objects: Sequence[AnnotatedObject],
     proposals: Sequence[Result],
     frequencies: Mapping[int, str],
-    numbers: Sequence[int] = (10, 100, 1000),
-) -> Recall:
+    max_detections: Sequence[int] = (10, 100, 1000),
+) -> RecallCounts:
     """Objects of one image that class-agnostic proposals find, by size and by LVIS's frequency of their category.
 
     No proposal has to find a crowd. For a frequency the objects of the others are left out, as if it were all there is.
     """
-    evaluator = MaskEval(numbers)
-    agnostic = [proposal | {"category_id": ANY} for proposal in proposals]
+    evaluator = MaskEval(max_detections)
+    agnostic = [proposal | {"category_id": ANY_CATEGORY} for proposal in proposals]
     counted, found = {}, {}
 
     def count(name: str, matched: dict[str, np.ndarray]) -> None:
@@ -189,19 +189,22 @@ def count_found(
         right = matched["dtMatches"] & ~matched["dtIgnore"]
         found[name] = np.stack([right[:, :n].sum(1) for n in evaluator.params.maxDets], axis=1)
 
-    truths = [o | {"category_id": ANY} for o in objects]
-    if truths:
-        for area, matched in zip(AREAS, evaluator.match(truths, agnostic)[ANY], strict=True):
+    ground_truths = [o | {"category_id": ANY_CATEGORY} for o in objects]
+    if ground_truths:
+        for area, matched in zip(AREA_RANGES, evaluator.match(ground_truths, agnostic)[ANY_CATEGORY], strict=True):
             count(area, matched)
     for letter, name in FREQUENCIES.items() if frequencies else ():
-        part = [t for t, o in zip(truths, objects, strict=True) if frequencies[o["category_id"]] == letter]
+        part = [t for t, o in zip(ground_truths, objects, strict=True) if frequencies[o["category_id"]] == letter]
         if part:
-            count(name, evaluator.match(part, agnostic)[ANY][0])
-    return Recall(tuple(evaluator.params.maxDets), counted, found)
+            count(name, evaluator.match(part, agnostic)[ANY_CATEGORY][0])
+    return RecallCounts(tuple(evaluator.params.maxDets), counted, found)
 
 
 def average_precision(
-    gt_images: Sequence[Matches], categories: Iterable[int], frequencies: Mapping[int, str], numbers: Sequence[int]
+    gt_images: Sequence[Matches],
+    categories: Iterable[int],
+    frequencies: Mapping[int, str],
+    max_detections: Sequence[int],
 ) -> dict[str, float | None]:
     """COCO's figures from the matches of all images; with `frequencies` LVIS's.
 
@@ -209,17 +212,17 @@ def average_precision(
         numbers: as `MaskEval`'s max_detections; AP is that of the last.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl, AR@N for each of `numbers`, and with `frequencies` APr, APc, APf; 0-1, None
-        where there is no object.
+        AP, AP50, AP75, APs, APm, APl, AR@N for each N of `max_detections`, and with `frequencies` APr, APc, APf: each
+        0-1, or None where there is no object.
     """
-    evaluator = MaskEval(numbers)
+    evaluator = MaskEval(max_detections)
     ids = sorted(categories)
     precision, recall = (
         np.stack(parts) for parts in zip(*(evaluator.precision_and_recall(gt_images, id_) for id_ in ids), strict=True)
     )
     precision = precision[..., -1]  # (categories, thresholds, recalls, areas)
     figures = {"AP": precision[..., 0], "AP50": precision[:, 0, :, 0], "AP75": precision[:, 5, :, 0]}
-    figures |= {f"AP{name[0]}": precision[..., i] for i, name in enumerate(AREAS) if i}
+    figures |= {f"AP{name[0]}": precision[..., i] for i, name in enumerate(AREA_RANGES) if i}
     for letter in "rcf" if frequencies else "":
         figures[f"AP{letter}"] = precision[[frequencies[id_] == letter for id_ in ids]][..., 0]
     figures |= {f"AR@{n}": recall[..., 0, i] for i, n in enumerate(evaluator.params.maxDets)}

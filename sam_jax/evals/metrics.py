@@ -7,16 +7,18 @@ from jaxtyping import Bool
 
 
 def mask_iou(
-    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None
+    predicted: Bool[np.ndarray, "H W"],
+    ground_truth: Bool[np.ndarray, "H W"],
+    ignore: Bool[np.ndarray, "H W"] | None = None,
 ) -> float:
     """Intersection over union outside `ignore`; two empty masks give 1.
 
     Raises:
         ValueError: masks of different sizes.
     """
-    if predicted.shape != truth.shape:
-        raise ValueError(f"expected two masks of one size, got {predicted.shape} and {truth.shape}")
+    if predicted.shape != ground_truth.shape:
+        raise ValueError(f"expected two masks of one size, got {predicted.shape} and {ground_truth.shape}")
     if ignore is not None:
-        predicted, truth = predicted & ~ignore, truth & ~ignore
-    union = np.count_nonzero(predicted | truth)
-    return np.count_nonzero(predicted & truth) / union if union else 1.0
+        predicted, ground_truth = predicted & ~ignore, ground_truth & ~ignore
+    union = np.count_nonzero(predicted | ground_truth)
+    return np.count_nonzero(predicted & ground_truth) / union if union else 1.0

@@ -17,33 +17,33 @@ from sam_jax.data.examples import Source, read_grabcut
 from sam_jax.data.interactive import InteractiveSource
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.click_runs import Problems, describe_left_out, open_datasets, run_clicks, sample_examples
+from sam_jax.evals.click_simulation import ClickRules
 from sam_jax.evals.methods import open_segmenter
-from sam_jax.evals.play import ClickRules
-from sam_jax.evals.records import Record
-from sam_jax.evals.report import Report
+from sam_jax.evals.records import MaskRecord
+from sam_jax.evals.report import EvalReport
 from sam_jax.evals.ritm import PREFIX
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.start import start_processes
 from sam_jax.ritm import ZoomIn
 
-TARGETS = (80, 85, 90)  # IoU in percent
+IOU_THRESHOLDS = (80, 85, 90)  # IoU in percent
 
 
 @dataclasses.dataclass(frozen=True)
-class InteractiveSet:
+class InteractiveDataset:
     """One data set of the community's benchmark."""
 
-    open: Callable[[Path], Source]  # the data folder -> images
+    open_source: Callable[[Path], Source]  # takes the data folder
     source: str  # where to get it
     zoom_side: int = 400  # with which RITM's figures were published, pixels
 
 
 _RELEASE = "the release page of github.com/saic-vul/ritm_interactive_segmentation (or fbrs_interactive_segmentation)"
-INTERACTIVE_SETS = {
-    "GrabCut": InteractiveSet(lambda data: InteractiveSource(data / "GrabCut", "GrabCut"), _RELEASE),
-    "Berkeley": InteractiveSet(lambda data: InteractiveSource(data / "Berkeley", "Berkeley"), _RELEASE),
-    "DAVIS": InteractiveSet(lambda data: InteractiveSource(data / "DAVIS", "DAVIS", graded=False), _RELEASE, 600),
-    "grabcut20": InteractiveSet(
+INTERACTIVE_DATASETS = {
+    "GrabCut": InteractiveDataset(lambda data: InteractiveSource(data / "GrabCut", "GrabCut"), _RELEASE),
+    "Berkeley": InteractiveDataset(lambda data: InteractiveSource(data / "Berkeley", "Berkeley"), _RELEASE),
+    "DAVIS": InteractiveDataset(lambda data: InteractiveSource(data / "DAVIS", "DAVIS", graded=False), _RELEASE, 600),
+    "grabcut20": InteractiveDataset(
         lambda data: read_grabcut(data / "grabcut20", data / "bsds500"),
         "github.com/flandrade/dataset-interactive-algorithms, beside bsds500",
     ),
@@ -61,7 +61,7 @@ class NocConfig:
     out: Path = Path("runs/eval_noc")  # folder of the records and the report
     data: Path = Path("../shared/data")  # folder with GrabCut, Berkeley, DAVIS or grabcut20
     model: str = "tiny"  # name or path of a checkpoint
-    datasets: tuple[str, ...] = tuple(INTERACTIVE_SETS)
+    datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # and GrabCut, ritm:PATH
     max_images: int = 0  # per dataset, drawn at random; 0 means all
     clicks: int = 20  # the most
@@ -69,7 +69,7 @@ class NocConfig:
     workers: int = 2  # images at a time
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Plays every method on every data set that is there.
 
         Raises:
@@ -80,18 +80,18 @@ class NocConfig:
         return run(self, lambda method, zoom: open_segmenter(method, self.model, zoom))
 
 
-def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -> Report:
+def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -> EvalReport:
     """`NocConfig.evaluate` with segmenters of the caller's; records go to out/DATASET/NAME.jsonl."""
-    unknown = sorted(set(config.datasets) - set(INTERACTIVE_SETS))
+    unknown = sorted(set(config.datasets) - set(INTERACTIVE_DATASETS))
     if unknown:
-        raise UserError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_SETS)}")
+        raise UserError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_DATASETS)}")
     samples, missing = open_datasets(
         config.datasets,
         lambda name: sample_examples(
             open_interactive(name, config.data), config.max_images, 0, config.seed, folder=config.data
         ),
     )
-    rules = ClickRules(config.clicks, enough=max(TARGETS) / 100)
+    rules = ClickRules(config.clicks, enough=max(IOU_THRESHOLDS) / 100)
     protocol = {"seed": config.seed, "pictures": config.max_images}
     methods: dict[str, dict[str, dict[str, Any]]] = {}
     left_out: dict[str, Problems] = {}
@@ -99,7 +99,7 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
         methods[method], left_out[method] = {}, {}
         made: dict[int, Segmenter] = {}
         for name, sample in samples.items():
-            side = INTERACTIVE_SETS[name].zoom_side if method.startswith(PREFIX) else 0
+            side = INTERACTIVE_DATASETS[name].zoom_side if method.startswith(PREFIX) else 0
             if side not in made:
                 made[side] = make_segmenter(method, ZoomIn(side=side) if side else ZoomIn())
             segmenter = made[side]
@@ -109,8 +109,8 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
             methods[method][name] = summarize(sums[name], rules.clicks)
             left_out[method] |= problems
     results = {"methods": methods, "missing": missing, "left_out": left_out}
-    return Report(
-        f"Clicks for an IoU of {', '.join(map(str, TARGETS))} percent, at most {config.clicks}",
+    return EvalReport(
+        f"Clicks for an IoU of {', '.join(map(str, IOU_THRESHOLDS))} percent, at most {config.clicks}",
         noc_table(methods) + describe_left_out(missing, left_out),
         results,
     )
@@ -121,9 +121,9 @@ def open_interactive(name: str, data: Path) -> Source:
     Raises:
         FileNotFoundError: it is not there; says how to get it.
     """
-    known = INTERACTIVE_SETS[name]
+    known = INTERACTIVE_DATASETS[name]
     try:
-        return known.open(data)
+        return known.open_source(data)
     except FileNotFoundError as error:
         raise MissingFile(f"{error}. Get {name} from {known.source} and unpack it to {data / name}") from error
 
@@ -133,10 +133,10 @@ def clicks_needed(iou: list[float], target: float) -> int | None:
     return next((n for n, value in enumerate(iou, start=1) if value >= target), None)
 
 
-def count_clicks(record: Record) -> Counter[str]:
+def count_clicks(record: MaskRecord) -> Counter[str]:
     """Whole numbers of one object."""
     counts = Counter({"masks": 1})
-    for target in TARGETS:
+    for target in IOU_THRESHOLDS:
         needed = clicks_needed(record["iou"], target / 100)
         counts[f"clicks@{target}"] = needed or len(record["iou"])
         counts[f"failed@{target}"] = needed is None
@@ -148,7 +148,7 @@ def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
     masks = sums["masks"]
     return {"masks": masks, "most": most} | {
         key: value
-        for target in TARGETS
+        for target in IOU_THRESHOLDS
         for key, value in (
             (f"noc@{target}", sums[f"clicks@{target}"] / masks if masks else None),
             (f"failed@{target}", sums[f"failed@{target}"]),
@@ -158,13 +158,20 @@ def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
 
 def noc_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A Markdown table: a row per data set and method, measured and published."""
-    head = ["dataset", "method", "objects", *(f"NoC@{t}" for t in TARGETS), *(f"failed@{t}" for t in TARGETS), ""]
+    head = [
+        "dataset",
+        "method",
+        "objects",
+        *(f"NoC@{t}" for t in IOU_THRESHOLDS),
+        *(f"failed@{t}" for t in IOU_THRESHOLDS),
+        "",
+    ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in next(iter(methods.values())):
         for method, by_dataset in methods.items():
             result = by_dataset[name]
-            cells = ["" if result[f"noc@{t}"] is None else f"{result[f'noc@{t}']:.2f}" for t in TARGETS]
-            cells += [str(result[f"failed@{t}"]) for t in TARGETS]
+            cells = ["" if result[f"noc@{t}"] is None else f"{result[f'noc@{t}']:.2f}" for t in IOU_THRESHOLDS]
+            cells += [str(result[f"failed@{t}"]) for t in IOU_THRESHOLDS]
             lines.append(f"| {name} | {method} | {result['masks']} | {' | '.join(cells)} | measured |")
         for method, figures in PUBLISHED.items():
             if name in figures:

@@ -17,18 +17,18 @@ from jaxtyping import UInt8
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import UserError
+from sam_jax.evals.ground_truth import FREQUENCIES, GroundTruth, GroundTruthImage, read_ground_truth
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
-from sam_jax.evals.mask_scores import Recall, Result, count_found
+from sam_jax.evals.mask_scores import RecallCounts, Result, count_found
 from sam_jax.evals.proposal_baselines import Felzenszwalb
-from sam_jax.evals.report import Report
-from sam_jax.evals.result_files import ResultFolder, check_sizes, read_image_results, read_results
-from sam_jax.evals.truth import FREQUENCIES, GroundTruthImage, Truth, read_truth
+from sam_jax.evals.report import EvalReport
+from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
 from sam_jax.everything.generator import PRESETS, SamAutomaticMaskGenerator
 from sam_jax.model import Sam, model_identity
 from sam_jax.parallel.start import start_processes
 
-NUMBERS = (10, 100, 1000)
-PARTS = ("all", "small", "medium", "large", *FREQUENCIES.values())
+MAX_PROPOSALS = (10, 100, 1000)
+SUBSETS = ("all", "small", "medium", "large", *FREQUENCIES.values())
 PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of PARTS
     "ViTDet-H": (63.0, 51.7, 80.8, 87.0, 63.1, 63.3, 58.3),
     "SAM ViT-H, single output": (54.9, 42.8, 76.7, 74.4, 54.7, 59.8, 62.0),
@@ -36,7 +36,7 @@ PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of PA
 }
 
 
-class Proposer(Protocol):
+class ProposalMethod(Protocol):
     @property
     def name(self) -> str: ...
 
@@ -106,7 +106,7 @@ class ProposalsConfig:
     workers: int = 1  # processes that score; more pay off from a thousand images on
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Proposes masks with every method and counts the objects that they find.
 
         Proposals go to out/METHOD-HASH/PICTURE.json and are not made twice. An image that can't be read, or whose
@@ -120,31 +120,34 @@ class ProposalsConfig:
         unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
         if unknown:
             raise UserError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
-        truth = read_truth(self.annotations, self.images, self.split)
-        given = None if self.results is None else read_results(self.results, truth, "segmentation")
-        truth = truth.take(self.max_images)
+        ground_truth = read_ground_truth(self.annotations, self.images, self.split)
+        given = None if self.results is None else read_results(self.results, ground_truth, "segmentation")
+        ground_truth = ground_truth.take(self.max_images)
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
         for method in self.methods if self.results is None else [self.results.stem]:
             failures[method] = {}
             if given is None:
-                tasks = self._propose(method, truth, failures[method])
+                tasks = self._propose(method, ground_truth, failures[method])
             else:
-                tasks = {p.name: _Task(p, given[p.id], truth.frequencies) for p in truth.images.values()}
+                tasks = {
+                    p.name: _ProposalsTask(p, given[p.id], ground_truth.frequencies)
+                    for p in ground_truth.images.values()
+                }
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
-            recall = Recall.sum([part for part, _ in scored], NUMBERS)
+            recall = RecallCounts.sum([part for part, _ in scored], MAX_PROPOSALS)
             results[method] = {
                 "pictures": len(scored),
                 "objects": recall.objects,
                 "proposals": sum(count for _, count in scored) / len(scored),
-                **{part: recall.average(part) for part in PARTS},
+                **{part: recall.average(part) for part in SUBSETS},
                 "left_out": failures[method],
             }
-        title = f"Proposals on {truth.file.name}, {len(truth.images)} images: mask AR in percent"
-        return Report(title, proposals_table(results) + describe_failures(failures), results)
+        title = f"Proposals on {ground_truth.file.name}, {len(ground_truth.images)} images: mask AR in percent"
+        return EvalReport(title, proposals_table(results) + describe_failures(failures), results)
 
-    def _propose(self, method: str, truth: Truth, failures: Failures) -> dict[str, _Task]:
-        proposer: Proposer
+    def _propose(self, method: str, ground_truth: GroundTruth, failures: Failures) -> dict[str, _ProposalsTask]:
+        proposer: ProposalMethod
         if method == Felzenszwalb.name:
             proposer = Felzenszwalb()
         else:
@@ -157,36 +160,36 @@ class ProposalsConfig:
         folder = ResultFolder(self.out, method, proposer.identity)
         failures |= predict_missing(
             folder,
-            list(truth.images.values()),
+            list(ground_truth.images.values()),
             lambda _, images: proposer.propose(images),
             self.images_per_device,
             method,
         )
         return {
-            gt_image.name: _Task(gt_image, folder.file(gt_image), truth.frequencies)
-            for gt_image in truth.images.values()
+            gt_image.name: _ProposalsTask(gt_image, folder.file(gt_image), ground_truth.frequencies)
+            for gt_image in ground_truth.images.values()
             if gt_image.name not in failures
         }
 
 
-class _Task(NamedTuple):
+class _ProposalsTask(NamedTuple):
     image: GroundTruthImage
     proposals: list[Result] | Path
     frequencies: dict[int, str]
 
 
-def _score(task: _Task) -> tuple[Recall, int]:
+def _score(task: _ProposalsTask) -> tuple[RecallCounts, int]:
     proposals = task.proposals if isinstance(task.proposals, list) else read_image_results(task.proposals)
-    check_sizes(proposals, task.image)
-    return count_found(task.image.objects(), proposals, task.frequencies, NUMBERS), len(proposals)
+    check_mask_sizes(proposals, task.image)
+    return count_found(task.image.objects(), proposals, task.frequencies, MAX_PROPOSALS), len(proposals)
 
 
 def proposals_table(results: dict[str, dict[str, Any]]) -> str:
     """A Markdown table: AR@1000 of each part, AR@10 and AR@100 of all; measured, and below it published."""
-    columns = [f"{part} @1000" for part in PARTS] + ["all @10", "all @100"]
+    columns = [f"{part} @1000" for part in SUBSETS] + ["all @10", "all @100"]
     lines = [f"| method | {' | '.join(columns)} | masks | |", "|---" * (len(columns) + 3) + "|"]
     for method, result in results.items():
-        values = [result[part]["AR@1000"] for part in PARTS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
+        values = [result[part]["AR@1000"] for part in SUBSETS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
         cells = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
         lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} images |")
     for method, published in PUBLISHED.items():

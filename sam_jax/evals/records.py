@@ -11,17 +11,17 @@ from typing import Any
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import write_atomically
 
-Record = dict[str, Any]
+MaskRecord = dict[str, Any]
 """Of one mask: `mask` (its number on the image), `area`, `iou` after each click, `best` of the first masks."""
 
-Line = dict[str, Any]
+ImageRecord = dict[str, Any]
 """Of one image: `dataset`, `picture`, `masks` (records) and `problems` (masks that can't be used, in words)."""
 
-UNIT = 1_000_000
+IOU_SCALE = 1_000_000
 """IoUs are kept with six decimals, so that sums of them are sums of whole numbers: exact in any order."""
 
 
-def key_of(line: Line) -> tuple[str, str]:
+def image_key(line: ImageRecord) -> tuple[str, str]:
     return line["dataset"], line["picture"]
 
 
@@ -42,36 +42,36 @@ class RecordLog:
         self._protocol = protocol
         self._part = folder / f"{name}.part-{process}.jsonl"
         self._parts = f"{name}.part-*.jsonl"
-        self.lines: dict[tuple[str, str], Line] = {}
+        self.lines: dict[tuple[str, str], ImageRecord] = {}
         for path in [self.path, *sorted(folder.glob(self._parts))]:
             if not path.exists():
                 continue
             header, lines = _read(path)
             if header == protocol:
-                self.lines |= {key_of(line): line for line in lines}
+                self.lines |= {image_key(line): line for line in lines}
             elif process == 0:
                 path.replace(path.with_name(f"{path.name}.old"))
         self._written = False
 
-    def write(self, line: Line) -> None:
+    def write(self, line: ImageRecord) -> None:
         """Adds an image to this process's part; it is on disk when this returns."""
         if not self._written:  # whatever the last run left there, in whole lines
             header, lines = _read(self._part) if self._part.exists() else (None, [])
             kept = lines if header == self._protocol else []
             write_atomically(self._part, _text([self._protocol, *kept]))
             self._written = True
-        self.lines[key_of(line)] = line
+        self.lines[image_key(line)] = line
         with self._part.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finish(self, lines: Iterable[Line]) -> None:
+    def finish(self, lines: Iterable[ImageRecord]) -> None:
         """Writes NAME.jsonl from the lines of all processes; parts go. For process 0, after all have ended."""
         write_atomically(self.path, _text([self._protocol, *lines]))
         for part in self.path.parent.glob(self._parts):
             part.unlink()
 
 
-def read_lines(path: Path) -> tuple[dict[str, Any], list[Line]]:
+def read_records(path: Path) -> tuple[dict[str, Any], list[ImageRecord]]:
     """(protocol, lines) of a file of records.
 
     Raises:
@@ -85,7 +85,7 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[Line]]:
     return header, lines
 
 
-def add_up(counts: Iterable[Counter[str]]) -> Counter[str]:
+def sum_counts(counts: Iterable[Counter[str]]) -> Counter[str]:
     """Sums by name."""
     total: Counter[str] = Counter()
     for count in counts:
@@ -97,7 +97,7 @@ def _text(rows: Iterable[Any]) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
-def _read(path: Path) -> tuple[Any, list[Line]]:
+def _read(path: Path) -> tuple[Any, list[ImageRecord]]:
     rows = list(_whole(path.read_text().splitlines()))
     return (rows[0], rows[1:]) if rows else (None, [])
 

@@ -12,7 +12,7 @@ from sam_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class EvalReport:
     title: str  # what the table shows, one line
     table: str  # Markdown
     results: dict[str, Any]  # the numbers, as JSON takes them
@@ -35,7 +35,7 @@ class Evaluation(Protocol):
         """Where results go."""
         ...
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Measures. What is done already is not done again.
 
         Raises:

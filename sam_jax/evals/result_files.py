@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, shorten
 from sam_jax.evals.mask_scores import Result
-from sam_jax.evals.truth import ANY, GroundTruthImage, Truth, shorten
 from sam_jax.files import replacing, write_atomically
 
 
@@ -63,17 +63,17 @@ def read_image_results(file: Path) -> list[Result]:
     return json.loads(file.read_text())
 
 
-def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]]:
+def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int, list[Result]]:
     """A file in COCO's result format, as detectors write it -> image's id -> its results, best first.
 
     Args:
         field: `segmentation` or `bbox`: what every result must have. Of boxes, those without area, which detectors do
             give, are left out with a note.
 
-    Where `truth` has one category for everything, that of the results does not matter.
+    Where `ground_truth` has one category for everything, that of the results does not matter.
 
     Returns:
-        An entry for every image of `truth`, empty where the file has no result.
+        An entry for every image of `ground_truth`, empty where the file has no result.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,27 +84,27 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     content = read_json(file.read_bytes(), file)
     if not isinstance(content, list) or not all(isinstance(result, dict) for result in content):
         raise UserError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
-    if ANY in truth.categories:
-        content = [result | {"category_id": ANY} for result in content]
+    if ANY_CATEGORY in ground_truth.categories:
+        content = [result | {"category_id": ANY_CATEGORY} for result in content]
     fields = {"image_id", "category_id", "score", field}
     for i, result in enumerate(content):
         if not fields <= result.keys():
             raise UserError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
-    for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
+    for key, known in (("image_id", ground_truth.images), ("category_id", ground_truth.categories)):
         unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
         if unknown:
             raise UserError(
-                f"{file} has results of another data set: {key} {shorten(unknown)} not in {truth.file} with "
+                f"{file} has results of another data set: {key} {shorten(unknown)} not in {ground_truth.file} with "
                 f"{len(known)} of them"
             )
-    results: dict[int, list[Result]] = {id_: [] for id_ in truth.images}
+    results: dict[int, list[Result]] = {id_: [] for id_ in ground_truth.images}
     without_area = 0
     for i, result in enumerate(content):
         where = f"result {i} of {file} (image {result['image_id']})"
         if not _finite(result["score"]):
             raise UserError(f"expected a number as score, got {result['score']!r} for {where}")
         if field == "segmentation":
-            check_rle(result["segmentation"], truth.images[result["image_id"]].size, where)
+            check_rle(result["segmentation"], ground_truth.images[result["image_id"]].size, where)
         elif not (isinstance(result["bbox"], list) and len(result["bbox"]) == 4 and all(map(_finite, result["bbox"]))):
             raise UserError(f"expected bbox (x, y, w, h), four numbers, got {result['bbox']!r} for {where}")
         elif min(result["bbox"][2:]) <= 0:
@@ -116,7 +116,7 @@ def read_results(file: Path, truth: Truth, field: str) -> dict[int, list[Result]
     return {id_: sorted(rows, key=lambda result: -result["score"]) for id_, rows in results.items()}
 
 
-def check_sizes(results: Iterable[Result], image: GroundTruthImage) -> None:
+def check_mask_sizes(results: Iterable[Result], image: GroundTruthImage) -> None:
     """
     Raises:
         ValueError: a mask of another size than the image.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_jax.checkpoints.ritm import load_ritm
-from sam_jax.evals.segmenters import Answer, Clicks, Session
+from sam_jax.evals.segmenters import Clicks, ObjectMasks, Session
 from sam_jax.model import params_digest
 from sam_jax.ritm import THRESHOLD, Ritm, RitmPredictor, ZoomIn
 
@@ -46,32 +46,32 @@ class RitmSegmenter:
         digest = params_digest(f"{self._model.config.to_json()} {self._zoom}", self._model.params)
         return f"ritm {digest}"
 
-    def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
+    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
         return _RitmSession(self._model, self._zoom, image)
 
 
 class _RitmSession:
     def __init__(self, model: Ritm, zoom: ZoomIn, image: np.ndarray) -> None:
         self._model, self._zoom, self._image = model, zoom, image
-        self._objects: list[_Object] = []
+        self._objects: list[_RitmObject] = []
 
-    def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
+    def segment(self, clicks: Sequence[Clicks]) -> list[ObjectMasks]:
         if not self._objects:
-            self._objects = [_Object(self._model, self._zoom, self._image) for _ in clicks]
+            self._objects = [_RitmObject(self._model, self._zoom, self._image) for _ in clicks]
         return [one.segment(its) for one, its in zip(self._objects, clicks, strict=True)]
 
 
-class _Object:
+class _RitmObject:
     """The history of one object; a call without a new click changes nothing."""
 
     def __init__(self, model: Ritm, zoom: ZoomIn, image: np.ndarray) -> None:
         self._predictor = RitmPredictor(model, zoom)
         self._predictor.set_image(image)
-        self._answer: Answer | None = None
+        self._masks: ObjectMasks | None = None
         self._seen = 0
 
-    def segment(self, clicks: Clicks) -> Answer:
-        if self._answer is None or len(clicks.points) != self._seen:
+    def segment(self, clicks: Clicks) -> ObjectMasks:
+        if self._masks is None or len(clicks.points) != self._seen:
             mask = self._predictor.predict(clicks.points, clicks.labels) > THRESHOLD
-            self._answer, self._seen = Answer(mask[None]), len(clicks.points)
-        return self._answer
+            self._masks, self._seen = mask[None], len(clicks.points)
+        return self._masks

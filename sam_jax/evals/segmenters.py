@@ -20,16 +20,14 @@ class Clicks(NamedTuple):
     labels: list[int]  # 1 in the object, 0 outside
 
 
-class Answer(NamedTuple):
-    """Masks for one object; the first is the one to go on with."""
-
-    masks: Bool[np.ndarray, "M H W"]
+ObjectMasks = Bool[np.ndarray, "M H W"]
+"""The masks predicted for one object, best first: the first one is scored and corrected by further clicks."""
 
 
 class Session(Protocol):
     """One image, on which any number of objects are segmented side by side."""
 
-    def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
+    def segment(self, clicks: Sequence[Clicks]) -> list[ObjectMasks]:
         """One answer per object. Called with one more click per object each time."""
         ...
 
@@ -45,7 +43,7 @@ class Segmenter(Protocol):
         """What the results depend on: records of another identity are not used again."""
         ...
 
-    def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session: ...
+    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session: ...
 
 
 class SamSegmenter:
@@ -60,7 +58,7 @@ class SamSegmenter:
     def identity(self) -> str:
         return f"{self.name} {model_identity(self._model)}"
 
-    def open(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
+    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
         predictor = SamPredictor(self._model)
         predictor.set_image(image)
         return _SamSession(predictor)
@@ -71,7 +69,7 @@ class _SamSession:
         self._predictor = predictor
         self._logits: list[Any] = []
 
-    def segment(self, clicks: Sequence[Clicks]) -> list[Answer]:
+    def segment(self, clicks: Sequence[Clicks]) -> list[ObjectMasks]:
         previous: list[Any] = self._logits or [None] * len(clicks)
         prompts = [
             Prompt(np.array(c.points), np.array(c.labels), None, logits)
@@ -79,9 +77,9 @@ class _SamSession:
         ]
         first = not self._logits
         result = self._predictor.predict_prompts(prompts, multimask_output=first)
-        answers, self._logits = [], []
+        predictions, self._logits = [], []
         for masks, iou, logits in zip(*result, strict=True):
             order = np.argsort(-iou, kind="stable")
-            answers.append(Answer(masks[order]))
+            predictions.append(masks[order])
             self._logits.append(logits[order[0]])
-        return answers
+        return predictions

@@ -15,22 +15,22 @@ from typing import Any, Literal
 from sam_jax.config import ParallelConfig
 from sam_jax.data.zero_shot.registry import LOCAL_DATASETS, PAPER_DATASETS, SAMPLE, find_dataset
 from sam_jax.evals.click_runs import (
+    DatasetSample,
     Problems,
-    Sample,
     describe_left_out,
     open_datasets,
     run_clicks,
     sample_examples,
 )
+from sam_jax.evals.click_simulation import ClickRules
 from sam_jax.evals.methods import open_segmenter
-from sam_jax.evals.play import ClickRules
-from sam_jax.evals.records import UNIT, Record
-from sam_jax.evals.report import Report
+from sam_jax.evals.records import IOU_SCALE, MaskRecord
+from sam_jax.evals.report import EvalReport
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.start import start_processes
 
-REPORTED = (1, 2, 3, 5, 9)  # clicks
-MEAN = "mean over datasets"
+REPORTED_CLICKS = (1, 2, 3, 5, 9)  # clicks
+MEAN_ROW = "mean over datasets"
 PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 data sets after 1 and 5 clicks
     "SAM ViT-H": {"iou@1": 58.1, "iou@5": 81.3},
     "SAM ViT-B": {"iou@1": 55.9, "iou@5": 80.9},
@@ -54,13 +54,13 @@ class SinglePointConfig:
     workers: int = 2  # images at a time: the device computes for one while the host clicks on another
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Evaluates every method; see `run` for what it keeps and what it raises."""
         start_processes(self.parallel)
         return run(self, lambda method: open_segmenter(method, self.model))
 
 
-def open_sample(config: SinglePointConfig, name: str) -> Sample:
+def open_sample(config: SinglePointConfig, name: str) -> DatasetSample:
     """The sample of a data set: the paper's size where all images are asked for, else as the config says.
 
     Raises:
@@ -74,7 +74,7 @@ def open_sample(config: SinglePointConfig, name: str) -> Sample:
     )
 
 
-def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -> Report:
+def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -> EvalReport:
     """Evaluates every method on every data set that is there.
 
     Args:
@@ -101,26 +101,26 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
             segmenter, samples, rules, config.out, protocol, count_record, workers=config.workers
         )
         methods[method] = {name: summarize(total) for name, total in sums.items()}
-        methods[method][MEAN] = mean_over_datasets(methods[method].values())
+        methods[method][MEAN_ROW] = mean_over_datasets(methods[method].values())
     title = f"mIoU in percent after 1 to {config.clicks} clicks, the first {FIRST[config.first_click]}"
     results = {"methods": methods, "missing": missing, "left_out": left_out}
-    return Report(title, single_point_table(methods) + describe_left_out(missing, left_out), results)
+    return EvalReport(title, single_point_table(methods) + describe_left_out(missing, left_out), results)
 
 
 FIRST = {"center": "at the centre", "random": "at random"}
 
 
-def count_record(record: Record) -> Counter[str]:
+def count_record(record: MaskRecord) -> Counter[str]:
     """Whole numbers of one mask: sums over masks are exact."""
     iou = record["iou"]
-    counts = {f"iou@{n}": round(iou[n - 1] * UNIT) for n in REPORTED if n <= len(iou)}
-    return Counter({"masks": 1, "best@1": round(record["best"] * UNIT), **counts})
+    counts = {f"iou@{n}": round(iou[n - 1] * IOU_SCALE) for n in REPORTED_CLICKS if n <= len(iou)}
+    return Counter({"masks": 1, "best@1": round(record["best"] * IOU_SCALE), **counts})
 
 
 def summarize(sums: Counter[str]) -> dict[str, Any]:
     """Means over masks in percent: `best@1` of the best of the first masks, the IoU after 1, 2, 3, ... clicks."""
     masks = sums["masks"]
-    return {"masks": masks} | {key: 100 * value / (UNIT * masks) for key, value in sums.items() if key != "masks"}
+    return {"masks": masks} | {key: 100 * value / (IOU_SCALE * masks) for key, value in sums.items() if key != "masks"}
 
 
 def mean_over_datasets(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -133,20 +133,20 @@ def mean_over_datasets(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def single_point_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A Markdown table: a row per data set and method, then means, measured and published."""
-    keys = ["best@1", *(f"iou@{n}" for n in REPORTED)]
-    head = ["dataset", "method", "masks", "best of the first @1", *(f"@{n}" for n in REPORTED), ""]
+    keys = ["best@1", *(f"iou@{n}" for n in REPORTED_CLICKS)]
+    head = ["dataset", "method", "masks", "best of the first @1", *(f"@{n}" for n in REPORTED_CLICKS), ""]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
 
     def row(dataset: str, method: str, summary: dict[str, Any], origin: str) -> None:
         cells = [f"{summary[key]:.1f}" if key in summary else "" for key in keys]
         lines.append(f"| {dataset} | {method} | {summary.get('masks', '')} | {' | '.join(cells)} | {origin} |")
 
-    names = [name for name in next(iter(methods.values())) if name != MEAN]
+    names = [name for name in next(iter(methods.values())) if name != MEAN_ROW]
     for name in names:
         for method, by_dataset in methods.items():
             row(name, method, by_dataset[name], "measured")
     for method, by_dataset in methods.items():
-        row(f"mean of {by_dataset[MEAN]['datasets']} datasets", method, by_dataset[MEAN], "measured")
+        row(f"mean of {by_dataset[MEAN_ROW]['datasets']} datasets", method, by_dataset[MEAN_ROW], "measured")
     for method, summary in PUBLISHED.items():
         row(f"mean of the paper's {len(PAPER_DATASETS)}", method, summary, "published")
     return "\n".join(lines) + "\n"

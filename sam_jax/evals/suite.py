@@ -15,10 +15,10 @@ from tqdm import tqdm
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import UserError
-from sam_jax.evals.report import Evaluation, Report
+from sam_jax.evals.report import EvalReport, Evaluation
 from sam_jax.files import write_atomically
 from sam_jax.model import model_identity
-from sam_jax.parallel.gather import gather
+from sam_jax.parallel.gather import all_gather
 from sam_jax.parallel.start import start_processes
 
 DONE = "done.json"  # beside a task's report: what that is of
@@ -39,7 +39,7 @@ class SuiteConfig:
     only: tuple[str, ...] = ()  # names of the tasks to run, the last parts of their `out`; without any all
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes; see evals/single_point.py
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Runs the tasks one after the other; one that fails, or whose data is missing, stops no other.
 
         Returns:
@@ -50,7 +50,7 @@ class SuiteConfig:
             ValueError: unknown tasks, tasks of one name, or what loading the model raises.
         """
         start_processes(self.parallel)
-        tasks = {task.out.name: self._placed(task) for task in self.tasks}
+        tasks = {task.out.name: self._with_suite_paths(task) for task in self.tasks}
         if len(tasks) < len(self.tasks):
             raise UserError(f"expected tasks with different out, got {[str(task.out) for task in self.tasks]}")
         unknown = sorted(set(self.only) - set(tasks))
@@ -64,9 +64,9 @@ class SuiteConfig:
         }
         failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
         title = f"Zero-shot evaluations of {self.model}"
-        return Report(title, suite_text(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
+        return EvalReport(title, suite_text(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
 
-    def _placed(self, task: Any) -> Evaluation:
+    def _with_suite_paths(self, task: Any) -> Evaluation:
         """A task with the suite's model, its results below `out` and its other paths below `data`."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(task):
@@ -94,12 +94,12 @@ def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any
     outcome: dict[str, Any] = {}
     if jax.process_index() == 0:
         outcome = _read_done(task.out, digest)
-    outcome = gather(outcome)[0]
+    outcome = all_gather(outcome)[0]
     if outcome:
         return outcome
-    outcome = gather(_attempt(task, source))[0]
+    outcome = all_gather(_attempt(task, source))[0]
     if jax.process_index() == 0 and outcome["status"] == "measured":
-        Report(outcome["title"], outcome["table"], outcome["results"]).write(task.out)
+        EvalReport(outcome["title"], outcome["table"], outcome["results"]).write(task.out)
         if not outcome["results"].get("missing"):
             write_atomically(task.out / DONE, json.dumps({"identity": digest, "title": outcome["title"]}))
     return outcome

@@ -24,11 +24,11 @@ from sam_jax.data.phrases import Phrased, read_phrases
 from sam_jax.errors import UserError
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
-from sam_jax.evals.records import Line, RecordLog, key_of
-from sam_jax.evals.report import Report
+from sam_jax.evals.records import ImageRecord, RecordLog, image_key
+from sam_jax.evals.report import EvalReport
 from sam_jax.model import Sam, model_identity
 from sam_jax.ops.rle import decode_rle
-from sam_jax.parallel.gather import gather, share
+from sam_jax.parallel.gather import all_gather, shard_by_process
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import Masks, SamPredictor
 from sam_jax.prompting.prompts import Prompt
@@ -57,7 +57,7 @@ class TextEvalConfig:
     seed: int = 0  # of the sample and of the exchange of texts
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> EvalReport:
         """Measures; finished images are not measured again.
 
         Raises:
@@ -68,7 +68,7 @@ class TextEvalConfig:
         if not model.config.text_dim:
             raise UserError(f"model {self.model} was not trained for text prompts; see configs/text.py")
         results = run(self, model, load_clip(self.clip or model.config.text_encoder))
-        return Report("Text to mask: mIoU in percent", table(results), results)
+        return EvalReport("Text to mask: mIoU in percent", table(results), results)
 
 
 def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, seed: int) -> list[Phrased]:
@@ -102,33 +102,33 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     return [tuple(part.tolist()) for part in np.split(others, ends[:-1])]
 
 
-def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> Line:
+def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> ImageRecord:
     """IoUs for each text of an image.
 
     Args:
         others: for each text the one that it is exchanged with.
     """
-    truths = [decode_rle(mask) for mask in row.example.masks]
+    ground_truths = [decode_rle(mask) for mask in row.example.masks]
     predictor.set_image(row.example.image())
-    clicks = [first_click(truth) for truth in truths]
+    clicks = [first_click(ground_truth) for ground_truth in ground_truths]
     asked = [Prompt(text=text) for text in row.texts]
     asked += [Prompt(text=text) for text in others]
     asked += [Prompt(np.array([xy]), np.array([label])) for xy, label in clicks]
     answers = predictor.predict_prompts(asked)
     best = answers.iou_predictions.argmax(-1)
     trusted = [answers.masks[q, m] for q, m in enumerate(best)]
-    corrected = _correct(predictor, row, truths, answers, best)
-    n = len(truths)
+    corrected = _correct(predictor, row, ground_truths, answers, best)
+    n = len(ground_truths)
     records = [
         {
             "text": row.texts[i],
-            "text_iou": mask_iou(trusted[i], truth),
-            "text_best_iou": max(mask_iou(mask, truth) for mask in answers.masks[i]),
-            "text_and_click_iou": mask_iou(corrected[i], truth),
-            "click_iou": mask_iou(trusted[2 * n + i], truth),
-            "other_text_iou": mask_iou(trusted[n + i], truth),
+            "text_iou": mask_iou(trusted[i], ground_truth),
+            "text_best_iou": max(mask_iou(mask, ground_truth) for mask in answers.masks[i]),
+            "text_and_click_iou": mask_iou(corrected[i], ground_truth),
+            "click_iou": mask_iou(trusted[2 * n + i], ground_truth),
+            "other_text_iou": mask_iou(trusted[n + i], ground_truth),
         }
-        for i, truth in enumerate(truths)
+        for i, ground_truth in enumerate(ground_truths)
     ]
     dataset, image = _key(row)
     return {"dataset": dataset, "picture": image, "masks": records, "problems": []}
@@ -139,11 +139,11 @@ def _key(row: Phrased) -> tuple[str, str]:
 
 
 def _correct(
-    predictor: SamPredictor, row: Phrased, truths: Sequence[np.ndarray], answers: Masks, best: np.ndarray
+    predictor: SamPredictor, row: Phrased, ground_truths: Sequence[np.ndarray], answers: Masks, best: np.ndarray
 ) -> list[np.ndarray]:
     """The masks of the texts after one click each; where nothing is wrong there is none."""
-    masks = [answers.masks[i, best[i]] for i in range(len(truths))]
-    clicks = [next_click(truth, mask, []) for truth, mask in zip(truths, masks, strict=True)]
+    masks = [answers.masks[i, best[i]] for i in range(len(ground_truths))]
+    clicks = [next_click(ground_truth, mask, []) for ground_truth, mask in zip(ground_truths, masks, strict=True)]
     prompts = {
         i: Prompt(np.array([click[0]]), np.array([click[1]]), None, answers.low_res_logits[i, best[i]], row.texts[i])
         for i, click in enumerate(clicks)
@@ -176,13 +176,13 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
         "seed": config.seed,
     }
     log = RecordLog(config.out, "text", protocol, jax.process_index())
-    known = {key_of(line): line for part in gather(list(log.lines.values())) for line in part}
+    known = {image_key(line): line for part in all_gather(list(log.lines.values())) for line in part}
     todo = [pair for pair in zip(rows, others, strict=True) if _key(pair[0]) not in known]
     mine = []
-    for row, exchanged in tqdm(share(todo), desc="text to mask", unit="image"):
+    for row, exchanged in tqdm(shard_by_process(todo), desc="text to mask", unit="image"):
         mine.append(evaluate_image(predictor, row, exchanged))
         log.write(mine[-1])
-    known |= {key_of(line): line for part in gather(mine) for line in part}
+    known |= {image_key(line): line for part in all_gather(mine) for line in part}
     if jax.process_index() == 0:
         log.finish(known.values())
     records = [record for row in rows for record in known[_key(row)]["masks"]]

@@ -15,13 +15,13 @@ from sam_jax.errors import UserError
 Thing = TypeVar("Thing")
 
 
-def share(things: Iterable[Thing]) -> list[Thing]:
+def shard_by_process(things: Iterable[Thing]) -> list[Thing]:
     """This process's part of what every process has in the same order."""
     return list(things)[jax.process_index() :: jax.process_count()]
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def sync_processes() -> Iterator[None]:
     """What each process does within it, all have done after it. An error of one is an error of all.
 
     Raises:
@@ -32,14 +32,14 @@ def together() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         problem = error
-    problems = gather(None if problem is None else str(problem))
+    problems = all_gather(None if problem is None else str(problem))
     if problem is not None:
         raise problem
     if first := next(filter(None, problems), None):
         raise UserError(first)
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """What each process gives, in the order of processes; all have to call this. Waits for the slowest.
 
     Args:

@@ -16,7 +16,7 @@ from sam_jax.data.loader import embedding_file
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.files import replacing
 from sam_jax.model import Sam
-from sam_jax.parallel.gather import share
+from sam_jax.parallel.gather import shard_by_process
 from sam_jax.predictor import embed
 from sam_jax.types import Params
 
@@ -40,7 +40,7 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
             "or data.colour-jitter; leave them out, or the cache"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [i for i in share(range(len(source))) if not embedding_file(folder, i).exists()]
+    todo = [i for i in shard_by_process(range(len(source))) if not embedding_file(folder, i).exists()]
     encoder = Sam(model, params, jnp.dtype(config.dtype))
     for index in tqdm(todo, desc="encoding images once", unit="image", disable=not todo):
         try:

@@ -1,13 +1,13 @@
-"""Ground truth in the files of BSDS500."""
+"""Ground ground truth in the files of BSDS500."""
 
 import numpy as np
 import scipy.io
 
 
-def write_truth(path, truths):
+def write_ground_truth(path, ground_truths):
     """A .mat file as BSDS500 has it."""
-    people = np.empty((1, len(truths)), object)
-    for i, truth in enumerate(truths):
-        people[0, i] = {"Segmentation": truth.astype(np.uint16), "Boundaries": truth.astype(np.uint8)}
+    people = np.empty((1, len(ground_truths)), object)
+    for i, ground_truth in enumerate(ground_truths):
+        people[0, i] = {"Segmentation": ground_truth.astype(np.uint16), "Boundaries": ground_truth.astype(np.uint8)}
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(path, {"groundTruth": people})

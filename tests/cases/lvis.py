@@ -68,10 +68,10 @@ def write_case(folder: Path, num_images: int = 12, seed: int = 0) -> tuple[Path,
                         "score": round(float(rng.random()), 2),  # some are equal
                     }
                 )
-    truth, found_file = folder / "annotations.json", folder / "results.json"
-    truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    ground_truth, found_file = folder / "annotations.json", folder / "results.json"
+    ground_truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     found_file.write_text(json.dumps(results))
-    return truth, found_file
+    return ground_truth, found_file
 
 
 def record(packages: Path) -> None:
@@ -84,8 +84,8 @@ def record(packages: Path) -> None:
     recorded = []
     for seed in range(4):
         with tempfile.TemporaryDirectory() as folder:
-            truth, results = write_case(Path(folder), seed=seed)
-            evaluation = LVISEval(str(truth), str(results), "segm")
+            ground_truth, results = write_case(Path(folder), seed=seed)
+            evaluation = LVISEval(str(ground_truth), str(results), "segm")
             evaluation.run()
             recorded.append({name: float(value) for name, value in evaluation.get_results().items()})
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")

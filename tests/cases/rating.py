@@ -1,4 +1,4 @@
-"""A truth with images and the masks of two models, for the tests of the human study."""
+"""A ground truth with images and the masks of two models, for the tests of the human study."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,16 @@ import numpy as np
 from PIL import Image
 
 from cases.lvis import SIZE, write_case
+from sam_jax.evals.ground_truth import read_ground_truth
 from sam_jax.evals.rating.study import Study, sample_study, write_study
-from sam_jax.evals.truth import read_truth
 from sam_jax.ops.rle import encode_rle
 
 
 def write_data(folder: Path) -> Path:
     """annotations.json, images; a.json with the whole image for every annotated box, b.json for all but the first."""
-    truth_file, _ = write_case(folder, num_images=4, seed=2)
+    ground_truth_file, _ = write_case(folder, num_images=4, seed=2)
     (folder / "images").mkdir()
-    content = json.loads(truth_file.read_text())
+    content = json.loads(ground_truth_file.read_text())
     for picture in content["images"]:
         Image.new("RGB", SIZE[::-1], (90, 120, 60)).save(folder / "images" / picture["coco_url"].split("/")[-1])
     full = encode_rle(np.ones(SIZE, bool))
@@ -41,6 +41,6 @@ def sources(data: Path) -> dict[str, Path]:
 
 def make_study(data: Path) -> Study:
     """4 objects, 12 masks."""
-    truth = read_truth(data / "annotations.json")
-    write_study(data / "study", sample_study(truth, sources(data), masks=4, seed=0))
+    ground_truth = read_ground_truth(data / "annotations.json")
+    write_study(data / "study", sample_study(ground_truth, sources(data), masks=4, seed=0))
     return Study(data / "study")

@@ -13,13 +13,13 @@ import scipy.stats
 from jaxtyping import Float
 
 from sam_jax.errors import UserError
-from sam_jax.evals.rating.study import HIGHEST, LOWEST, Study
-from sam_jax.evals.report import Report
+from sam_jax.evals.rating.study import HIGHEST_RATING, LOWEST_RATING, Study
+from sam_jax.evals.report import EvalReport
 
 RESAMPLES = 10_000
 
 
-def report_ratings(study: Study) -> Report:
+def report_ratings(study: Study) -> EvalReport:
     """The figures of a study so far.
 
     Raises:
@@ -37,19 +37,19 @@ def report_ratings(study: Study) -> Report:
         both = sorted(of_source[first].keys() & of_source[second].keys())
         differences = np.array([of_source[first][o] - of_source[second][o] for o in both], float)
         pairs.append({"first": first, "second": second, **compare(differences)})
-    title = f"Mask quality, {LOWEST} to {HIGHEST}: {len(study.ratings)} of {len(study.jobs)} masks rated"
+    title = f"Mask quality, {LOWEST_RATING} to {HIGHEST_RATING}: {len(study.ratings)} of {len(study.jobs)} masks rated"
     raters = sorted({rating.rater for rating in study.ratings.values() if rating.rater is not None})
     seconds = [rating.seconds for rating in study.ratings.values() if rating.seconds is not None]
     if raters and seconds:
         title += f" by {len(raters)}, in {np.median(seconds):.0f} s each (median)"
-    return Report(title, _table(sources, pairs), {"sources": sources, "pairs": pairs, "raters": raters})
+    return EvalReport(title, _table(sources, pairs), {"sources": sources, "pairs": pairs, "raters": raters})
 
 
 def _describe(ratings: Float[np.ndarray, " N"]) -> dict[str, Any]:
     """Mean and half the width of its 95 % interval (Student's t; None for fewer than two)."""
     n = len(ratings)
     half = float(scipy.stats.t.ppf(0.975, n - 1) * ratings.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    counts = [int((ratings == value).sum()) for value in range(LOWEST, HIGHEST + 1)]
+    counts = [int((ratings == value).sum()) for value in range(LOWEST_RATING, HIGHEST_RATING + 1)]
     return {"ratings": n, "mean": float(ratings.mean()) if n else None, "half_width_95": half, "counts": counts}
 
 

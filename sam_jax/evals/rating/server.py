@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, HTTPException, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from sam_jax.evals.rating.study import HIGHEST, LOWEST, Rating, Study
+from sam_jax.evals.rating.study import HIGHEST_RATING, LOWEST_RATING, Rating, Study
 from sam_jax.evals.rating.views import render
 from sam_jax.web.guard import Access, Guard
 from sam_jax.web.serving import PERSON, answer_errors, serve_page
@@ -32,7 +32,7 @@ class RatingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     job: int
-    rating: int = Field(ge=LOWEST, le=HIGHEST)
+    rating: int = Field(ge=LOWEST_RATING, le=HIGHEST_RATING)
     seconds: float | None = Field(None, ge=0, le=1e6, allow_inf_nan=False)  # that it took
 
 

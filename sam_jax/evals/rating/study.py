@@ -22,18 +22,18 @@ from PIL import Image
 
 from sam_jax.data.examples import check_rle, read_json
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.evals.ground_truth import GroundTruth, GroundTruthImage, shorten
 from sam_jax.evals.result_files import read_results
-from sam_jax.evals.truth import GroundTruthImage, Truth, shorten
 from sam_jax.files import write_atomically
 from sam_jax.ops.rle import Rle, rle_area
 
-LOWEST, HIGHEST = 1, 10
+LOWEST_RATING, HIGHEST_RATING = 1, 10
 MIN_AREA = 24 * 24  # pixels; smaller masks are not rated
-HELD = 15 * 60  # seconds that a mask waits for the rating of whom it was shown to
+CLAIM_SECONDS = 15 * 60  # seconds that a mask waits for the rating of whom it was shown to
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class RatingJob:
     """One mask to rate."""
 
     picture: str  # path
@@ -54,8 +54,14 @@ class Rating:
     def __post_init__(self) -> None:
         if isinstance(self.job, bool) or not isinstance(self.job, int):
             raise UserError(f"expected the number of a job, got {self.job!r}")
-        if isinstance(self.rating, bool) or not isinstance(self.rating, int) or not LOWEST <= self.rating <= HIGHEST:
-            raise UserError(f"expected a rating of {LOWEST} to {HIGHEST}, a whole number, got {self.rating!r}")
+        if (
+            isinstance(self.rating, bool)
+            or not isinstance(self.rating, int)
+            or not LOWEST_RATING <= self.rating <= HIGHEST_RATING
+        ):
+            raise UserError(
+                f"expected a rating of {LOWEST_RATING} to {HIGHEST_RATING}, a whole number, got {self.rating!r}"
+            )
         if self.seconds is not None and not (
             isinstance(self.seconds, int | float) and math.isfinite(self.seconds) and self.seconds >= 0
         ):
@@ -65,7 +71,7 @@ class Rating:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shown:
+class _Claim:
     rater: str
     time: float  # monotonic, seconds
 
@@ -84,13 +90,13 @@ class Study:
             raise MissingFile(f"expected a study at {path}, found none; make one with sam-jax rate sample")
         content = read_json(path.read_bytes(), path)
         try:
-            self.jobs = [Job(**job) for job in content["jobs"]]
+            self.jobs = [RatingJob(**job) for job in content["jobs"]]
             self.sources: list[str] = list(content["sources"])
         except (KeyError, TypeError) as error:
             raise UserError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
         self._file = folder / "ratings.jsonl"
         self._lock = threading.Lock()
-        self._shown: dict[int, _Shown] = {}  # jobs without a rating
+        self._shown: dict[int, _Claim] = {}  # jobs without a rating
         self.ratings = self._read()
 
     def check_images(self) -> None:
@@ -159,12 +165,12 @@ class Study:
         """
         with self._lock:
             now = time.monotonic()
-            held = {job: shown for job, shown in self._shown.items() if now - shown.time < HELD}
+            held = {job: shown for job, shown in self._shown.items() if now - shown.time < CLAIM_SECONDS}
             job = next((job for job, shown in held.items() if shown.rater == rater), None)
             if job is None:
                 job = next((i for i in range(len(self.jobs)) if i not in self.ratings and i not in held), None)
             if job is not None:
-                held[job] = _Shown(rater, now)
+                held[job] = _Claim(rater, now)
             self._shown = held
             return job
 
@@ -175,7 +181,7 @@ class Study:
 
 
 def sample_study(
-    truth: Truth, sources: Mapping[str, Path], masks: int, seed: int, min_area: int = MIN_AREA
+    ground_truth: GroundTruth, sources: Mapping[str, Path], masks: int, seed: int, min_area: int = MIN_AREA
 ) -> dict[str, Any]:
     """Draws objects that all sources have a mask of, and shuffles their masks.
 
@@ -184,8 +190,8 @@ def sample_study(
     annotations.
 
     Args:
-        truth: the images.
-        sources: name -> file in COCO's result format; the file of `truth` stands for the annotated masks.
+        ground_truth: the images.
+        sources: name -> file in COCO's result format; the file of `ground_truth` stands for the annotated masks.
         masks: of each source; fewer if there are fewer.
         min_area: pixels; an object whose largest mask has fewer is not drawn.
 
@@ -200,7 +206,7 @@ def sample_study(
         raise UserError(f"expected at least two sources to compare, got {', '.join(sources) or 'none'}")
     if masks < 1:
         raise UserError(f"expected at least one mask, got {masks}")
-    found = {name: _read_source(truth, path) for name, path in sources.items()}
+    found = {name: _read_source(ground_truth, path) for name, path in sources.items()}
     common = set.intersection(*(set(rows) for rows in found.values()))
     large = [key for key in sorted(common) if max(rle_area(rows[key]) for rows in found.values()) >= min_area]
     if not large:
@@ -213,8 +219,8 @@ def sample_study(
     drawn = [large[i] for i in rng.permutation(len(large))[:masks]]
     jobs = [
         dataclasses.asdict(
-            Job(
-                str(truth.images[key[0]].path.resolve()),
+            RatingJob(
+                str(ground_truth.images[key[0]].path.resolve()),
                 rows[key],
                 key[3] if key[2] == "box" else None,
                 key[3] if key[2] == "point" else None,
@@ -241,14 +247,14 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> None:
     write_atomically(path, content)
 
 
-def _read_source(truth: Truth, file: Path) -> dict[tuple, Rle]:
+def _read_source(ground_truth: GroundTruth, file: Path) -> dict[tuple, Rle]:
     """(image, category, kind of prompt, prompt) -> mask; of several the best."""
     rows: list[tuple[GroundTruthImage, dict]]
-    if file.resolve() == truth.file.resolve():
-        rows = [(p, o) for p in truth.images.values() for o in p.objects() if not o["iscrowd"]]
+    if file.resolve() == ground_truth.file.resolve():
+        rows = [(p, o) for p in ground_truth.images.values() for o in p.objects() if not o["iscrowd"]]
     else:
-        results = read_results(file, truth, "segmentation")
-        rows = [(truth.images[id_], result) for id_, of_image in results.items() for result in of_image]
+        results = read_results(file, ground_truth, "segmentation")
+        rows = [(ground_truth.images[id_], result) for id_, of_image in results.items() for result in of_image]
     masks: dict[tuple, Rle] = {}
     for image, row in rows:
         check_rle(row["segmentation"], image.size, f"{file}, {image.name}")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
-from sam_jax.evals.rating.study import Job
+from sam_jax.evals.rating.study import RatingJob
 from sam_jax.ops.rle import decode_rle
 
 VIEWS = ("picture", "overlay", "mask", "zoom", "zoom_overlay")
@@ -20,7 +20,7 @@ MAX_SIDE = 2000  # pixels of a view
 RED, YELLOW, PURPLE, BLUE, WHITE = (255, 0, 0), (253, 231, 37), (68, 1, 84), (30, 100, 255), (255, 255, 255)
 
 
-def render(job: Job, view: str) -> bytes:
+def render(job: RatingJob, view: str) -> bytes:
     """A view as PNG: the image, the mask in red over it, the mask in yellow on purple, all with a blue dot or box
     that it was asked for with; and from near, without that, the image and the mask over it.
 
@@ -57,7 +57,7 @@ def _load(path: str) -> UInt8[np.ndarray, "H W 3"]:
     return read_image(path)
 
 
-def _surroundings(job: Job, mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+def _surroundings(job: RatingJob, mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
     """A part (x0, y0, x1, y1) of the image around mask and prompt, with a quarter of its side on each side."""
     H, W = mask.shape
     ys, xs = np.nonzero(mask)
@@ -84,7 +84,7 @@ def _line(image: np.ndarray) -> int:
     return max(1, round(max(image.shape[:2]) / 400))
 
 
-def _draw_prompt(image: np.ndarray, job: Job, scale: float) -> None:
+def _draw_prompt(image: np.ndarray, job: RatingJob, scale: float) -> None:
     line = _line(image)
 
     def place(x: float, y: float) -> tuple[int, int]:

@@ -17,10 +17,10 @@ from sam_jax.data.coco import check_unique, to_rle
 from sam_jax.data.examples import Example, check_rle, read_json
 from sam_jax.errors import MissingFile, UserError
 
-Object = dict[str, Any]
+AnnotatedObject = dict[str, Any]
 """Of an image: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
 
-ANY = -1  # the one category where categories do not matter
+ANY_CATEGORY = -1  # the one category where categories do not matter
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 
@@ -32,8 +32,8 @@ class GroundTruthImage:
     path: Path
     size: tuple[int, int]  # (h, w)
     annotations: tuple[dict[str, Any], ...]
-    absent: frozenset[int] = frozenset()  # LVIS: categories that were looked for and are not there
-    not_exhaustive: frozenset[int] = frozenset()  # LVIS: categories of which only some objects are annotated
+    negative_categories: frozenset[int] = frozenset()  # LVIS: categories that were looked for and are not there
+    not_exhaustive_categories: frozenset[int] = frozenset()  # LVIS: categories of which only some objects are annotated
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ class GroundTruthImage:
         """
         return Example(self.path, self.size, (), "").image()
 
-    def objects(self) -> list[Object]:
+    def objects(self) -> list[AnnotatedObject]:
         """The annotated objects with run lengths.
 
         Raises:
@@ -73,7 +73,7 @@ class GroundTruthImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Everything that results are compared with."""
 
     file: Path
@@ -86,11 +86,11 @@ class Truth:
         """Whether images are labelled for some categories only, as LVIS's are."""
         return bool(self.frequencies)
 
-    def take(self, count: int) -> Truth:
+    def take(self, count: int) -> GroundTruth:
         """The first `count` images; 0 means all."""
         return dataclasses.replace(self, images=dict(list(self.images.items())[: count or None]))
 
-    def of_one_category(self) -> Truth:
+    def as_class_agnostic(self) -> GroundTruth:
         """All objects as of the category ANY, for results that tell objects from background alone.
 
         Raises:
@@ -100,14 +100,14 @@ class Truth:
             raise UserError(f"expected images on which everything is annotated, {self.file} has LVIS's categories")
         gt_images = {
             id_: dataclasses.replace(
-                gt_image, annotations=tuple(a | {"category_id": ANY} for a in gt_image.annotations)
+                gt_image, annotations=tuple(a | {"category_id": ANY_CATEGORY} for a in gt_image.annotations)
             )
             for id_, gt_image in self.images.items()
         }
-        return dataclasses.replace(self, images=gt_images, categories={ANY: "anything"})
+        return dataclasses.replace(self, images=gt_images, categories={ANY_CATEGORY: "anything"})
 
 
-def read_truth(file: Path, images: Path | None = None, split: str | None = None) -> Truth:
+def read_ground_truth(file: Path, images: Path | None = None, split: str | None = None) -> GroundTruth:
     """A COCO or LVIS file. LVIS's is known by the `frequency` of its categories.
 
     Args:
@@ -154,7 +154,7 @@ def read_truth(file: Path, images: Path | None = None, split: str | None = None)
     if not any(gt_image.annotations for gt_image in gt_images.values()):
         of_split = f" of {split!r} (field coco_split)" if split else ""
         raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{of_split}")
-    return Truth(file, gt_images, categories, frequencies)
+    return GroundTruth(file, gt_images, categories, frequencies)
 
 
 def shorten(names: Iterable[Any], most: int = 5) -> str:

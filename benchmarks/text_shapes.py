@@ -23,10 +23,10 @@ from PIL import Image
 
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.hub import load_clip, load_model
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.crops import crop_objects, square_boxes
 from sam_jax.clip.network import init_clip_params
 from sam_jax.clip.tokenizer import tokenize
-from sam_jax.config import ClipConfig
 from sam_jax.config_file import load_config
 from sam_jax.data.phrases import read_phrases
 from sam_jax.data.shapes import draw_image, relations, write_shapes

@@ -1,8 +1,9 @@
 """Segment Anything in JAX and Flax."""
 
 from sam_jax.checkpoints.hub import load_clip, load_model
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.model import Clip
-from sam_jax.config import ClipConfig, SamConfig
+from sam_jax.config import SamConfig
 from sam_jax.data.images import read_image
 from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
 from sam_jax.model import Sam

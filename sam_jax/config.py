@@ -4,14 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class SamConfig:
+class JsonConfig:
+    """The base of the configs that are stored beside params as JSON, with configs among their fields."""
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+
+    def to_fields(self) -> dict[str, Any]:
+        """Returns the fields by name, as JSON holds them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value.to_fields() if isinstance(value, JsonConfig) else value for name, value in fields.items()}
+
+    def to_json(self) -> str:
+        """Returns the fields as the text of a JSON object."""
+        return json.dumps(self.to_fields())
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Reads what `to_fields` gave, from this version or from an earlier one.
+
+        Raises:
+            UserError: not a mapping, fields that this version does not know, or values that do not go together.
+        """
+        if not isinstance(fields, Mapping):
+            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
+        if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)}):
+            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
+        values = dict(fields)
+        for name, kind in typing.get_type_hints(cls).items():
+            if name in values and isinstance(kind, type) and issubclass(kind, JsonConfig):
+                values[name] = kind.from_fields(values[name])
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: not JSON; and as `from_fields`.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"expected the JSON of a {cls.__name__}, got {text[:80]!r}") from error
+        return cls.from_fields(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(JsonConfig):
+    """The base of the configs that define a model of one of the families in `sam_jax.checkpoints`."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SamConfig(ModelConfig):
     """The numbers that define one Segment Anything model.
 
     The defaults are ViT-B of the paper; `SIZES` holds every published size and our own `tiny`.
@@ -43,9 +102,7 @@ class SamConfig:
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
     def __post_init__(self) -> None:
-        # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
-        for field in ("global_attention_blocks", "pixel_mean", "pixel_std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        super().__post_init__()
         for total, part, what in (
             (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
             (self.encoder_dim, self.encoder_heads, "encoder_dim must be a multiple of encoder_heads"),
@@ -89,33 +146,12 @@ class SamConfig:
         """The same model without its text prompt, as the official code knows it."""
         return dataclasses.replace(self, text_dim=0, text_encoder="")
 
-    def to_json(self) -> str:
-        """A model without a text prompt is written without its fields, as before there were any."""
-        fields = dataclasses.asdict(self)
+    def to_fields(self) -> dict[str, Any]:
+        """Returns the fields; a model without a text prompt is written as before there was one."""
+        fields = super().to_fields()
         if not self.text_dim:
             del fields["text_dim"], fields["text_encoder"]
-        return json.dumps(fields)
-
-    @classmethod
-    def from_json(cls, text: str) -> SamConfig:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, or fields that this version does not know.
-        """
-        return cls(**_fields_from_json(cls, text))
-
-
-def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"expected a model config as JSON, got {text[:80]!r}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
-    if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
-        raise UserError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
-    return fields
+        return fields
 
 
 VIT_B = SamConfig()
@@ -151,73 +187,6 @@ TINY = SamConfig(
     iou_head_hidden_dim=128,
 )
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipConfig:
-    """The numbers that define one CLIP with a ViT image tower. The defaults are ViT-B/32.
-
-    Reference: Radford et al. 2021, table 20.
-    """
-
-    name: str = "clip_b32"
-    image_size: int = 224  # side of an image, pixels
-    patch_size: int = 32  # side of a patch, pixels
-    vision_dim: int = 768
-    vision_depth: int = 12
-    vision_heads: int = 12
-    text_dim: int = 512
-    text_depth: int = 12
-    text_heads: int = 8
-    text_length: int = 77  # most tokens of a text, with the two that begin and end it
-    vocabulary: int = 49408
-    embedding_dim: int = 512  # which images and texts share
-    pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
-    pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
-
-    def __post_init__(self) -> None:
-        for field in ("pixel_mean", "pixel_std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        for total, part, what in (
-            (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
-            (self.vision_dim, self.vision_heads, "vision_dim must be a multiple of vision_heads"),
-            (self.text_dim, self.text_heads, "text_dim must be a multiple of text_heads"),
-        ):
-            if part <= 0 or total <= 0 or total % part:
-                raise UserError(f"{what}; got {total} and {part}")
-
-    @property
-    def grid_size(self) -> int:
-        """Side of the image, patches."""
-        return self.image_size // self.patch_size
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ClipConfig:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, or fields that this version does not know.
-        """
-        return cls(**_fields_from_json(cls, text))
-
-
-CLIP_B32 = ClipConfig()
-CLIP_B16 = dataclasses.replace(CLIP_B32, name="clip_b16", patch_size=16)
-CLIP_L14 = ClipConfig(
-    name="clip_l14",
-    patch_size=14,
-    vision_dim=1024,
-    vision_depth=24,
-    vision_heads=16,
-    text_dim=768,
-    text_heads=12,
-    embedding_dim=768,
-)
-CLIP_L14_336 = dataclasses.replace(CLIP_L14, name="clip_l14_336", image_size=336)  # the paper's
-CLIP_SIZES: dict[str, ClipConfig] = {config.name: config for config in (CLIP_B32, CLIP_B16, CLIP_L14, CLIP_L14_336)}
 
 
 DataFormat = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]

@@ -13,9 +13,9 @@ import transformers
 from cases.models import SMALL_CLIP
 from sam_jax.checkpoints.clip import clip_state_from_params, config_from_huggingface, load_any_clip
 from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.clip.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import embed_images, embed_tokens, init_clip_params
 from sam_jax.clip.tokenizer import tokenize
-from sam_jax.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
 
 # The four published structures, small: patches an image has, depths and widths of the towers that differ.
 

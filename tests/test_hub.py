@@ -14,8 +14,8 @@ from cases.models import SMALL
 from sam_jax.checkpoints import hub
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.hub import CLIP_RELEASES, Release, default_cache_dir, download, load_clip, load_model
+from sam_jax.clip.config import CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
-from sam_jax.config import CLIP_SIZES, ClipConfig
 from sam_jax.modeling import init_params
 
 CONTENT = np.random.default_rng(0).bytes(3 * hub.CHUNK + 12345)

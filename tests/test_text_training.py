@@ -11,8 +11,9 @@ from cases.models import SMALL, WITH_TEXT
 from cases.training import make_batch, make_config
 from sam_jax import Clip, Prompt, SamPredictor, load_model
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import init_clip_params
-from sam_jax.config import ClipConfig, FinetuneConfig, ParallelConfig, PromptConfig, TextConfig
+from sam_jax.config import FinetuneConfig, ParallelConfig, PromptConfig, TextConfig
 from sam_jax.modeling import init_params
 from sam_jax.modeling.prompt_encoder import init_text_projection
 from sam_jax.ops.transforms import as_rgb

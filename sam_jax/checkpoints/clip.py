@@ -26,7 +26,7 @@ from sam_jax.checkpoints.files import (
 )
 from sam_jax.checkpoints.format import CLIP_CONFIG_KEY, CONFIG_KEY, check_params, expected_shapes, load_clip_checkpoint
 from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
-from sam_jax.config import CLIP_B32, CLIP_SIZES, ClipConfig
+from sam_jax.clip.config import CLIP_B32, CLIP_SIZES, ClipConfig
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.types import Params
 

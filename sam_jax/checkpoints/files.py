@@ -16,7 +16,8 @@ from sam_jax.checkpoints.format import CONFIG_KEY, load_checkpoint, save_checkpo
 from sam_jax.checkpoints.guess import POSITIONS, guess_config
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.checkpoints.layout import Naming, params_from_state, state_from_params, without_text_prompt
-from sam_jax.config import SIZES, ClipConfig, SamConfig
+from sam_jax.clip.config import ClipConfig
+from sam_jax.config import SIZES, SamConfig
 from sam_jax.errors import AlreadyExists, MissingFile, MissingPackage, UserError
 from sam_jax.files import replacing, write_atomically
 from sam_jax.types import Params

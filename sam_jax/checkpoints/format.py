@@ -15,8 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import init_clip_params
-from sam_jax.config import ClipConfig, SamConfig
+from sam_jax.config import SamConfig
 from sam_jax.errors import AlreadyExists, MissingFile, UserError
 from sam_jax.files import replacing
 from sam_jax.modeling import init_params

@@ -22,8 +22,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from sam_jax.checkpoints.format import load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.clip.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, ClipConfig
 from sam_jax.clip.model import Clip
-from sam_jax.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, VIT_B, VIT_H, VIT_L, ClipConfig, SamConfig
+from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
 from sam_jax.model import Sam
 from sam_jax.types import Params

@@ -112,8 +112,8 @@ def config_from_published(published: Mapping[str, Any], source: str) -> RitmConf
         previous_mask=arguments.get("with_prev_mask", False),
         leaky_relu=arguments.get("use_leaky_relu", False),
         click_radius=float(arguments.get("norm_radius", 260)),
-        pixel_mean=mean,
-        pixel_std=std,
+        pixel_mean=tuple(mean),
+        pixel_std=tuple(std),
         name=f"hrnet{arguments.get('width', 48)}{'s' if arguments.get('small') else ''}",
     )
     return next((known for known in RITM_SIZES.values() if known == config), config)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sam_jax.config import ClipConfig
+from sam_jax.clip.config import ClipConfig
 
 SHARPNESS = -0.5  # of the cubic kernel: Pillow's, with which CLIP's images were resized
 INSIDE = 0.5  # a patch is the object's if so much of it is

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.crops import crop_objects, square_boxes
 from sam_jax.clip.network import embed_images, embed_tokens
 from sam_jax.clip.tokenizer import tokenize
-from sam_jax.config import ClipConfig
 from sam_jax.types import Params
 
 TEXTS_AT_ONCE = (1, 8, 64)  # groups that texts are embedded in: few to compile for

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.config import ClipConfig
+from sam_jax.clip.config import ClipConfig
 from sam_jax.modeling.common import Dense, LayerNorm, PatchConv, einsum_float32
 from sam_jax.types import Params
 
@@ -29,7 +29,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-class Attention(nn.Module):
+class ClipAttention(nn.Module):
     """Self-attention. `queries` limits it to the first positions, whose outputs are all that is wanted."""
 
     dim: int
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         return Dense(D, D, self.dtype, name="out_proj")(out.reshape(B, -1, D))
 
 
-class Mlp(nn.Module):
+class ClipMlp(nn.Module):
     dim: int
     dtype: jnp.dtype
 
@@ -65,20 +65,20 @@ class Mlp(nn.Module):
         return Dense(4 * self.dim, self.dim, self.dtype, name="c_proj")(x)
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     dim: int
     heads: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array | None = None, queries: int | None = None) -> jax.Array:
-        attention = Attention(self.dim, self.heads, self.dtype, name="attn")
+        attention = ClipAttention(self.dim, self.heads, self.dtype, name="attn")
         y = attention(LayerNorm(EPSILON, self.dtype, name="ln_1")(x), allowed, queries)
         x = x[:, :queries] + y
-        return x + Mlp(self.dim, self.dtype, name="mlp")(LayerNorm(EPSILON, self.dtype, name="ln_2")(x))
+        return x + ClipMlp(self.dim, self.dtype, name="mlp")(LayerNorm(EPSILON, self.dtype, name="ln_2")(x))
 
 
-class Transformer(nn.Module):
+class ClipTransformer(nn.Module):
     """Blocks of which the last may have a mask of its own and give only the first positions."""
 
     dim: int
@@ -95,7 +95,7 @@ class Transformer(nn.Module):
         queries: int | None = None,
     ) -> jax.Array:
         for i in range(self.depth):
-            block = Block(self.dim, self.heads, self.dtype, name=f"resblocks_{i}")
+            block = ClipBlock(self.dim, self.heads, self.dtype, name=f"resblocks_{i}")
             x = block(x, last_allowed, queries) if i == self.depth - 1 else block(x, allowed)
         return x
 
@@ -120,7 +120,7 @@ class ImageTower(nn.Module):
             # Decision: the output token goes on seeing itself, so that a mask of everything is CLIP as it is.
             seen = object_patches.reshape(len(x), 1, 1, c.grid_size**2)
             allowed = jnp.concatenate([jnp.ones((len(x), 1, 1, 1), bool), seen], -1)
-        transformer = Transformer(D, c.vision_depth, c.vision_heads, self.dtype, name="transformer")
+        transformer = ClipTransformer(D, c.vision_depth, c.vision_heads, self.dtype, name="transformer")
         x = transformer(x, last_allowed=allowed, queries=1)
         x = LayerNorm(EPSILON, self.dtype, name="ln_post")(x[:, 0])
         return x @ self.param("proj", normal, (D, c.embedding_dim)).astype(self.dtype)
@@ -137,7 +137,7 @@ class TextTower(nn.Module):
         positions = self.param("positional_embedding", nn.initializers.normal(0.01), (N, D))
         x = (table[tokens] + positions[: tokens.shape[1]]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-        transformer = Transformer(D, c.text_depth, c.text_heads, self.dtype, name="transformer")
+        transformer = ClipTransformer(D, c.text_depth, c.text_heads, self.dtype, name="transformer")
         x = LayerNorm(EPSILON, self.dtype, name="ln_final")(transformer(x, causal, causal))
         # The token that ends a text has the highest number of all.
         x = jnp.take_along_axis(x, tokens.argmax(-1)[:, None, None], 1)[:, 0]

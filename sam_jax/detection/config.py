@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any
 
-from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+from sam_jax.config import VIT_B, VIT_H, VIT_L, ModelConfig, SamConfig
 from sam_jax.errors import UserError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of anchors, height / width
@@ -16,7 +14,7 @@ LVIS_IDS = tuple(range(1, 1204))
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(ModelConfig):
     """The defaults are detectron2's `mask_rcnn_vitdet_b`; `DETECTORS` holds every published one.
 
     Reference: Li et al. 2022, sections 3 and A; detectron2, projects/ViTDet.
@@ -40,7 +38,7 @@ class DetectorConfig:
     sigmoid_scores: bool = False  # a sigmoid for each class (LVIS) in place of a softmax over all and the background
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "category_ids", tuple(self.category_ids))  # JSON gives lists, which jit can't hash
+        super().__post_init__()
         if self.encoder.patch_size % 4 or self.encoder.grid_size < 4:
             raise UserError(
                 "expected an encoder with patches of a multiple of 4 pixels and at least 4 along a side, for the "
@@ -74,25 +72,6 @@ class DetectorConfig:
     def box_classes(self) -> int:
         """For how many classes a box head moves a box."""
         return 1 if self.cascade else self.num_classes
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> DetectorConfig:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, or fields that this version does not know.
-        """
-        try:
-            fields: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"expected a detector's config as JSON, got {text[:80]!r}") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) - known or "encoder" not in fields:
-            raise UserError(f"expected a JSON object with fields of DetectorConfig, encoder among them, got {fields}")
-        return cls(**fields | {"encoder": SamConfig.from_json(json.dumps(fields["encoder"]))})
 
 
 def _published() -> dict[str, DetectorConfig]:

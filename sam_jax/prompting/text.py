@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.crops import crop_objects, square_boxes
-from sam_jax.config import ClipConfig, TextConfig
+from sam_jax.config import TextConfig
 from sam_jax.types import Batch
 
 

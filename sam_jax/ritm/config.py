@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from typing import Any
 
+from sam_jax.config import ModelConfig
 from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class RitmConfig:
+class RitmConfig(ModelConfig):
     """An HRNet with the OCR head that takes clicks, and a previous mask, into its stem.
 
     The defaults are the model that the Segment Anything paper compares with.
@@ -30,9 +28,7 @@ class RitmConfig:
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB, 0-1
 
     def __post_init__(self) -> None:
-        # JSON gives lists; tuples keep the config hashable, which jit's static arguments need.
-        for field in ("pixel_mean", "pixel_std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        super().__post_init__()
         for field in ("width", "ocr_width", "click_radius"):
             if getattr(self, field) <= 0:
                 raise UserError(f"{field} must be positive, got {getattr(self, field)}")
@@ -46,27 +42,6 @@ class RitmConfig:
     def modules(self) -> tuple[int, int, int]:
         """Modules with two, three and four resolutions."""
         return (1, 3, 2) if self.small else (1, 4, 3)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> RitmConfig:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: not a JSON object, or fields that this version does not know.
-        """
-        try:
-            fields: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"expected a RITM config as JSON, got {text[:80]!r}") from error
-        if not isinstance(fields, Mapping):
-            raise UserError(f"expected a JSON object with fields of RitmConfig, got a {type(fields).__name__}")
-        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise UserError(f"expected a JSON object with fields of RitmConfig, got unknown {sorted(unknown)}")
-        return cls(**fields)
 
 
 HRNET32 = RitmConfig()

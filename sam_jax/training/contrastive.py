@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images, embed_tokens
-from sam_jax.config import ClipConfig
 from sam_jax.types import Params
 
 LARGEST_SCALE = math.log(100.0)  # of the logits

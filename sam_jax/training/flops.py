@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from sam_jax.config import ClipConfig, SamConfig, TrainConfig
+from sam_jax.clip.config import ClipConfig
+from sam_jax.config import SamConfig, TrainConfig
 
 # Dense bfloat16 products, FLOP/s of a device as JAX counts them, from the makers' data sheets.
 PEAK_FLOPS = {

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from sam_jax.checkpoints import load_mae_encoder
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.hub import load_model
-from sam_jax.config import ClipConfig, SamConfig, TrainConfig
+from sam_jax.clip.config import ClipConfig
+from sam_jax.config import SamConfig, TrainConfig
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
 from sam_jax.errors import UserError

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images
-from sam_jax.config import ClipConfig, FinetuneConfig, TrainConfig
+from sam_jax.config import FinetuneConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule
 from sam_jax.prompting.text import object_views

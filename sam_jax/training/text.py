@@ -7,8 +7,9 @@ import dataclasses
 from jaxtyping import Array, Key
 
 from sam_jax.checkpoints.hub import load_clip
+from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.model import Clip
-from sam_jax.config import ClipConfig, SamConfig, TrainConfig
+from sam_jax.config import SamConfig, TrainConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.prompt_encoder import init_text_projection
 from sam_jax.types import Params

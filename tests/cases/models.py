@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from sam_jax.config import TINY, ClipConfig
+from sam_jax.clip.config import ClipConfig
+from sam_jax.config import TINY
 from sam_jax.detection.config import DetectorConfig
 
 SMALL = dataclasses.replace(

@@ -1,0 +1,62 @@
+"""The numbers that define one CLIP, and the published ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sam_jax.config import ModelConfig
+from sam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig(ModelConfig):
+    """The numbers that define one CLIP with a ViT image tower. The defaults are ViT-B/32.
+
+    Reference: Radford et al. 2021, table 20.
+    """
+
+    name: str = "clip_b32"
+    image_size: int = 224  # side of an image, pixels
+    patch_size: int = 32  # side of a patch, pixels
+    vision_dim: int = 768
+    vision_depth: int = 12
+    vision_heads: int = 12
+    text_dim: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    text_length: int = 77  # most tokens of a text, with the two that begin and end it
+    vocabulary: int = 49408
+    embedding_dim: int = 512  # which images and texts share
+    pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
+    pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for total, part, what in (
+            (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
+            (self.vision_dim, self.vision_heads, "vision_dim must be a multiple of vision_heads"),
+            (self.text_dim, self.text_heads, "text_dim must be a multiple of text_heads"),
+        ):
+            if part <= 0 or total <= 0 or total % part:
+                raise UserError(f"{what}; got {total} and {part}")
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the image, patches."""
+        return self.image_size // self.patch_size
+
+
+CLIP_B32 = ClipConfig()
+CLIP_B16 = dataclasses.replace(CLIP_B32, name="clip_b16", patch_size=16)
+CLIP_L14 = ClipConfig(
+    name="clip_l14",
+    patch_size=14,
+    vision_dim=1024,
+    vision_depth=24,
+    vision_heads=16,
+    text_dim=768,
+    text_heads=12,
+    embedding_dim=768,
+)
+CLIP_L14_336 = dataclasses.replace(CLIP_L14, name="clip_l14_336", image_size=336)  # the paper's
+CLIP_SIZES: dict[str, ClipConfig] = {config.name: config for config in (CLIP_B32, CLIP_B16, CLIP_L14, CLIP_L14_336)}

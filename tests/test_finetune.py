@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 import train
 from cases.models import SMALL
+from cases.processes import parallel_options, start_two
 from cases.training import write_examples
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.modeling import init_params
@@ -106,20 +106,10 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_
     arguments = [str(ROOT / "configs/finetune_full.py"), *command, "--data.batch-size", "4", "--parallel.data", "4"]
     alone = tmp_path / "alone"
     assert train.main([*arguments, "--out", str(alone), "--steps", "3"]) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
 
     def start(*more: str) -> list[subprocess.Popen]:
-        where = ["--parallel.coordinator", address, "--parallel.processes", "2"]
-        return [
-            subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *arguments, *where, "--parallel.process", process, *more],
-                env=environment,
-            )
-            for process in "01"
-        ]
+        script = [str(ROOT / "train.py"), *arguments, *more]
+        return start_two(lambda address, process: [*script, *parallel_options(address, process)], devices=2)
 
     processes = start("--steps", "3")
     assert [process.wait(600) for process in processes] == [0, 0]

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from cases.models import SMALL
+from cases.processes import run_two
 from cases.training import make_batch, make_config
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
 from sam_jax.config import ParallelConfig, PromptConfig
@@ -153,21 +151,7 @@ def test_devices_that_do_not_fit_are_named(parallel, batch_size, accumulate, mes
 @pytest.mark.parametrize("mode", ["mesh, data x fsdp", "pmap"])
 def test_two_processes_of_four_devices_make_the_update_of_one_device(mode, params, expected, tmp_path):
     save_checkpoint(tmp_path / "start.safetensors", params, SMALL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, address, str(process), mode, str(tmp_path)],
-            env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    run_two(lambda address, process: [__file__, address, str(process), mode, str(tmp_path)], devices=4)
     result = np.load(tmp_path / "result.npz")
     leaves = jax.tree.leaves((expected[0].params, expected[1], expected[2]))
     for i, leaf in enumerate(leaves):

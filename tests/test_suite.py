@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ from PIL import Image
 
 from cases.bsds import write_ground_truth
 from cases.lvis import SIZE, write_case
+from cases.processes import parallel_options, run_two
 from sam_jax.config_file import load_config
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
@@ -179,21 +176,9 @@ def test_processes_share_the_images_of_edges_proposals_and_instances(tmp_path):
 
 
 def in_two_processes(*arguments: str) -> list[str]:
-    """What eval.py writes to stderr in either."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "eval.py", *arguments]
-    command += ["--parallel.coordinator", address, "--parallel.processes", "2", "--parallel.process"]
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(root)}
-    started = [
-        subprocess.Popen([*command, str(process)], cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
-        for process in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
-    return errors
+    """Runs eval.py in two processes and returns what either writes to stderr."""
+    script = [str(Path(__file__).parents[1] / "eval.py"), *arguments]
+    return run_two(lambda address, process: [*script, *parallel_options(address, process)])
 
 
 def test_one_process_goes_on_where_two_were_stopped(tmp_path):

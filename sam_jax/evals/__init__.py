@@ -1,1 +1,1 @@
-"""Metrics and zero-shot protocols."""
+"""Metrics, and the zero-shot evaluations of the Segment Anything paper."""

@@ -1,4 +1,7 @@
-"""What a user has without a model. Settings were chosen on training images by benchmarks/tune_baselines.py."""
+"""Classical interactive segmentation methods, as baselines: region growing, GrabCut and a disc around each click.
+
+Their defaults were tuned on training images by benchmarks/tune_baselines.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from sam_jax.evals.segmenters import Clicks, ObjectMasks, Session
 
 @dataclasses.dataclass(frozen=True)
 class _ClassicalMethod:
-    """A method that knows one object at a time and gives one mask."""
+    """A method that segments one object at a time and predicts one mask for it."""
 
     name: ClassVar[str]
 
@@ -45,15 +48,15 @@ class _PerObjectSession:
 
 @dataclasses.dataclass(frozen=True)
 class RegionGrowing(_ClassicalMethod):
-    """Grows a region of like colour from each click: flood fill in Lab on a lightly smoothed image.
+    """Grows a region of similar colour from each click: a flood fill in Lab space on a slightly smoothed image.
 
-    A pixel that is reached from clicks of both kinds goes to the nearest of them.
+    A pixel that both foreground and background clicks reach takes the label of the nearest of them.
     """
 
     name = "region growing"
 
-    tolerance: int = 34  # greatest difference in each Lab channel, 0-255
-    floating: bool = False  # compare with the neighbouring pixel in place of the clicked one
+    tolerance: int = 34  # largest difference in each Lab channel, 0-255
+    floating: bool = False  # compare each pixel with its neighbour instead of with the clicked pixel
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         return cv2.cvtColor(cv2.bilateralFilter(image, 5, 30, 5), cv2.COLOR_RGB2LAB)
@@ -62,7 +65,7 @@ class RegionGrowing(_ClassicalMethod):
         flags = 4 | cv2.FLOODFILL_MASK_ONLY | (0 if self.floating else cv2.FLOODFILL_FIXED_RANGE) | (1 << 8)
         limit = (self.tolerance,) * 3
         ys, xs = np.ogrid[: image.shape[0], : image.shape[1]]
-        # Squared distance to the nearest click that reaches a pixel, of either kind.
+        # Squared distance from each pixel to the nearest background and foreground click that reaches it.
         nearest = np.full((2, *image.shape[:2]), np.inf, np.float32)
         for (x, y), label in zip(*clicks, strict=True):
             filled = np.zeros((image.shape[0] + 2, image.shape[1] + 2), np.uint8)
@@ -74,18 +77,18 @@ class RegionGrowing(_ClassicalMethod):
 
 @dataclasses.dataclass(frozen=True)
 class GrabCut(_ClassicalMethod):
-    """GrabCut (Rother et al. 2004) from a small disc of sure pixels around each click; the rest is for it to find out.
+    """GrabCut (Rother et al. 2004), initialised with a small disc of certain pixels around each click.
 
-    Pixels within `reach` discs of a foreground click are probably object, all others probably background. Works on a
-    reduced image, which is both faster and better than the whole one.
+    Pixels within `reach` disc radii of a foreground click start as probable foreground, all others as probable
+    background. It runs on a downscaled image, which is both faster and more accurate than full size.
     """
 
     name = "GrabCut"
 
-    radius: float = 0.02  # of the disc, fraction of the longer side
-    reach: float = 3.0
+    radius: float = 0.02  # radius of the disc, as a fraction of the longer side
+    reach: float = 3.0  # radius of the probable foreground, in disc radii
     iterations: int = 3
-    side: int = 256  # pixels; longer images are reduced to it
+    side: int = 256  # longer side in pixels to which larger images are downscaled
 
     def _segment(self, image: np.ndarray, clicks: Clicks) -> np.ndarray:
         h, w = image.shape[:2]
@@ -102,7 +105,7 @@ class GrabCut(_ClassicalMethod):
             cv2.circle(state, point, radius, cv2.GC_FGD if label else cv2.GC_BGD, -1)
         background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
-        with contextlib.suppress(cv2.error):  # no pixel left for one of the two colour models
+        with contextlib.suppress(cv2.error):  # a colour model without pixels
             cv2.grabCut(small, state, (0, 0, 1, 1), background, foreground, self.iterations, cv2.GC_INIT_WITH_MASK)
         found = ((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)).astype(np.float32)
         return cv2.resize(found, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5
@@ -110,11 +113,11 @@ class GrabCut(_ClassicalMethod):
 
 @dataclasses.dataclass(frozen=True)
 class Disc(_ClassicalMethod):
-    """The floor: a disc around each foreground click; discs of background clicks are cut out of it."""
+    """Predicts a disc around each foreground click, minus the discs of background clicks: the weakest baseline."""
 
     name = "disc"
 
-    radius: float = 0.035  # fraction of the longer side
+    radius: float = 0.035  # radius of the discs, as a fraction of the longer side
 
     def _segment(self, image: np.ndarray, clicks: Clicks) -> np.ndarray:
         mask = np.zeros(image.shape[:2], np.uint8)

@@ -1,11 +1,11 @@
-"""Boundary maps as the BSDS benchmark compares them: thinned, then pixel matched with pixel.
+"""Thinning and matching of boundary maps, as the BSDS benchmark does them.
 
 Reference: Martin, Fowlkes, Malik 2004; the BSDS500 benchmark's `bwmorph(..., 'thin', inf)` and `correspondPixels`.
 
-The benchmark thresholds a soft map 99 times and matches every result with every annotator. From one threshold to the
-next few pixels come and go, and so does the matching: it is carried over and mended pixel by pixel, with shortest
-augmenting paths, in place of 99 assignments from the start. Each is an exact optimum all the same. Compiled by numba,
-outside the GIL: images run in threads.
+The benchmark thresholds a soft edge map 99 times and matches every binary map with every annotator. Few pixels change
+between two thresholds, so the matching of one threshold is updated pixel by pixel with shortest augmenting paths
+instead of solving 99 assignment problems from scratch. Each matching is still an exact optimum. The functions are
+compiled by numba and release the GIL, so that images can be scored in threads.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ except ImportError as error:
     raise MissingPackage("the boundary benchmark needs numba: pip install 'sam_jax[eval]'") from error
 
 COSTS_PER_PIXEL = 100  # distances are rounded to integers of 1/100 pixel, as in the original
-OUTLIER_COST = 100  # times the greatest distance
+OUTLIER_COST = 100  # in multiples of the maximum distance
 FAR = np.iinfo(np.int64).max
 
 
 def _removable() -> np.ndarray:
-    """For each of the two steps of an iteration, which of the 256 neighbourhoods let the pixel in the middle go.
+    """Returns, for both sub-iterations of thinning, which of the 256 neighbourhoods allow removing the centre pixel.
 
-    Bit i is neighbour x_(i + 1) of Guo and Hall: E, NE, N, NW, W, SW, S, SE.
+    Bit i is the neighbour x_(i + 1) of Guo and Hall: E, NE, N, NW, W, SW, S, SE.
     """
     table = np.zeros((2, 256), np.bool_)
     for code in range(256):
@@ -49,9 +49,9 @@ _REMOVABLE = _removable()
 
 
 def thin(maps: Bool[np.ndarray, "K H W"]) -> Bool[np.ndarray, "K H W"]:
-    """Lines of one pixel's width: thinned by two alternating steps (Guo and Hall 1989) until nothing changes.
+    """Thins each map to lines one pixel wide, iterating the two steps of Guo and Hall (1989) until nothing changes.
 
-    Equals MATLAB's bwmorph(map, 'thin', inf) of each map; what is outside of a map is empty.
+    Equals MATLAB's bwmorph(map, 'thin', inf) on each map; pixels outside of a map count as empty.
     """
     padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
     width = padded.shape[2]
@@ -89,32 +89,32 @@ def _thin(map_: np.ndarray, neighbours: np.ndarray, removable: np.ndarray) -> No
 def match_boundaries(
     maps: Bool[np.ndarray, "K H W"], ground_truth: Bool[np.ndarray, "H W"], max_distance: float
 ) -> Bool[np.ndarray, "K H W"]:
-    """Which pixels of each map have a partner in the ground truth.
+    """Matches the pixels of each map one to one with pixels of the ground truth.
 
-    Partners are one to one and at most `max_distance` apart. Of all such matchings it is one that minimises the sum of
-    distances plus an outlier cost of 100 max_distance, in integers of 1/100 pixel, for every pixel that is unmatched.
+    Matched pixels are at most `max_distance` apart. Among all such matchings, it is one that minimises the sum of
+    distances plus an outlier cost of 100 max_distance for every unmatched pixel, in integers of 1/100 pixel.
 
-    The original solves an assignment of the n1 pixels of the map and the n2 of the ground truth, both joined by outlier
-    nodes. With k pairs, n1 - k and n2 - k pixels go to outliers and k outliers to each other, all for the outlier cost
-    w: distances + (n1 + n2 - k) w. Here only the pixels of the map have outliers, distances + (n1 - k) w, which is less
-    by the constant n2 w and has the same optima. (The original joins each pixel with six outliers drawn at random, not
-    with all, and so misses about 4 pairs in 10,000.)
+    The original solves an assignment problem between the n1 pixels of the map and the n2 pixels of the ground truth,
+    with outlier nodes added to both. With k pairs, n1 - k and n2 - k pixels are assigned to outliers, and k outliers to
+    each other, each at the outlier cost w: distances + (n1 + n2 - k) w in all. Here only the pixels of the map have
+    outliers: distances + (n1 - k) w, which is lower by the constant n2 w and has the same optima. (The original
+    connects each pixel with six random outliers, not with all, and so misses about 4 pairs in 10,000.)
 
-    k is not always the greatest possible: one more pair lengthens the others, and a path of more than 99 pixels could
-    cost more than it saves. And it does not say enough: a pixel of the map counts as right if any annotator has it,
-    so that it matters which pixels are matched. Hence the real minimum. Among several, the original's choice depends
-    on its solver, as ours does; they can differ in which pixels are matched, not in how good the matching is.
+    Maximising k instead would not do. The minimum does not always have the largest k: one more pair lengthens the
+    others, and an augmenting path of more than 99 pixels could cost more than it saves. It also matters which pixels
+    are matched, since a pixel of the map is correct if any annotator has it. Where several matchings are optimal, the
+    choice depends on the solver, in the original as here: they differ in which pixels are matched, not in their cost.
 
     Args:
-        maps: thinned maps; the more alike neighbours are, the faster.
-        ground_truth: one annotator's boundaries.
-        max_distance: pixels.
+        maps: thinned maps. It is faster if consecutive maps differ in few pixels.
+        ground_truth: boundaries drawn by one annotator.
+        max_distance: in pixels.
 
     Returns:
-        The pixels of each map that are matched; as many of the ground truth are.
+        The matched pixels of each map. The same number of pixels of the ground truth is matched.
 
     Raises:
-        ValueError: sizes that differ, or no distance.
+        ValueError: the sizes differ, or `max_distance` is not positive.
     """
     if maps.ndim != 3 or maps.shape[1:] != ground_truth.shape:
         raise ValueError(f"expected maps (K, H, W) of the ground truth's size {ground_truth.shape}, got {maps.shape}")
@@ -145,10 +145,11 @@ def _match(
     outlier: int,
     matched: np.ndarray,
 ) -> None:
-    """The matching of each map in turn, kept optimal while pixels leave and enter. Pixels are indices into the frame.
+    """Computes the matching of each map in turn, kept optimal as pixels are removed and added.
 
-    Prices prove the optimum: u of the map's pixels and v of the ground truth's, with u + v <= cost of any pair and
-    equal to it for partners; u <= outlier, equal where unmatched; v <= 0, equal where unmatched.
+    Pixels are flat indices into the padded map. Dual prices certify the optimum: u for the map's pixels and v for the
+    ground truth's, with u + v <= cost for any pair and u + v = cost for matched pairs; u <= outlier, and equal where
+    unmatched; v <= 0, and equal where unmatched.
     """
     size = len(ground_truth)
     mine = np.zeros(size, np.bool_)
@@ -185,16 +186,16 @@ def _enter(
     shifts: np.ndarray,
     costs: np.ndarray,
 ) -> None:
-    """A pixel without a partner enters one side of the matching, which a shortest augmenting path makes optimal again.
+    """Adds an unmatched pixel to one side and makes the matching optimal again with a shortest augmenting path.
 
-    The path alternates between the sides. It ends at a free pixel of the other side, or at one of this side that goes
-    without a partner in the place of the one that enters.
+    The path alternates between the sides. It ends at an unmatched pixel of the other side, or at a pixel of this side
+    that becomes unmatched in place of the one that is added.
 
     Args:
-        single: what a pixel of this side costs without a partner; on the other side it is in its price already.
-        present: pixels of the other side.
-        side, other_side: partners, -1 for none; prices; and, FAR between two calls, the lengths of the shortest paths.
-        before: room for the pixel of this side that leads to each of the other side.
+        single: cost of an unmatched pixel on this side; on the other side it is included in the prices already.
+        present: which pixels the other side has.
+        side, other_side: partners (-1 for none), prices, and lengths of the shortest paths (FAR between two calls).
+        before: scratch space for the pixel of this side that precedes each pixel of the other side on its path.
     """
     size = len(present)
     partner, price, length = side
@@ -216,7 +217,7 @@ def _enter(
         if so_far >= best:
             break
         if so_far > length[here]:
-            continue  # a shorter way was found
+            continue  # a shorter path was found meanwhile
         done.append(here)
         if so_far + single - price[here] < best:
             best, end, end_there = so_far + single - price[here], here, -1

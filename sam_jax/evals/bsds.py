@@ -1,4 +1,4 @@
-"""The boundary benchmark of BSDS500: soft edge maps against the boundaries that several people drew.
+"""The boundary benchmark of BSDS500, which compares soft edge maps with boundaries drawn by several annotators.
 
 Reference: Arbelaez, Maire, Fowlkes, Malik 2011, and its `boundaryBench`; R50 as in the edges toolbox of Dollar.
 """
@@ -24,15 +24,16 @@ from sam_jax.files import write_atomically
 from sam_jax.parallel.gather import shard_by_process, sync_processes
 
 THRESHOLDS = np.arange(1, 100) / 100
-MAX_DISTANCE = 0.0075  # between partners, share of the image's diagonal
+MAX_DISTANCE = 0.0075  # between matched pixels, as a fraction of the image diagonal
 SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
 
 
 def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
-    """The boundaries that each of A people drew.
+    """Reads the boundaries drawn by each of A annotators.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a BSDS500 .mat file.
+        FileNotFoundError: the file does not exist.
+        UserError: it is not a BSDS500 .mat file.
     """
     try:
         people = scipy.io.loadmat(path)["groundTruth"][0]
@@ -42,10 +43,10 @@ def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
 
 
 def find_ground_truth(root: Path, split: str) -> dict[str, Path]:
-    """id -> .mat file.
+    """Returns the path of the ground-truth .mat file of each image id of a split.
 
     Raises:
-        FileNotFoundError: BSDS500 is not there.
+        MissingFile: BSDS500 is not there.
     """
     folder = root / "groundTruth" / split
     found = {path.stem: path for path in sorted(folder.glob("*.mat"))}
@@ -58,10 +59,11 @@ def find_ground_truth(root: Path, split: str) -> dict[str, Path]:
 
 
 def read_edge_map(path: Path) -> Float[np.ndarray, "H W"]:
-    """A soft edge map from a grey PNG of 1, 8 or 16 bits, as 0-1.
+    """Reads a soft edge map from a greyscale PNG of 1, 8 or 16 bits and scales it to 0-1.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not such an image.
+        FileNotFoundError: the file does not exist.
+        UserError: it is not a greyscale image.
     """
     try:
         with Image.open(path) as file:
@@ -77,11 +79,11 @@ def read_edge_map(path: Path) -> Float[np.ndarray, "H W"]:
 
 
 def find_edge_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
-    """id -> PNG file below a folder, for each of `ids`.
+    """Returns the path of the PNG edge map of each id, from anywhere below a folder.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: ids without a map, or with two.
+        MissingFile: the folder does not exist.
+        UserError: an id has no map, or has two.
     """
     if not folder.is_dir():
         raise MissingFile(f"expected a folder of edge maps, found none at {folder.resolve()}")
@@ -102,16 +104,16 @@ def find_edge_maps(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
 def count_matches(
     edges: Float[np.ndarray, "H W"], ground_truths: Bool[np.ndarray, "A H W"], thresholds: np.ndarray = THRESHOLDS
 ) -> Int[np.ndarray, "K 4"]:
-    """Pixels of one image at each threshold.
+    """Counts the matched pixels of one image at each threshold.
 
-    The map is compared (>=) with the threshold, thinned, and matched with each person's boundaries.
+    The map is thresholded (>=), thinned, and matched with the boundaries of each annotator.
 
     Returns:
         The columns of the original's files: matched pixels of the ground truth, summed over annotators; all its pixels;
-        pixels of the thinned map that are matched with any annotator; all pixels of the thinned map.
+        pixels of the thinned map that are matched with any annotator; all its pixels.
 
     Raises:
-        ValueError: a map of another size than the ground truth, or with values outside of [0, 1].
+        UserError: the map has another size than the ground truth, or values outside of [0, 1].
     """
     if edges.shape != ground_truths.shape[1:]:
         raise UserError(
@@ -119,7 +121,7 @@ def count_matches(
         )
     if not ((edges >= 0) & (edges <= 1)).all():  # NaN is caught too
         raise UserError(f"expected an edge map of values in [0, 1], got {np.min(edges)} to {np.max(edges)}")
-    order = np.argsort(-thresholds)  # so that maps grow, which is what the matching is fast at
+    order = np.argsort(-thresholds)  # the matching is fast if each map contains the one before
     maps = thin(edges >= thresholds[order, None, None])
     matched = np.zeros_like(maps)
     gt_matched = np.zeros(len(maps), int)
@@ -135,39 +137,39 @@ def count_matches(
 
 
 def count_human_matches(ground_truths: Bool[np.ndarray, "A H W"]) -> Int[np.ndarray, "1 4"]:
-    """`count_matches` of each person against all the others, summed: how well people do by this measure."""
+    """Sums `count_matches` of each annotator's boundaries against those of all others: human performance."""
     others = [np.delete(ground_truths, i, axis=0) for i in range(len(ground_truths))]
     one = np.array([0.5])
     return np.sum([count_matches(t.astype(float), o, one) for t, o in zip(ground_truths, others, strict=True)], axis=0)
 
 
 class BoundaryScores(NamedTuple):
-    """Of a set of images; F is the harmonic mean of precision and recall."""
+    """Scores of a set of images; the F-measure is the harmonic mean of precision and recall."""
 
-    ods: float  # best F with one threshold for all images
-    threshold: float  # that one
-    precision: float  # at that threshold
-    recall: float
-    ois: float  # F with the best threshold for each image
+    ods: float  # best F-measure with one threshold for all images (optimal dataset scale)
+    threshold: float  # the threshold of `ods`
+    precision: float  # precision at `threshold`
+    recall: float  # recall at `threshold`
+    ois: float  # F-measure with the best threshold of each image (optimal image scale)
     ap: float  # average precision
     r50: float  # recall at a precision of one half
 
 
 def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRESHOLDS) -> BoundaryScores:
-    """Scores of N images, with the original's ways.
+    """Computes the scores of N images, with the definitions of the original benchmark.
 
-    ODS: precision and recall of the pooled counts are interpolated linearly in 100 steps between neighbouring
-    thresholds. OIS: counts are pooled at each image's best threshold, not interpolated and the lowest of several; it
-    is no mean of Fs. AP: the sum of the precision at recalls 0, 0.01, ..., 1, each interpolated linearly and 0 beyond
-    the curve's ends, by 100 and not 101: at most 1.01; 0 for a curve of a single recall, such as that of a map of 0
-    and 1. R50: recall interpolated linearly over precision, at 0.5 or the lowest precision if that is above; 0 if all
-    are below.
+    ODS: precision and recall of the summed counts are interpolated linearly in 100 steps between neighbouring
+    thresholds. OIS: the F-measure of counts summed at the best threshold of each image (the lowest one of several,
+    without interpolation), not a mean of F-measures. AP: the precision at the recalls 0, 0.01, ..., 1, interpolated
+    linearly and 0 beyond the ends of the curve, summed and divided by 100, not by 101: at most 1.01. It is 0 for a
+    curve with a single recall, such as that of a binary map. R50: the recall, interpolated linearly over precision, at
+    a precision of 0.5, or at the lowest precision if that is higher; 0 if all precisions are lower.
 
     Args:
-        counts: of each image, from `count_matches`.
+        counts: `count_matches` of each image.
 
     Raises:
-        ValueError: no images.
+        ValueError: `counts` is empty.
     """
     if not len(counts):
         raise ValueError("expected the counts of at least one image, got none")
@@ -193,7 +195,7 @@ def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRE
 
 
 def precision_recall(counts: Int[np.ndarray, "*K 4"]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall from the columns of `count_matches`; 0 of 0 is 0."""
+    """Returns precision and recall from the columns of `count_matches`; 0 of 0 gives 0."""
     matched_gt, all_gt, matched_map, all_map = np.moveaxis(counts, -1, 0)
     return matched_map / np.maximum(all_map, 1), matched_gt / np.maximum(all_gt, 1)
 
@@ -206,17 +208,19 @@ def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 def score_folder(
     maps: dict[str, Path], ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
 ) -> Int[np.ndarray, "N K 4"]:
-    """`count_matches` of files, several at a time. Each image's counts go to out/ID.json; a run goes on from there.
+    """Scores edge maps in files with `count_matches`, several at a time.
+
+    The counts of each image are kept in out/ID.json, from which an interrupted run resumes.
 
     Args:
-        maps: id -> PNG.
-        ground_truths: id -> .mat file.
+        maps: PNG file of each id.
+        ground_truths: .mat file of each id.
 
     Returns:
         The counts of each image, in the order of `maps`.
 
     Raises:
-        ValueError: a bad map or ground truth, with its name.
+        UserError: a map or ground truth cannot be used; the message names it.
     """
 
     def count(id_: str) -> np.ndarray:
@@ -229,7 +233,7 @@ def score_folder(
 def score_humans(
     ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "human"
 ) -> Int[np.ndarray, "N 1 4"]:
-    """`count_human_matches` of files, kept like the counts of `score_folder`."""
+    """Scores human performance with `count_human_matches`; counts are kept as `score_folder` keeps them."""
     files = {id_: (path,) for id_, path in ground_truths.items()}
     return _each_image(files, lambda id_: count_human_matches(read_boundaries(ground_truths[id_])), out, workers, label)
 
@@ -237,9 +241,9 @@ def score_humans(
 def _each_image(
     files: Mapping[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
 ) -> np.ndarray:
-    """Counts of each image: what is on disk already, for files of the same content, or else computed in threads.
+    """Returns the counts of each image: read from disk if they are of the same files, else computed in threads.
 
-    Several processes, which see the same folder, share the images.
+    Several processes that see the same folder divide the images among them.
     """
     out.mkdir(parents=True, exist_ok=True)
 

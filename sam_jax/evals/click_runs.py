@@ -1,4 +1,4 @@
-"""An evaluation by clicks over data sets and methods: sampled alike, split over processes, resumed, summed exactly."""
+"""What all click evaluations share: sampling the datasets, dividing images over processes, resuming, exact sums."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.gather import all_gather, shard_by_process
 
 Problems = dict[str, list[str]]
-"""Name of a data set -> what of it could not be used."""
+"""For each dataset, messages about the images and masks that could not be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSample:
-    """The part of a data set that is evaluated."""
+    """The images and masks of a dataset that are evaluated."""
 
-    examples: dict[str, Example]  # by name of the image, unique in the data set
+    examples: dict[str, Example]  # by image name, which is unique in the dataset
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def sample_examples(
     source: Source, max_images: int = 0, max_masks: int = 0, seed: int = 0, *, enough: int = 0, folder: Path = Path()
 ) -> DatasetSample:
-    """A random part of the images, and of each image's masks. A function of the arguments alone.
+    """Draws a random sample of the images, and of the masks of each image. The same arguments give the same sample.
 
     Args:
-        max_images, max_masks: of an image; 0 means all.
-        enough: images are drawn until there are so many masks; 0 means no end.
-        folder: images are named by their paths in it.
+        max_images: number of images; 0 means all.
+        max_masks: number of masks per image; 0 means all.
+        enough: stop drawing images once they have this many masks; 0 means no limit.
+        folder: images are named by their paths relative to it.
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(source))[: max_images or None]
@@ -70,7 +71,7 @@ def sample_examples(
 
 
 def image_name(example: Example, folder: Path) -> str:
-    """Path of an image in a folder, without its ending."""
+    """Returns the path of an image relative to a folder, without its suffix."""
     path = Path(example.member or example.path)
     inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
     return inside.with_suffix("").as_posix()
@@ -79,10 +80,13 @@ def image_name(example: Example, folder: Path) -> str:
 def open_datasets(
     names: Sequence[str], open_one: Callable[[str], DatasetSample]
 ) -> tuple[dict[str, DatasetSample], dict[str, str]]:
-    """({name: sample}, {name: why it is left out}): what can't be opened is told of once and left out.
+    """Opens datasets; one that cannot be opened is reported and left out.
+
+    Returns:
+        The samples by dataset name, and the reason for each dataset that is left out.
 
     Raises:
-        FileNotFoundError: none can be opened; says what is missing of each.
+        MissingFile: none can be opened; the message says what each of them lacks.
     """
     samples, missing = {}, {}
     for name in names:
@@ -108,18 +112,21 @@ def run_clicks(
     *,
     workers: int = 2,
 ) -> tuple[dict[str, Counter[str]], Problems]:
-    """Plays a method on samples; finished images are not done again. Several processes share the images.
+    """Runs a click evaluation of one method on samples of datasets.
+
+    Finished images are not computed again. Several processes divide the images among them.
 
     Args:
-        out: folder of the records, NAME.jsonl of the segmenter's name.
-        protocol: what the records depend on besides segmenter and rules.
-        count: record of a mask -> whole numbers, which are added up.
+        out: folder of the records, which go to NAME.jsonl with the segmenter's name.
+        protocol: what the records depend on besides the segmenter and the rules.
+        count: turns the record of a mask into integer counts, which are summed per dataset.
 
     Returns:
-        ({data set: sums}, {data set: problems}), the same in every process, however many there are.
+        The summed counts and the problems of each dataset. They are the same in every process and for any number of
+        processes.
 
     Raises:
-        ValueError: no image of any data set can be used.
+        UserError: no image of any dataset can be used.
     """
     process = jax.process_index()
     protocol = {"segmenter": segmenter.identity, "rules": dataclasses.asdict(rules)} | protocol
@@ -157,17 +164,17 @@ def run_clicks(
 
 
 def describe_left_out(missing: Mapping[str, str], problems: Mapping[str, Problems]) -> str:
-    """Lines of a report on what no figure is of.
+    """Formats, for a report, the datasets, images and masks that no figure includes.
 
     Args:
-        missing: data set -> why.
-        problems: of each method.
+        missing: why each missing dataset could not be opened.
+        problems: the problems of each method.
     """
     not_there = [f"{name}: {why}" for name, why in missing.items()]
     left_out = [
         f"{method}, {name}: {problem}"
         for method, by_name in problems.items()
-        for name, of_set in by_name.items()
-        for problem in of_set
+        for name, messages in by_name.items()
+        for problem in messages
     ]
     return list_section("Not there, and in no figure", not_there) + list_section(LEFT_OUT, left_out)

@@ -1,4 +1,4 @@
-"""The game of clicks on one image after another: a simulated user against a segmenter."""
+"""Simulates a user who clicks on objects and corrects the masks that a segmenter predicts, image by image."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from sam_jax.ops.rle import decode_rle
 
 @dataclasses.dataclass(frozen=True)
 class ClickRules:
-    """How the user clicks."""
+    """How the simulated user clicks."""
 
-    clicks: int  # the last number of clicks
-    first: Literal["center", "random"] = "center"  # farthest from the boundary, or any pixel; later ones: the former
-    seed: int = 0  # of random first clicks
-    enough: float | None = None  # an object whose IoU is not below this gets no further click
+    clicks: int  # the most clicks per object
+    first: Literal["center", "random"] = "center"  # first click: the pixel farthest from the boundary, or any
+    seed: int = 0  # seed of random first clicks
+    enough: float | None = None  # IoU at which an object gets no further click; None: no such limit
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulationResult:
-    """One image's results."""
+    """The records of one image."""
 
     records: list[MaskRecord]
-    problems: list[str]  # what could not be used: a mask, or all of the image
-    complete: bool = True  # False: the image itself can't be used; another run tries again
+    problems: list[str]  # messages about masks, or the whole image, that could not be used
+    complete: bool = True  # False if the image itself could not be used; the next run tries it again
 
 
 def simulate_clicks(
     segmenter: Segmenter, example: Example, rules: ClickRules, run: Callable[..., Iterator] = map
 ) -> SimulationResult:
-    """Plays on every mask of an image.
+    """Simulates clicks on every annotated mask of an image.
 
     Args:
-        run: as `map`; that of an executor judges masks side by side.
+        run: a function like `map`; the `map` of an executor evaluates masks in parallel.
 
     Raises:
-        ValueError: the image can't be read, or a predicted mask has another size than the image.
+        UserError: the image cannot be read.
+        ValueError: a predicted mask has another size than the image.
     """
     ground_truths = [decode_rle(mask) for mask in example.masks]
     ignore = None if example.ignore is None else decode_rle(example.ignore)
     user = _SimulatedUser(rules, ignore, zlib.crc32(example.name.encode()))
-    starts = list(run(user.start, ground_truths, range(len(ground_truths))))
+    starts = list(run(user.click_first, ground_truths, range(len(ground_truths))))
     problems = [f"mask {i} has no pixel to click" for i, start in enumerate(starts) if start is None]
     numbers = [i for i, start in enumerate(starts) if start is not None]
     given = [Clicks([start[0]], [start[1]]) for start in starts if start is not None]
@@ -60,19 +61,19 @@ def simulate_clicks(
     if not records:
         return SimulationResult(records, problems)
     session = segmenter.open_session(example.image())
-    finished: set[int] = set()  # without an error left, or good enough: the user clicks no more and keeps what there is
+    finished: set[int] = set()  # objects that get no further click: no wrong pixel is left, or the IoU is high enough
     for turn in range(rules.clicks):
-        playing = [i for i in range(len(records)) if i not in finished]
-        if not playing:
+        active = [i for i in range(len(records)) if i not in finished]
+        if not active:
             break
         predictions = session.segment(given)
-        judged = run(
-            user.judge,
-            [ground_truths[numbers[i]] for i in playing],
-            [predictions[i] if turn == 0 else predictions[i][:1] for i in playing],
-            [given[i].points for i in playing],
+        evaluated = run(
+            user.evaluate,
+            [ground_truths[numbers[i]] for i in active],
+            [predictions[i] if turn == 0 else predictions[i][:1] for i in active],
+            [given[i].points for i in active],
         )
-        for i, (ious, following) in zip(playing, judged, strict=True):
+        for i, (ious, following) in zip(active, evaluated, strict=True):
             records[i]["iou"].append(ious[0])
             if turn == 0:
                 records[i]["best"] = max(ious)
@@ -90,9 +91,9 @@ def simulate_clicks(
 class _SimulatedUser:
     rules: ClickRules
     ignore: Bool[np.ndarray, "H W"] | None
-    number: int  # of the image, for its random numbers
+    number: int  # identifies the image in the seeds of random clicks
 
-    def start(self, ground_truth: Bool[np.ndarray, "H W"], mask: int) -> Click | None:
+    def click_first(self, ground_truth: Bool[np.ndarray, "H W"], mask: int) -> Click | None:
         try:
             if self.rules.first == "random":
                 return random_click(
@@ -102,7 +103,7 @@ class _SimulatedUser:
         except ValueError:
             return None
 
-    def judge(
+    def evaluate(
         self, ground_truth: Bool[np.ndarray, "H W"], masks: Bool[np.ndarray, "M H W"], clicked: list[tuple[int, int]]
     ) -> tuple[list[float], Click | None]:
         ious = [round(mask_iou(mask, ground_truth, self.ignore), 6) for mask in masks]
@@ -114,21 +115,22 @@ class _SimulatedUser:
 def simulate_images(
     segmenter: Segmenter, examples: Sequence[Example], rules: ClickRules, workers: int = 2
 ) -> Iterator[SimulationResult]:
-    """`simulate_clicks` of each, in order, several at a time; an image that can't be used is told of and left out.
+    """Runs `simulate_clicks` on each image, several at a time; yields the results in order.
 
-    Threads do: OpenCV, NumPy and JAX compute outside the GIL, so that the device works for one image while the host
-    judges the masks of another (benchmarks/click_workers.py has the times, also of processes).
+    An image that cannot be used gives a result that says so. Threads are enough: OpenCV, NumPy and JAX release the GIL,
+    so that the device computes for one image while the host evaluates the masks of another
+    (benchmarks/click_workers.py measures threads and processes).
     """
 
     def attempt(example: Example) -> SimulationResult:
         try:
-            return simulate_clicks(segmenter, example, rules, judges.map)
+            return simulate_clicks(segmenter, example, rules, evaluators.map)
         except ValueError as error:
             return SimulationResult([], [str(error)], complete=False)
 
-    pool, judges = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(max(1, workers))
+    pool, evaluators = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(max(1, workers))
     try:
         yield from pool.map(attempt, examples)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images in work, not after all
-        judges.shutdown()
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C only the images in progress are finished
+        evaluators.shutdown()

@@ -1,6 +1,6 @@
-"""Where a user would click: in the middle of the object, then in the middle of what is most wrong.
+"""Simulated clicks: first at the centre of the object, then at the centre of the largest error region.
 
-Reference: paper, section D.1; Sofiiuk et al. 2021 (RITM), whose rule of the largest inscribed circle this is.
+Reference: paper, section D.1; Sofiiuk et al. 2021 (RITM), which places clicks by the largest inscribed circle.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float
 from sam_jax.types import BACKGROUND, FOREGROUND
 
 Click = tuple[tuple[int, int], int]
-"""((x, y), label): a pixel of the original frame; FOREGROUND or BACKGROUND."""
+"""((x, y), label): a pixel in the original frame, and FOREGROUND or BACKGROUND."""
 
 
 def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
-    """Exact Euclidean distance of each pixel to the nearest one outside the region; outside the image counts.
+    """Returns the exact Euclidean distance of each pixel to the nearest pixel outside the region or the image.
 
-    Squares are whole numbers: rounding them takes away OpenCV's last digits, which differ between equal distances.
+    Squared distances are integers: rounding them removes OpenCV's rounding errors, so that equal distances are equal.
     """
     padded = np.pad(region.astype(np.uint8), 1)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
@@ -30,15 +30,15 @@ def inscribed_radius(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"
 def deepest_pixel(
     region: Bool[np.ndarray, "H W"], without: Sequence[tuple[int, int]] = ()
 ) -> tuple[tuple[int, int], float]:
-    """((x, y), radius) of the pixel farthest from the region's boundary; of several, the first in reading order.
+    """Finds the pixel of a region that is farthest from its boundary; of several, the first in reading order.
 
-    Looks only at the rectangle around the region: a pixel's nearest one outside the region is never beyond its rim.
+    Only the bounding box of the region is computed: the nearest pixel outside the region is never beyond its border.
 
     Args:
-        without: (x, y) of pixels that are not to be chosen. They are of the region all the same.
+        without: (x, y) of pixels that are not chosen, but still belong to the region.
 
     Returns:
-        Radius 0 where there is no pixel to choose.
+        ((x, y), radius) of the inscribed circle; radius 0 if there is no pixel to choose.
     """
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     if not len(rows):
@@ -53,13 +53,13 @@ def deepest_pixel(
 
 
 def first_click(ground_truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, "H W"] | None = None) -> Click:
-    """The interior pixel farthest from the boundary; of several, the first in reading order.
+    """Returns a click on the pixel of the object farthest from its boundary; of several, the first in reading order.
 
     Args:
-        ignore: pixels that are not clicked, and bound the object.
+        ignore: pixels that are not clicked; they bound the object.
 
     Raises:
-        ValueError: no pixel to click.
+        ValueError: there is no pixel to click.
     """
     point, radius = deepest_pixel(ground_truth if ignore is None else ground_truth & ~ignore)
     if radius == 0:
@@ -70,10 +70,10 @@ def first_click(ground_truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, 
 def random_click(
     ground_truth: Bool[np.ndarray, "H W"], rng: np.random.Generator, ignore: Bool[np.ndarray, "H W"] | None = None
 ) -> Click:
-    """Any pixel of the object, all alike.
+    """Returns a click on a pixel of the object, drawn uniformly.
 
     Raises:
-        ValueError: no pixel to click.
+        ValueError: there is no pixel to click.
     """
     pixels = np.flatnonzero(ground_truth if ignore is None else ground_truth & ~ignore)
     if not len(pixels):
@@ -88,21 +88,21 @@ def next_click(
     clicked: Sequence[tuple[int, int]],
     ignore: Bool[np.ndarray, "H W"] | None = None,
 ) -> Click | None:
-    """The pixel of the missed or the wrong region that is farthest from that region's boundary.
+    """Returns a corrective click at the centre of the largest false negative or false positive region.
 
     Args:
         clicked: (x, y) of earlier clicks, which are not repeated.
-        ignore: pixels that count neither way.
+        ignore: pixels that count as neither right nor wrong.
 
     Returns:
-        A foreground click where a missed region has the strictly larger radius, else a background click; None where
-        nothing is wrong but pixels that were clicked before.
+        A foreground click if the inscribed circle of the false negatives is strictly larger, else a background click;
+        None if no pixel is wrong except those clicked before.
     """
-    missed, wrong = ground_truth & ~predicted, predicted & ~ground_truth
+    false_negative, false_positive = ground_truth & ~predicted, predicted & ~ground_truth
     if ignore is not None:
-        missed, wrong = missed & ~ignore, wrong & ~ignore
-    missed_point, missed_radius = deepest_pixel(missed, clicked)
-    wrong_point, wrong_radius = deepest_pixel(wrong, clicked)
-    if max(missed_radius, wrong_radius) == 0:
+        false_negative, false_positive = false_negative & ~ignore, false_positive & ~ignore
+    fn_point, fn_radius = deepest_pixel(false_negative, clicked)
+    fp_point, fp_radius = deepest_pixel(false_positive, clicked)
+    if max(fn_radius, fp_radius) == 0:
         return None
-    return (missed_point, FOREGROUND) if missed_radius > wrong_radius else (wrong_point, BACKGROUND)
+    return (fn_point, FOREGROUND) if fn_radius > fp_radius else (fp_point, BACKGROUND)

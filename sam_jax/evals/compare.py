@@ -1,4 +1,4 @@
-"""Two methods mask by mask: differences per data set, drawn as the paper's figure 9a does."""
+"""Compares two methods mask by mask and plots the differences per dataset, like figure 9a of the paper."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from sam_jax.evals.records import ImageRecord, read_records
 from sam_jax.evals.report import EvalReport
 from sam_jax.files import write_atomically
 
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000  # bootstrap samples
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """What `eval.py` compares."""
+    """Options of the comparison of two click evaluations."""
 
-    first: Path = Path("runs/eval_tiny/sam.jsonl")  # records of an evaluation by clicks
-    second: Path = Path("runs/eval_tiny/disc.jsonl")  # of the same evaluation with another method
-    out: Path = Path("runs/eval_compare")  # folder of the report and of differences.png
-    clicks: int = 1  # after which to compare
+    first: Path = Path("runs/eval_tiny/sam.jsonl")  # records (NAME.jsonl) of a click evaluation
+    second: Path = Path("runs/eval_tiny/disc.jsonl")  # records of the same evaluation with another method
+    out: Path = Path("runs/eval_compare")  # folder for the report and differences.png
+    clicks: int = 1  # number of clicks after which to compare
 
     def evaluate(self) -> EvalReport:
-        """Differences on the masks that both records have, as table and image; see `compare` for what it raises."""
+        """Computes, tabulates and plots the differences on the masks that both records have.
+
+        Raises:
+            MissingFile, UserError: as `compare`.
+        """
         differences = compare(self.first, self.second, self.clicks)
         plot_differences(differences, self.first.stem, self.second.stem, self.out / "differences.png")
         return EvalReport(
@@ -40,27 +44,28 @@ class CompareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetDifference:
-    """One data set; IoU in percent."""
+    """The difference between two methods on one dataset; IoU in percent."""
 
     dataset: str
     masks: int
-    mean: float  # of the differences, first minus second
-    low: float  # 95 % interval of the mean: bootstrap over images, whose masks go together
-    high: float
-    best: float  # the best of the first's three masks minus the second, after one click
-    first_better: int  # masks
-    second_better: int
+    mean: float  # mean of first minus second
+    low: float  # lower end of the 95 % interval of the mean: bootstrap over images, not over masks
+    high: float  # upper end of that interval
+    best: float  # mean of the best of the first method's three masks minus the second's mask, after one click
+    first_better: int  # number of masks on which the first is better
+    second_better: int  # number of masks on which the second is better
 
 
 def compare(first: Path, second: Path, clicks: int = 1) -> list[DatasetDifference]:
-    """Differences on the masks that both records have, largest first.
+    """Computes the differences per dataset on the masks that both records have, largest first.
 
     Args:
         first, second: records (NAME.jsonl) of the same evaluation with two methods.
-        clicks: after which to compare.
+        clicks: number of clicks after which to compare.
 
     Raises:
-        FileNotFoundError, ValueError: no such records; of different rules, or without a mask in common.
+        MissingFile: a file of records does not exist.
+        UserError: the records are of different protocols or have no mask in common.
     """
     (header, lines), (other_header, other_lines) = read_records(first), read_records(second)
     rules, other_rules = ({k: v for k, v in h.items() if k != "segmenter"} for h in (header, other_header))
@@ -106,7 +111,7 @@ def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> Datase
 
 
 def differences_table(differences: Sequence[DatasetDifference], first: str, second: str) -> str:
-    """A Markdown table; for the paper's data sets with its difference of SAM ViT-H and RITM after one click."""
+    """Formats a Markdown table, with the published difference between SAM ViT-H and RITM for the paper's datasets."""
     head = [
         "dataset",
         "masks",
@@ -134,11 +139,11 @@ def differences_table(differences: Sequence[DatasetDifference], first: str, seco
 
 
 def plot_differences(differences: Sequence[DatasetDifference], first: str, second: str, path: Path) -> None:
-    """Horizontal bars, the largest difference on top, with their intervals; dots for the best of the first masks.
+    """Plots a horizontal bar with its interval for each dataset, and a dot for the best of the first method's masks.
 
     Args:
         first, second: names of the methods.
-        path: PNG.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 

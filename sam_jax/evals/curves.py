@@ -1,4 +1,4 @@
-"""Precision-recall curves, as the BSDS benchmark draws them."""
+"""Plots precision-recall curves in the style of the BSDS benchmark."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from sam_jax.files import write_atomically
 
-HUMAN_POINT = (0.7235, 0.9014)  # recall and precision of people, as the edges toolbox marks it: F 0.803
+HUMAN_POINT = (0.7235, 0.9014)  # human recall and precision as the edges toolbox marks them: F 0.803
 
 
 def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """An image of curves over lines of equal F, with the point where people are.
+    """Plots precision-recall curves over lines of equal F-measure, with the published human performance.
 
     Args:
-        curves: label -> `precision` and `recall` at each threshold; a single one is drawn as a dot.
-        path: PNG.
+        curves: for each label, `precision` and `recall` at each threshold; a single threshold is drawn as a dot.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -31,11 +31,11 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], p
             recall[on_line], f * recall[on_line] / (2 * recall[on_line] - f), color="0.85", linewidth=0.8, zorder=0
         )
         axes.annotate(f"F {f:.1f}", (0.995, f / (2 - f)), color="0.6", fontsize=7, ha="right", va="bottom")
-    axes.plot(*HUMAN_POINT, "o", color="green", label="people, published (F 0.803)")
+    axes.plot(*HUMAN_POINT, "o", color="green", label="human, published (F 0.803)")
     for label, curve in curves.items():
         p, r = np.array(curve["precision"]), np.array(curve["recall"])
         best = float(np.max(2 * p * r / np.maximum(p + r, 1e-12)))
-        drawn = (p > 0) | (r > 0)  # without the thresholds that nothing reaches
+        drawn = (p > 0) | (r > 0)  # thresholds that no pixel reaches have no precision
         axes.plot(r[drawn], p[drawn], "o-" if len(p) == 1 else "-", label=f"{label} (F {best:.3f})")
     axes.legend(loc="lower left", fontsize=8)
     axes.set_aspect("equal")

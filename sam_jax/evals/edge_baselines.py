@@ -1,8 +1,8 @@
-"""Edge detectors that know only gradients: what the paper's table begins with.
+"""Sobel and Canny edge detectors, the classical baselines of the paper's edge detection table.
 
-The smoothing was chosen on 16 of BSDS500's training images. Both look at the gradient of the grey image, smoothed
-with a Gaussian. Maps are comparable from image to image, since the benchmark's ODS takes one threshold for all: 1
-is the gradient of a step from black to white, and the square root spreads weak edges over more of the 99 thresholds.
+Both use the gradient of the grey image after Gaussian smoothing; the smoothing was tuned on 16 training images of
+BSDS500. Values have the same scale in all images, since ODS uses one threshold for all of them: 1 is the gradient of a
+step from black to white. The square root spreads weak edges over more of the 99 thresholds.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sam_jax.ops.edges import sobel_magnitude, thin_edges
 
 @dataclasses.dataclass(frozen=True)
 class Sobel:
-    """Length of the Sobel gradient, thinned across edges."""
+    """Detects edges by the magnitude of the Sobel gradient, with non-maximum suppression across edges."""
 
     name: ClassVar[str] = "Sobel"
 
-    sigma: float = 3.0  # of the Gaussian, pixels
+    sigma: float = 3.0  # standard deviation of the Gaussian, in pixels
 
     @property
     def identity(self) -> str:
@@ -38,17 +38,17 @@ class Sobel:
 
 @dataclasses.dataclass(frozen=True)
 class Canny:
-    """Canny's detector as a soft map: for each pixel the highest threshold at which it is still an edge.
+    """Turns Canny's detector into a soft edge map: the highest threshold at which a pixel is still an edge.
 
-    The detector (OpenCV's) is run with `levels` high thresholds; the low one is a fixed part of it. To threshold the
-    map is to run Canny with that threshold. One scale, as in the benchmark's own baseline.
+    OpenCV's detector runs with `levels` high thresholds; the low threshold is a fixed fraction of the high one.
+    Thresholding the map equals running Canny with that threshold. It uses one scale, as the benchmark's own baseline.
     """
 
     name: ClassVar[str] = "Canny"
 
-    sigma: float = 2.5  # of the Gaussian, pixels
-    low: float = 0.4  # the low threshold over the high one
-    levels: int = 99
+    sigma: float = 2.5  # standard deviation of the Gaussian, in pixels
+    low: float = 0.4  # low threshold as a fraction of the high one
+    levels: int = 99  # number of high thresholds
 
     @property
     def identity(self) -> str:
@@ -56,7 +56,7 @@ class Canny:
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
         grey = _smooth_grey(image, self.sigma)
-        finer = 16  # gradients of the smoothed image are not rounded to whole greys
+        finer = 16  # factor on the gradients, which OpenCV's Canny takes as integers
         dx, dy = (np.rint(finer * cv2.Sobel(grey, cv2.CV_32F, *order)).astype(np.int16) for order in ((1, 0), (0, 1)))
         edges = np.zeros(grey.shape, np.float32)
         for level in range(1, self.levels + 1):
@@ -74,7 +74,7 @@ def _smooth_grey(image: np.ndarray, sigma: float) -> Float[np.ndarray, "H W"]:
 
 
 def _largest_gradient(sigma: float) -> float:
-    """Sobel gradient of a step from 0 to 255 along an axis, smoothed."""
+    """Returns the Sobel gradient of a smoothed step from 0 to 255 along an axis."""
     return 8 * 255 / (math.sqrt(2 * math.pi) * sigma)
 
 

@@ -1,7 +1,8 @@
-"""Zero-shot edge detection on BSDS500: a model that learned masks is asked for edges.
+"""Zero-shot edge detection on BSDS500 from the masks of a promptable segmentation model.
 
-Reference: paper, sections 7.2 and D.2. Decisions where it is silent: the threshold of the NMS is that of everything
-mode; masks are ranked by predicted IoU; maps have the size of the image; a mask's outer boundary is one pixel wide.
+Reference: paper, sections 7.2 and D.2. Where the paper does not say: the NMS threshold is that of automatic mask
+generation; masks are ranked by predicted IoU; edge maps have the size of the image; the outer boundary of a mask is one
+pixel wide.
 """
 
 from __future__ import annotations
@@ -57,33 +58,35 @@ PUBLISHED = {  # paper, table 3: ODS, OIS, AP, R50
     "SAM ViT-H, zero-shot": (0.768, 0.786, 0.794, 0.928),
 }
 TINY_NOTE = (
-    "sam: the embedded model was trained on the regions of BSDS500's train and val parts: "
+    "sam: the embedded model was trained on the regions of BSDS500's train and val splits: "
     "its figures are in-domain, not zero-shot."
 )
 HUMAN = "human"
 
 
 class EdgeDetector(Protocol):
+    """Detects edges in images."""
+
     @property
     def name(self) -> str: ...
 
     @property
     def identity(self) -> str:
-        """What the maps depend on: maps of another identity are not used again."""
+        """Everything the edge maps depend on; maps on disk are only reused if their identity is the same."""
         ...
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
-        """A soft edge map of one image, 0-1, thinned."""
+        """Returns the soft edge map of an image, 0-1, with non-maximum suppression."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SamEdges:
-    """Edges from masks: where the probabilities of masks, prompted with a grid of points, change at their boundaries.
+    """Detects edges from the masks that a grid of point prompts gives.
 
-    Three masks per point without any filter; duplicates removed by their boxes; of each mask the Sobel gradient of its
-    probabilities on the pixels around it; the maximum over masks, scaled to 0-1 and thinned across edges. The logits of
-    all masks stay on the device, at the size that the model gives them; only their boxes and the map leave it.
+    Each point gives three masks, unfiltered except for box NMS. The edge map is the maximum over masks of the Sobel
+    gradient of their probabilities, taken on the pixels around each mask, scaled to 0-1, with non-maximum suppression
+    across edges. Mask logits stay on the device in low resolution; only boxes and the edge map are copied to the host.
 
     Example:
         edges = SamEdges(load_model("vit_h")).detect(image)
@@ -92,9 +95,9 @@ class SamEdges:
     name = "sam"
 
     model: Sam
-    points_per_side: int = 16
-    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap more, that of higher predicted IoU stays
-    masks_at_once: int = 8  # brought to full size together
+    points_per_side: int = 16  # points per side of the grid
+    box_nms_thresh: float = 0.7  # box IoU above which only the mask with the higher predicted IoU is kept
+    masks_at_once: int = 8  # masks that are upscaled to the image's size together
 
     @property
     def identity(self) -> str:
@@ -102,13 +105,13 @@ class SamEdges:
         return f"{self.name} {settings} {model_identity(self.model)}"
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
-        """A soft edge map of an image, 0-1.
+        """Returns the soft edge map of an image, 0-1.
 
         Args:
-            image: RGB, 0-255; grey and RGBA are taken too.
+            image: RGB, 0-255; grey and RGBA images are converted.
 
         Raises:
-            TypeError, ValueError: not such an image.
+            WrongType, UserError: the array is not such an image.
         """
         image = as_rgb(image)
         H, W = image.shape[:2]
@@ -134,28 +137,28 @@ class SamEdges:
 
 @dataclasses.dataclass(frozen=True)
 class EdgesConfig:
-    """What `eval.py` measures."""
+    """Options of the edge detection evaluation on BSDS500."""
 
-    out: Path = Path("runs/eval_edges")  # folder of the edge maps, the counts and the report
+    out: Path = Path("runs/eval_edges")  # folder for the edge maps, the counts and the report
     data: Path = Path("../shared/data/bsds500")  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
     split: str = "test"
-    model: str = "tiny"  # name or path of a checkpoint
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)
-    maps: Path | None = None  # a folder of edge maps ID.png made elsewhere, scored in place of `methods`
-    max_images: int = 0  # the first ones; 0 means all
-    points_per_side: int = 16  # of the grid
-    box_nms_thresh: float = 0.7  # of two masks whose boxes overlap more, that of higher predicted IoU stays
-    workers: int = 2  # images scored at a time, in threads
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    maps: Path | None = None  # folder of edge maps ID.png from another program, scored instead of `methods`
+    max_images: int = 0  # evaluate only the first images; 0 means all
+    points_per_side: int = 16  # points per side of sam's grid
+    box_nms_thresh: float = 0.7  # box IoU above which only the mask with the higher predicted IoU is kept
+    workers: int = 2  # threads that score images
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Detects edges with every method, scores them, and draws the precision-recall curves.
+        """Detects edges with every method, scores them, and plots the precision-recall curves.
 
-        Maps go to out/METHOD-IDENTITY/maps and counts beside them; neither is computed twice.
+        Edge maps are kept in out/METHOD-HASH/maps and counts in out/METHOD-HASH/counts; neither is computed twice.
 
         Raises:
-            ValueError: an unknown method, a bad map or ground truth.
-            FileNotFoundError: no images, ground truth or maps.
+            UserError: a method is unknown, or an edge map or ground truth cannot be used.
+            MissingFile: images, ground truth or edge maps are not there.
         """
         start_processes(self.parallel)
         ground_truths = find_ground_truth(self.data, self.split)
@@ -165,7 +168,7 @@ class EdgesConfig:
             precision, recall = precision_recall(counts.sum(0))
             if counts.shape[1] == len(THRESHOLDS):
                 scores: dict[str, float | None] = dict(score_counts(counts)._asdict())
-            else:  # people give no soft edges, and so have no more than an F
+            else:  # human boundaries are not soft edges, and so have only an F-measure
                 scores = dict(score_counts(counts, np.zeros(1))._asdict())
                 scores |= dict.fromkeys(("threshold", "ois", "ap", "r50"))
             curve = {"precision": precision.tolist(), "recall": recall.tolist()}
@@ -207,18 +210,19 @@ class EdgesConfig:
 
 
 def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) -> dict[str, Path]:
-    """Edge maps of image files as out/ID.png, grey, 8 bits, as the benchmark takes them; those there are kept.
+    """Writes the edge maps of image files as out/ID.png, 8-bit greyscale as the benchmark expects; keeps existing ones.
 
-    Several processes, which see the same folder, share the images.
+    Several processes that see the same folder divide the images among them.
 
     Args:
-        images: id -> image.
+        images: file of each image id.
 
     Returns:
-        id -> map.
+        The edge map file of each image id.
 
     Raises:
-        FileNotFoundError, ValueError: an image that is missing or bad.
+        FileNotFoundError: an image does not exist.
+        UserError: an image cannot be read.
     """
     out.mkdir(parents=True, exist_ok=True)
     maps = {id_: out / f"{id_}.png" for id_ in images}
@@ -233,7 +237,7 @@ def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) ->
 
 
 def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:
-    """A Markdown table of what was measured, and below it what was published."""
+    """Formats a Markdown table of the measured scores, followed by published ones."""
     columns = ("ods", "ois", "ap", "r50")
     lines = ["| method | ODS | OIS | AP | R50 | |", "|---|---|---|---|---|---|"]
     for label, result in results.items():

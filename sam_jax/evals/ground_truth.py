@@ -1,6 +1,7 @@
-"""Annotation files of COCO and LVIS as an evaluation reads them: images, their objects, what is known of categories.
+"""Ground truth of COCO and LVIS annotation files: images, their annotated objects, and categories.
 
-Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), whose images are labelled for some categories only.
+Reference: Lin et al. 2014 (COCO); Gupta et al. 2019 (LVIS), a federated dataset: each image is annotated for some
+categories only.
 """
 
 from __future__ import annotations
@@ -18,41 +19,41 @@ from sam_jax.data.examples import Example, check_rle, read_json
 from sam_jax.errors import MissingFile, UserError
 
 AnnotatedObject = dict[str, Any]
-"""Of an image: `id`, `category_id`, `segmentation` (run lengths), `bbox` (x, y, w, h), `area`, `iscrowd`."""
+"""One object of an image: `id`, `category_id`, `segmentation` (RLE), `bbox` (x, y, w, h), `area`, `iscrowd`."""
 
-ANY_CATEGORY = -1  # the one category where categories do not matter
+ANY_CATEGORY = -1  # the single category of class-agnostic evaluation
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruthImage:
-    """One image and its annotations as they stand in the file."""
+    """One image and its annotations, unchanged from the file."""
 
     id: int
     path: Path
     size: tuple[int, int]  # (h, w)
     annotations: tuple[dict[str, Any], ...]
-    negative_categories: frozenset[int] = frozenset()  # LVIS: categories that were looked for and are not there
-    not_exhaustive_categories: frozenset[int] = frozenset()  # LVIS: categories of which only some objects are annotated
+    negative_categories: frozenset[int] = frozenset()  # LVIS: categories verified to be absent
+    not_exhaustive_categories: frozenset[int] = frozenset()  # LVIS: categories not annotated exhaustively
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the image in messages."""
         return f"image {self.id} ({self.path.name})"
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The image, RGB.
+        """Reads the image as RGB.
 
         Raises:
-            BadRecord: it is missing, can't be decoded, or has another size than the file of annotations says.
+            BadRecord: it is missing, cannot be decoded, or has another size than the annotation file says.
         """
         return Example(self.path, self.size, (), "").image()
 
     def objects(self) -> list[AnnotatedObject]:
-        """The annotated objects with run lengths.
+        """Returns the annotated objects, with masks as RLE.
 
         Raises:
-            BadRecord: a mask can't be read or has another size than the image.
+            BadRecord: a mask cannot be read or has another size than the image.
         """
         objects = []
         for annotation in self.annotations:
@@ -74,27 +75,27 @@ class GroundTruthImage:
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """Everything that results are compared with."""
+    """The annotations of a dataset, with which results are compared."""
 
     file: Path
-    images: dict[int, GroundTruthImage]  # id -> image, in the order of ids
-    categories: dict[int, str]  # id -> name
-    frequencies: dict[int, str]  # LVIS: id -> f, c or r; empty for COCO
+    images: dict[int, GroundTruthImage]  # by image id, in ascending order
+    categories: dict[int, str]  # name of each category id
+    frequencies: dict[int, str]  # LVIS: f, c or r for each category id; empty for COCO
 
     @property
     def federated(self) -> bool:
-        """Whether images are labelled for some categories only, as LVIS's are."""
+        """Whether each image is annotated for some categories only, as in LVIS."""
         return bool(self.frequencies)
 
     def take(self, count: int) -> GroundTruth:
-        """The first `count` images; 0 means all."""
+        """Returns the ground truth of the first `count` images; 0 means all."""
         return dataclasses.replace(self, images=dict(list(self.images.items())[: count or None]))
 
     def as_class_agnostic(self) -> GroundTruth:
-        """All objects as of the category ANY, for results that tell objects from background alone.
+        """Puts all objects into one category, ANY_CATEGORY, for results of class-agnostic detectors.
 
         Raises:
-            ValueError: LVIS's, whose images are labelled for some categories only: much is not annotated there.
+            UserError: the dataset is federated (LVIS): most objects of its images are not annotated.
         """
         if self.federated:
             raise UserError(f"expected images on which everything is annotated, {self.file} has LVIS's categories")
@@ -108,15 +109,16 @@ class GroundTruth:
 
 
 def read_ground_truth(file: Path, images: Path | None = None, split: str | None = None) -> GroundTruth:
-    """A COCO or LVIS file. LVIS's is known by the `frequency` of its categories.
+    """Reads a COCO or LVIS annotation file. LVIS is recognised by the `frequency` of its categories.
 
     Args:
-        images: folder of the images; None: the file's own, or its subfolder `images`.
+        images: folder of the images; None means the folder of the file, or its subfolder `images` if there is one.
         split: take the images whose `coco_split` is this; None: all.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; ids that occur twice or lead nowhere; no objects. Names them.
+        MissingFile: the file does not exist.
+        UserError: it is not a COCO or LVIS file, ids are duplicate or refer to nothing, or there are no objects; the
+            message names them.
     """
     if not file.is_file():
         raise MissingFile(f"expected a file of annotations at {file.resolve()}, found none")
@@ -158,7 +160,7 @@ def read_ground_truth(file: Path, images: Path | None = None, split: str | None 
 
 
 def shorten(names: Iterable[Any], most: int = 5) -> str:
-    """The first of many names, for a message."""
+    """Formats the first of many names, and how many there are, for a message."""
     names = list(names)
     return ", ".join(map(str, names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 

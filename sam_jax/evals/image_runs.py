@@ -1,4 +1,4 @@
-"""A long evaluation image by image: predict what is missing, then score. A bad image is named and left out."""
+"""Resumable evaluation image by image: predict the missing results, then score. Bad images are named and left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sam_jax.evals.result_files import ResultFolder
 from sam_jax.parallel.gather import all_gather, shard_by_process, sync_processes
 
 Failures = dict[str, str]
-"""Name of an image that can't be used -> why."""
+"""The reason for each image, by name, that cannot be used."""
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
@@ -31,12 +31,12 @@ def predict_missing(
     batch_size: int,
     label: str,
 ) -> Failures:
-    """Predicts the images that have no results yet, `batch_size` at a time; the next ones are read meanwhile.
+    """Predicts the images without results, in batches, while the next images are read.
 
-    Several processes, which see the same folder, share the images; each returns when all are done.
+    Several processes that see the same folder divide the images among them; each returns when all are done.
 
     Returns:
-        The images that can't be read, the same in every process.
+        The images that cannot be read; the same in every process.
     """
     failures: Failures = {}
     todo = folder.missing(shard_by_process(gt_images))
@@ -70,10 +70,10 @@ def _read_ahead(
 def score_images(
     score: Callable[[Task], Outcome], tasks: dict[str, Task], failures: Failures, *, workers: int, label: str
 ) -> list[Outcome]:
-    """`score` of each image, in order; with more than one worker in as many processes, so all must be picklable.
+    """Scores each image, in order. With more than one worker it uses processes, so everything must be picklable.
 
     Args:
-        tasks: image's name -> what `score` takes.
+        tasks: the argument of `score` for each image name.
         failures: images for which `score` raises a ValueError are added; their outcome is left out.
 
     Raises:
@@ -93,7 +93,7 @@ def score_images(
 
 
 def describe_failures(failures: dict[str, Failures]) -> str:
-    """Lines for a report: which images each method's figures are without."""
+    """Formats, for a report, the images that are left out of each method's figures."""
     return list_section(
         LEFT_OUT,
         [f"{method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()],

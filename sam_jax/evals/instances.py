@@ -1,8 +1,8 @@
-"""Zero-shot instance segmentation: a detector's boxes, or the annotated ones, become masks; COCO's and LVIS's AP.
+"""Zero-shot instance segmentation: masks for the boxes of a detector or of the annotations, scored by COCO or LVIS AP.
 
-Reference: paper, sections 7.4 and D.4. Decisions where it is silent: the first pass gives three masks and the second
-one; a result keeps its detector's score. For annotated boxes, which have none, the model's predicted IoU is the score;
-crowds have no box.
+Reference: paper, sections 7.4 and D.4. Where the paper does not say: the first pass predicts three masks and the second
+pass one; a mask keeps the score of its detection. Annotated boxes have no score, so the predicted IoU is used; crowds
+are not prompted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sam_jax.prompting.prompts import Prompt
 COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
 LVIS_MAX_DETECTIONS = (300,)  # results per image
 METHODS = ("sam", "sam one pass", "box")
-OWN_MASKS = "detector"  # the row of a detector's own masks
+OWN_MASKS = "detector"  # name of the row with the masks of the detector itself
 PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
     "ViTDet-H, COCO": (51.0, 32.0, 54.3, 68.9),
     "SAM ViT-H with its boxes, COCO": (46.5, 30.8, 51.0, 61.7),
@@ -46,34 +46,34 @@ PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
 
 @dataclasses.dataclass(frozen=True)
 class InstancesConfig:
-    """What `eval.py` measures."""
+    """Options of the instance segmentation evaluation."""
 
-    out: Path = Path("runs/eval_instances")  # folder of the masks and the report
+    out: Path = Path("runs/eval_instances")  # folder for the masks and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
     images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
     split: str | None = None  # take the images whose `coco_split` is this
-    boxes: Path | None = None  # a detector's boxes in COCO's result format; without it the annotated boxes
-    detector: Path | None = None  # a ViTDet detector that finds the boxes; the masks that it makes itself are a row too
-    class_agnostic: bool = False  # all objects are of one category, for detectors of anything
-    results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
-    model: str = "tiny"  # name or path of a checkpoint
-    methods: tuple[str, ...] = METHODS
-    max_boxes: int | None = None  # best ones of an image; without it 100, and 300 for LVIS
-    max_images: int = 0  # the first ones; 0 means all
-    images_per_batch: int = 4  # that pass the model together
-    workers: int = 1  # processes that score; more pay off from a thousand images on
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    boxes: Path | None = None  # detected boxes in COCO's result format; None: the annotated boxes
+    detector: Path | None = None  # ViTDet checkpoint that detects the boxes; its own masks are scored too
+    class_agnostic: bool = False  # treat all objects as one category
+    results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    methods: tuple[str, ...] = METHODS  # segmentation methods; box: the box itself as the mask
+    max_boxes: int | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS
+    max_images: int = 0  # evaluate only the first images; 0 means all
+    images_per_batch: int = 4  # images that are encoded together
+    workers: int = 1  # processes that score images; more help from about 1000 images on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
         """Segments every box with every method and scores the masks.
 
-        Masks go to out/METHOD-HASH/PICTURE.json, are not made twice, and end as out/METHOD-HASH.results.json in COCO's
-        result format. An image that can't be read, or whose masks have another size, is named in the report and left
-        out.
+        Masks are kept in out/METHOD-HASH/IMAGE_ID.json, so that none is computed twice, and merged into
+        out/METHOD-HASH.results.json in COCO's result format. An image that cannot be read, or whose masks have another
+        size, is left out and named in the report.
 
         Raises:
-            ValueError: an unknown method; annotations, boxes or results that can't be used, or are of another data set.
-            FileNotFoundError: no annotations, boxes or results.
+            UserError: a method is unknown, or annotations, boxes or results cannot be used or are of another dataset.
+            MissingFile: the annotations, boxes or results do not exist.
         """
         start_processes(self.parallel)
         unknown = sorted(set(self.methods) - set(METHODS))
@@ -84,7 +84,7 @@ class InstancesConfig:
         ground_truth = read_ground_truth(self.annotations, self.images, self.split)
         if self.class_agnostic:
             ground_truth = ground_truth.as_class_agnostic()
-        given: dict[str, dict[int, list[Result]]] = {}  # rows whose masks are there already
+        given: dict[str, dict[int, list[Result]]] = {}  # masks that exist already, by row
         if self.results is not None:
             given[self.results.stem] = read_results(self.results, ground_truth, "segmentation")
         all_images, ground_truth = ground_truth, ground_truth.take(self.max_images)
@@ -100,7 +100,7 @@ class InstancesConfig:
         results: dict[str, Any] = {}
         for method in (*methods, *given):
             failures[method] = {}
-            if method in given:  # of an image that the other rows can't have, this one is left out too
+            if method in given:  # all rows are scored on the same images
                 failures[method] |= {name: why for others in failures.values() for name, why in others.items()}
                 good = [gt_image for gt_image in ground_truth.images.values() if gt_image.name not in failures[method]]
                 tasks = {p.name: _InstancesTask(p, given[method][p.id], ground_truth.federated) for p in good}
@@ -127,7 +127,7 @@ class InstancesConfig:
         return EvalReport(title, instances_table(results) + describe_failures(failures), results)
 
     def _boxes(self, ground_truth: GroundTruth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
-        """Boxes of each image that the model can be asked with, best first."""
+        """Returns the boxes of each image that can be prompts, best first."""
         most = self.max_boxes or (LVIS_MAX_DETECTIONS if ground_truth.federated else COCO_MAX_DETECTIONS)[-1]
         boxes, outside = {}, 0
         for gt_image in ground_truth.images.values():
@@ -142,7 +142,7 @@ class InstancesConfig:
                     {"category_id": d["category_id"], "prompt_bbox": d["bbox"], "score": d["score"]}
                     for d in detected[gt_image.id][:most]
                 ]
-            usable = [row for row in rows if _can_be_asked(row["prompt_bbox"], gt_image.size)]
+            usable = [row for row in rows if _is_valid_prompt(row["prompt_bbox"], gt_image.size)]
             outside += len(rows) - len(usable)
             boxes[gt_image.id] = usable
         if outside:
@@ -184,13 +184,14 @@ class InstancesConfig:
 
 
 def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Path:
-    """The objects that a detector finds on the images, as a COCO result file in `out`; it is not made twice.
+    """Detects objects in the images and writes a COCO result file to `out`, unless it is there already.
 
     Args:
-        detector: ours (.safetensors), or detectron2's ViTDet (.pkl, .pth).
+        detector: a checkpoint of sam_jax (.safetensors), or of detectron2's ViTDet (.pkl, .pth).
 
     Raises:
-        FileNotFoundError, ValueError: no detector; one that knows other categories.
+        FileNotFoundError: the detector does not exist.
+        UserError: the detector has other categories than the ground truth.
     """
     params, config = load_detector(detector)
     if ANY_CATEGORY not in ground_truth.categories and not set(config.category_ids) <= set(ground_truth.categories):
@@ -204,7 +205,7 @@ def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Pa
     with sync_processes():
         if jax.process_index() == 0 and not file.exists():
             targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in ground_truth.images.values()]
-            detect_images(params, config, targets, file)  # what can't be read is named where masks are made
+            detect_images(params, config, targets, file)  # unreadable images are reported by predict_missing
     return file
 
 
@@ -215,7 +216,7 @@ class _InstancesTask(NamedTuple):
 
 
 def _score(task: _InstancesTask) -> tuple[Matches, np.ndarray]:
-    """Matches of an image, and the IoU of each mask with the object whose box it was asked with."""
+    """Returns the matches of an image, and the IoU of each mask with the object whose box was its prompt."""
     results = task.results if isinstance(task.results, list) else read_image_results(task.results)
     check_mask_sizes(results, task.image)
     ground_truths = {o["id"]: o["segmentation"] for o in task.image.objects()}
@@ -231,14 +232,14 @@ def _score(task: _InstancesTask) -> tuple[Matches, np.ndarray]:
 def match_image(
     gt_image: GroundTruthImage, results: list[Result], max_detections: tuple[int, ...], *, federated: bool
 ) -> Matches:
-    """The results of an image matched with its objects, for `average_precision`.
+    """Matches the results of an image with its objects, for `average_precision`.
 
     Args:
-        results: of any order.
-        numbers: best results that count, as in `average_precision`.
-        federated: by LVIS's rules: the best results of the image, whatever their category, and of them those of
-            categories that were looked for; unmatched ones of a category that is not exhaustively annotated do not
-            count.
+        results: in any order.
+        max_detections: numbers of best results, as in `average_precision`.
+        federated: use LVIS's rules: the limit is on all results of the image, whatever their category; results of
+            categories that were not verified for this image are dropped; unmatched results of a category that is not
+            annotated exhaustively are ignored.
     """
     objects = gt_image.objects()
     if federated:
@@ -253,7 +254,7 @@ def _corners(bbox: list[float]) -> tuple[float, float, float, float]:
     return x, y, x + w, y + h
 
 
-def _can_be_asked(bbox: list[float], size: tuple[int, int]) -> bool:
+def _is_valid_prompt(bbox: list[float], size: tuple[int, int]) -> bool:
     try:
         Prompt(box=np.array(_corners(bbox))).check(size)
     except ValueError:
@@ -262,7 +263,7 @@ def _can_be_asked(bbox: list[float], size: tuple[int, int]) -> bool:
 
 
 def instances_table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table: AP and its parts, and the mIoU of masks for annotated boxes; below it what was published."""
+    """Formats a Markdown table with AP, its variants, and the mIoU for annotated boxes, followed by published AP."""
     columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "mIoU")
     lines = [f"| method | {' | '.join(columns)} | |", "|---" * (len(columns) + 2) + "|"]
 

@@ -1,12 +1,106 @@
-"""Files that are whole or not there."""
+"""All files that the package itself reads and writes are opened here; what is written is whole or not there.
+
+What is asked about a path (is_file, glob, ...) is asked of the path. Libraries that take a path (Pillow, OpenCV,
+safetensors, Orbax, TFDS, ArrayRecord, SQLite) open it themselves. Files at URLs are reached by
+`sam_jax.engine.automatic.folder`, a second door beside this one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any, TextIO
+
+from sam_jax.errors import BadRecord
+
+# Reading
+
+
+def read_bytes(path: Path, start: int = 0, length: int = -1) -> bytes:
+    """Returns the content of a file, or `length` bytes of it from `start` on; fewer at its end.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with open_to_read(path) as file:
+        if start:
+            file.seek(start)
+        return file.read(length)
+
+
+def read_text(path: Path) -> str:
+    """Returns the content of a text file in UTF-8, its ends of lines as \\n.
+
+    Raises:
+        OSError, UnicodeDecodeError: it can't be read.
+    """
+    return path.read_text("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+        OSError: it can't be read.
+        BadRecord: it is no JSON.
+    """
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(data: bytes | str, where: object) -> Any:
+    """Returns the content of JSON that came from `where`.
+
+    Raises:
+        BadRecord: it is no JSON.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("JSON cannot be read", where, error) from error
+
+
+def open_to_read(path: Path) -> BufferedReader:
+    """Opens a file to read its bytes."""
+    return path.open("rb")
+
+
+def digest_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    with open_to_read(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Writing
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, with those above it, if it is not there."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file's whole content, text as UTF-8; for what lies at a temporary name, see `replacing`."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def open_to_write(path: Path, newline: str | None = None) -> TextIO:
+    """Opens a text file in UTF-8 to write it from the start; for what lies at a temporary name, see `replacing`."""
+    return path.open("w", encoding="utf-8", newline=newline)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, which is on disk when this returns. A process that dies leaves at most a part."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -25,13 +119,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """A file's whole content; text as UTF-8."""
+    """Writes a file's whole content, text as UTF-8, in place of what is there."""
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        write(temporary, content)
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all in it; nothing if it is not there."""
+    """Removes a file, or a folder with all in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 Params = dict[str, Any]
 """A nested dict of arrays. Names follow the official checkpoint; digits join with `_` (`blocks_0`)."""
 
+Record = dict[str, Any]
+"""A mask as everything mode gives it; see `SamAutomaticMaskGenerator.generate`."""
+
 AnyArray = Any  # numpy where the host makes it, jax inside a function
 
 # Labels of a point slot. The official code knows all but PAD.

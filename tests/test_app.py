@@ -2,6 +2,7 @@
 
 import threading
 from io import BytesIO
+from zipfile import ZipFile
 
 import httpx2 as httpx
 import numpy as np
@@ -18,6 +19,7 @@ from sam_jax.commands import main as cli
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
+from sam_jax.everything.formats import FORMATS
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.web.guard import Access
 
@@ -160,6 +162,32 @@ def test_exports_are_read_by_the_projects_own_readers(client, tmp_path, store):
     coco = COCO(str(tmp_path / "all.json"))
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["cup", "object"]
     assert coco.annToMask(coco.loadAnns([3])[0]).sum() == 500
+    assert coco.loadAnns([3])[0]["bbox"] == [2, 5, 20, 25]
+    assert [a["bbox"] for a in answer.json()["annotations"]] == [[number, 5, 19, 24] for number in range(3)]
+
+
+def test_every_format_is_offered_for_an_image_and_for_all(client):
+    number = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    client.put(f"/api/pictures/{number}/masks/m", params=ADA, json=mask_message(name="cup"))
+    assert set(client.get("/api/state", params=ADA).json()["formats"]) == set(FORMATS)
+    expected = {
+        "coco": "instances.json",
+        "sa1b": "0.json",
+        "overlay": "0.png",
+        "png": ["0.masks/0.png", "0.masks/metadata.csv"],
+        "yolo": ["data.yaml", "labels/0.txt"],
+    }
+    assert set(expected) == set(FORMATS)
+    for format, files in expected.items():
+        for path in (f"/api/pictures/{number}/export/{format}", f"/api/export/{format}"):
+            answer = client.get(path)
+            assert answer.status_code == 200, path
+            if isinstance(files, list):
+                assert sorted(n for n in ZipFile(BytesIO(answer.content)).namelist() if n[-1] != "/") == files
+            else:
+                assert f".{files.rpartition('.')[2]}" in answer.headers["Content-Disposition"]
+    assert client.get("/api/export/nonsense").status_code == 422
+    assert client.get("/api/pictures/2/export/sa1b").json()["annotations"] == []
 
 
 def test_a_image_that_cannot_be_read_is_an_error_of_that_image_alone(client, store):

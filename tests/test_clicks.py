@@ -64,7 +64,7 @@ def test_a_random_click_is_uniform_over_the_object_and_a_function_of_its_generat
 def test_iou_by_hand_and_without_the_ignored_pixels():
     assert mask_iou(rectangle(0, 0, 4, 4), rectangle(2, 0, 6, 4)) == 8 / 24
     assert mask_iou(rectangle(0, 0, 4, 4), rectangle(2, 0, 6, 4), ignore=rectangle(0, 0, 2, 20)) == 8 / 16
-    assert mask_iou(rectangle(0, 0, 0, 0), rectangle(0, 0, 0, 0)) == 1
+    assert mask_iou(rectangle(0, 0, 0, 0), rectangle(0, 0, 0, 0)) == 0
 
 
 def test_the_first_click_avoids_ignored_pixels_and_needs_a_pixel():

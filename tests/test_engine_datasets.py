@@ -7,17 +7,20 @@ import os
 import subprocess
 import tarfile
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
+from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.sources import open_source
 from sam_jax.engine.datasets import freeze, list_versions, version_folder
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
+from sam_jax.everything.formats import FORMATS
 from sam_jax.ops.rle import decode_rle, encode_rle
 
 HEIGHT, WIDTH = 24, 32
@@ -72,7 +75,7 @@ def test_a_version_is_read_as_sa1b_with_the_masks_that_were_saved(store):
     assert decode_rle(example.masks[0]).shape == example.image().shape[:2]
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     (annotation, _) = json.loads(example.path.with_suffix(".json").read_text())["annotations"]
-    assert (annotation["bbox"], annotation["point_coords"], annotation["area"]) == ([3, 2, 17, 10], [[5, 6]], 170)
+    assert (annotation["bbox"], annotation["point_coords"], annotation["area"]) == ([3, 2, 16, 9], [[5, 6]], 170)
 
 
 def test_held_out_images_are_in_no_training_version_under_any_name(store, tmp_path):
@@ -146,6 +149,42 @@ def sa1b_json(number, masks=1):
     annotation = {"id": 1, "segmentation": encode_rle(mask), "predicted_iou": 0.9, "stability_score": 0.95}
     image = {"image_id": number, "file_name": f"sa_{number}.jpg", "height": HEIGHT, "width": WIDTH}
     return json.dumps({"image": image, "annotations": [annotation] * masks})
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_project_is_exported_in_every_format_with_the_masks_of_automatic_runs(store, tmp_path, capsys, format):
+    annotate(store, 3)
+    automatic, out = tmp_path / "automatic", tmp_path / "out"
+    write_images(automatic, 1)
+    (automatic / "0.json").write_text(sa1b_json(5))
+    command = ["engine", "export", str(store.folder), "--format", format]
+    assert cli.main([*command, "--automatic", str(automatic), "--out", str(out)]) == 0
+    assert "7 masks of 4 images" in capsys.readouterr().out
+    form = FORMATS[format]
+    names = [*(stored.name for stored in store.images("done")), "automatic/sa_5.jpg"]
+    if format == "coco":
+        coco = COCO(out / "instances.json")
+        assert [image["file_name"] for image in coco.dataset["images"]] == [*names[:3], "sa_5.jpg"]
+        assert len(coco.anns) == 7
+        assert [path.name for path in out.iterdir()] == ["instances.json"]
+    else:
+        assert all(form.target(out, PurePosixPath(name)).exists() for name in names)
+    assert cli.main([*command, "--out", str(out)]) == 2
+    assert "expected a new folder" in capsys.readouterr().err
+
+
+def test_images_of_one_name_have_results_of_their_own_and_a_project_without_masks_has_none(store, tmp_path, capsys):
+    command = ["engine", "export", str(store.folder), "--format", "sa1b", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "found none; annotate some first" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    store.add_images(tmp_path / "more", write_images(tmp_path / "more", 1))
+    annotate(store, 11, masks=1)
+    assert cli.main(command) == 0
+    contents = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("0*.json")]
+    assert sorted(content["image"]["image_id"] for content in contents) == [1, 11]
+    assert {content["image"]["file_name"] for content in contents} == {"0.jpg"}
+    assert contents[0]["annotations"][0]["bbox"] == [3, 2, 16, 9]
 
 
 @pytest.mark.parametrize("kind", ["tar", "folder"])

@@ -193,15 +193,15 @@ def test_results_of_other_settings_are_not_mixed(photos, tmp_path, capsys):
 
 
 def test_a_disk_that_fills_is_named_and_what_was_finished_stays(photos, tmp_path, capsys, monkeypatch):
-    out, write = tmp_path / "out", Path.write_text
+    out, write = tmp_path / "out", Path.write_bytes
 
-    def full(path: Path, text: str) -> int:
+    def full(path: Path, content: bytes) -> int:
         if path.name.startswith(".sa_7.json."):
-            write(path, text[:100])
+            write(path, content[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, text)
+        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert run(photos, "--out", out) == 2
     message = capsys.readouterr().err
     assert "sa_7.json: No space left on device" in message

@@ -17,7 +17,7 @@ from sam_jax.data.images import read_image
 from sam_jax.ops import transforms
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.rle import decode_rle, encode_rle, rle_area, rle_box
+from sam_jax.ops.rle import coco_bbox, decode_rle, encode_rle, rle_area, sa1b_bbox
 from sam_jax.ops.transforms import as_rgb, fit_image, input_size
 from sam_jax.prompting.prompts import PROMPT_BUCKETS, bucket, pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD
@@ -252,9 +252,10 @@ def test_run_lengths_restore_the_mask_its_area_and_its_box(data, size):
     assert rle_area(rle) == mask.sum()
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if mask.any():
-        assert rle_box(rle) == [cols[0], rows[0], cols[-1] - cols[0] + 1, rows[-1] - rows[0] + 1]
+        assert coco_bbox(rle) == [cols[0], rows[0], cols[-1] - cols[0] + 1, rows[-1] - rows[0] + 1]
+        assert sa1b_bbox(rle) == [cols[0], rows[0], cols[-1] - cols[0], rows[-1] - rows[0]]
     else:
-        assert rle_box(rle) == [0, 0, 0, 0]
+        assert coco_bbox(rle) == sa1b_bbox(rle) == [0, 0, 0, 0]
 
 
 # Drawing

@@ -10,7 +10,8 @@
     PUT    /api/pictures/P/masks/M              keeps a mask under an id of the client's choice; again: replaces it
     DELETE /api/masks/M, POST .../restore       takes it away, and back; GET .../history what happened to it
     POST   /api/pictures/P/finish               done or skipped
-    GET    /api/export.json                     everything saved, as one COCO file
+    GET    /api/pictures/P/export/FORMAT        an image's masks in a format of `sam-jax everything`
+    GET    /api/export/FORMAT                   everything saved; /api/export.json is the COCO file
 
 Whoever annotates says so with ?annotator=NAME. What is answered with 200 to a PUT, POST or DELETE is on disk.
 """
@@ -26,10 +27,10 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from sam_jax.app.exports import file_stem, to_coco, to_sa1b
+from sam_jax.app.exports import download, file_stem
 from sam_jax.app.images import read_stored, to_jpeg
 from sam_jax.app.label_studio import label_studio_routes
 from sam_jax.app.label_studio_files import LabelStudio
@@ -45,6 +46,7 @@ from sam_jax.app.messages import (
 from sam_jax.app.session import ModelSession
 from sam_jax.engine.records import MaskRecord, StoredImage
 from sam_jax.engine.store import Store
+from sam_jax.everything.formats import FORMATS
 from sam_jax.model import Sam
 from sam_jax.prompting.prompts import Prompt
 from sam_jax.web.guard import Access, Guard
@@ -56,6 +58,7 @@ AHEAD = 2  # images of every annotator's queue that are embedded ahead
 
 Annotator = Annotated[str, Query(pattern=PERSON, description="who annotates")]
 ImageId = Annotated[int, Path(ge=1, le=2**53)]
+Format = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)}, pattern=f"^({'|'.join(FORMATS)})$")]
 MaskId = Annotated[str, Path(pattern=MASK_ID)]
 
 
@@ -134,7 +137,9 @@ def create_app(
 
     @app.get("/api/state")
     def state(annotator: Annotator) -> dict[str, Any]:
-        return {"stage": store.stage, "model": model_version, "progress": _progress(store, annotator)}
+        formats = {name: form.description for name, form in FORMATS.items()}
+        progress = _progress(store, annotator)
+        return {"stage": store.stage, "model": model_version, "formats": formats, "progress": progress}
 
     async def opened(open_one: Callable[[str], StoredImage | None], annotator: str) -> dict[str, Any]:
         stored, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
@@ -230,14 +235,25 @@ def create_app(
         store.finish(picture_id, annotator, request.outcome, request.seconds)
         return {"outcome": request.outcome}
 
-    @app.get("/api/pictures/{picture_id}/sa1b.json")
-    def export_image(picture_id: ImageId) -> JSONResponse:
-        stored = image_or_404(picture_id)
-        return _download(to_sa1b(stored, store.masks(picture_id)), f"{file_stem(stored)}.json")
+    def read_for_export(stored: StoredImage) -> np.ndarray:
+        return read_stored(stored, max_pixels)
 
-    @app.get("/api/export.json")
-    def export_all() -> JSONResponse:
-        return _download(to_coco(store), "instances.json")
+    @app.get("/api/pictures/{picture_id}/export/{format}", response_class=FileResponse)
+    def export_image(picture_id: ImageId, format: Format) -> FileResponse:
+        stored = image_or_404(picture_id)
+        return download(store, [stored], format, file_stem(stored), read_for_export)
+
+    @app.get("/api/export/{format}", response_class=FileResponse)
+    def export_all(format: Format) -> FileResponse:
+        return download(store, None, format, "instances" if format == "coco" else f"masks_{format}", read_for_export)
+
+    @app.get("/api/pictures/{picture_id}/sa1b.json", response_class=FileResponse)
+    def export_image_as_sa1b(picture_id: ImageId) -> FileResponse:
+        return export_image(picture_id, "sa1b")
+
+    @app.get("/api/export.json", response_class=FileResponse)
+    def export_all_as_coco() -> FileResponse:
+        return export_all("coco")
 
     routes = label_studio_routes(store, session, model_version, max_pixels=max_pixels, source=label_studio)
     app.include_router(routes, prefix="/label-studio")
@@ -252,7 +268,3 @@ def _progress(store: Store, annotator: str) -> dict[str, int]:
         (annotator,),
     )
     return dict(row)
-
-
-def _download(content: dict[str, Any], name: str) -> JSONResponse:
-    return JSONResponse(content, headers={"Content-Disposition": f'attachment; filename="{name}"'})

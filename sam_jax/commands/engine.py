@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sam_jax.commands.output_format import OutputFormatName
 from sam_jax.engine.automatic import Run, run
 from sam_jax.engine.records import Stage
 
@@ -140,6 +141,22 @@ class Remaining:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportMasks:
+    """Writes all saved masks of a project in one of the formats of sam-jax everything.
+
+    Example: sam-jax engine export project --format yolo --out labels
+    """
+
+    project: Project
+    """Folder of the project."""
+    out: Path
+    """Folder for the masks; a new one."""
+    format: OutputFormatName = "coco"
+    automatic: tuple[Path, ...] = ()
+    """Outputs of sam-jax engine run (or anything in SA-1B's layout) whose masks are written as well."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Writes PROJECT/report/report.md: status, and plots of masks per image, sizes, concavity, centres and time."""
 
@@ -155,6 +172,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Promote, tyro.conf.subcommand("promote")]
     | Annotated[Prefill, tyro.conf.subcommand("prefill")]
+    | Annotated[ExportMasks, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Remaining, tyro.conf.subcommand("remaining")]
     | Annotated[Run, tyro.conf.subcommand("run")]
@@ -185,6 +203,8 @@ def engine(options: Engine) -> int:
             return _promote(command)
         case Prefill() as command:
             return _prefill(command)
+        case ExportMasks() as command:
+            return _export(command)
         case Report() as command:
             return _report(command)
         case Remaining() as command:
@@ -272,6 +292,16 @@ def _prefill(options: Prefill) -> int:
     for name, reason in report.failures.items():
         print(f"sam-jax: not read: {name}: {reason}", file=sys.stderr)
     return 1 if report.failures else 0
+
+
+def _export(options: ExportMasks) -> int:
+    from sam_jax.engine.export import export_project
+    from sam_jax.engine.store import Store
+
+    store = Store(options.project, create=False)
+    report = export_project(store, options.out, options.format, options.automatic)
+    print(f"{report.masks} masks of {report.images} images, in {options.out}")
+    return 0
 
 
 def _report(options: Report) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from sam_jax.commands.annotate import Annotate, annotate
 from sam_jax.commands.engine import Engine, engine
+from sam_jax.commands.output_format import OutputFormatName
 from sam_jax.commands.rate import Rate, rate
 from sam_jax.data.images import read_image
 from sam_jax.data.prepare import Prepare, prepare
@@ -23,7 +24,7 @@ from sam_jax.errors import UserError
 from sam_jax.everything.options import DEFAULT, GeneratorOptions
 from sam_jax.files import replacing
 from sam_jax.ops.draw import draw_masks
-from sam_jax.ops.rle import decode_rle, encode_rle, rle_box
+from sam_jax.ops.rle import coco_bbox, decode_rle, encode_rle
 from sam_jax.prompting.prompts import Prompt
 
 
@@ -69,9 +70,7 @@ class Everything:
     """Images, and folders that are searched with all below them."""
     out: Path = Path("everything")
     """Folder for the results, one per image, with the names and subfolders of the images."""
-    format: Literal["coco", "sa1b", "png", "overlay"] = "sa1b"
-    """coco: one instances.json for all; sa1b: a JSON per image; png: a folder of masks and metadata.csv per image;
-    overlay: the image with its masks in colours."""
+    format: OutputFormatName = "sa1b"
     generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = DEFAULT
 
 
@@ -353,7 +352,7 @@ def _records(masks: Sequence[np.ndarray], scores: Sequence[float]) -> list[dict]
     records = []
     for mask, score in zip(masks, scores, strict=True):
         rle = encode_rle(mask)
-        record = {"segmentation": rle, "bbox": rle_box(rle), "area": int(mask.sum())}
+        record = {"segmentation": rle, "bbox": coco_bbox(rle), "area": int(mask.sum())}
         records.append(record | {"predicted_iou": round(float(score), 4)})
     return records
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sam_jax.data.bad_records import BadRecords, Report
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import BadRecord
-from sam_jax.ops.rle import counts_from_rle, rle_box
+from sam_jax.ops.rle import coco_bbox, counts_from_rle
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -52,7 +52,7 @@ def to_record(example: Example) -> dict[str, Any]:
         "dataset": example.dataset,
         "size": np.array(example.size, np.int32),
         "masks": [
-            {"counts": rle["counts"], "area": area, "box": np.array(rle_box(rle), np.float32)}
+            {"counts": rle["counts"], "area": area, "box": np.array(coco_bbox(rle), np.float32)}
             for rle, area in zip(example.masks, areas, strict=True)
         ],
     }

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.files import write_atomically
-from sam_jax.ops.rle import encode_rle, rle_box
+from sam_jax.ops.rle import coco_bbox, encode_rle
 
 COLOURS = {
     "red": (205, 40, 40),
@@ -121,7 +121,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> Path:
                     "image_id": i,
                     "category_id": SHAPES.index(shape.form),
                     "segmentation": rle,
-                    "bbox": rle_box(rle),
+                    "bbox": coco_bbox(rle),
                     "area": int(shape.mask.sum()),
                     "iscrowd": 0,
                     "caption": shape.caption,

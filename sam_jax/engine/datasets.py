@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import Example, read_json
 from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
-from sam_jax.engine.records import MaskRecord, Split, Stage, StoredImage
+from sam_jax.engine.records import KEPT, MaskRecord, Split, Stage, StoredImage, to_record
 from sam_jax.engine.statements import now
 from sam_jax.engine.store import Store
 from sam_jax.errors import BadRecord, MissingFile, UserError
-from sam_jax.ops.rle import rle_area, rle_box
+from sam_jax.everything.formats.sa1b import sa1b_annotation
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
-USED = ("accepted", "edited")  # states of masks that go into a version
 PER_FOLDER = 1000  # images
 AUTOMATIC = "automatic"  # folder of the images that no person saw
 
@@ -195,7 +194,7 @@ def _write_images(store: Store, split: Split, version: _Writer) -> None:
         version.seen = {hashlib.sha256(_read(stored)).hexdigest() for stored in held_out}
     done = [stored for stored in store.images("done") if stored.split == split]
     for stored in tqdm(done, "freezing", unit="image", delay=1):
-        masks = [mask for mask in store.masks(stored.id) if mask.state in USED]
+        masks = [mask for mask in store.masks(stored.id) if mask.state in KEPT]
         name = f"{stored.id // PER_FOLDER:04d}/sa_{stored.id}{stored.path.suffix.lower()}"
         image = {"image_id": stored.id, "width": stored.width, "height": stored.height, "source": stored.name}
         if masks:
@@ -209,25 +208,9 @@ def _read(stored: StoredImage) -> bytes:
 
 
 def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
-    """A mask as an annotation of SA-1B, with how it came to be."""
-    height, width = mask.segmentation["size"]
-    clicks = [[prompt["x"], prompt["y"]] for prompt in mask.prompts if prompt["type"] == "point" and prompt["label"]]
-    return {
-        "id": number,
-        "segmentation": mask.segmentation,
-        "bbox": rle_box(mask.segmentation),
-        "area": rle_area(mask.segmentation),
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
-        "point_coords": clicks[:1],
-        "crop_box": [0.0, 0.0, float(width), float(height)],
-        "mask_id": mask.id,
-        "name": mask.name,
-        "rank": mask.rank,
-        "origin": mask.origin,
-        "state": mask.state,
-        "model": mask.model,
-    }
+    """Returns a mask as an annotation of SA-1B, with how it came to be."""
+    origin = {field: getattr(mask, field) for field in ("rank", "origin", "state", "model")}
+    return sa1b_annotation(number, to_record(mask)) | {"mask_id": mask.id} | origin
 
 
 def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

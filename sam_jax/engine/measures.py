@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from sam_jax.engine.datasets import AUTOMATIC, USED, list_versions, version_folder
-from sam_jax.engine.records import STAGES, Stage
+from sam_jax.engine.datasets import AUTOMATIC, list_versions, version_folder
+from sam_jax.engine.records import KEPT, STAGES, Stage
 from sam_jax.engine.statements import from_json
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import Rle, decode_rle
@@ -87,7 +87,7 @@ def _measure_people(store: Store, stage: Stage) -> StageMeasures:
         (stage,),
     )
     masks = [(row["picture_id"], from_json(row["record"])) for row in rows]
-    used = [(image, mask) for image, mask in masks if mask.state in USED]
+    used = [(image, mask) for image, mask in masks if mask.state in KEPT]
     states = [f"{mask.origin}, {mask.state}" for _, mask in masks]
     return StageMeasures(
         list(_count(image for image, _ in used).values()),

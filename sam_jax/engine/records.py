@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from sam_jax.errors import UserError
-from sam_jax.ops.rle import Rle, counts_from_rle
+from sam_jax.ops.rle import Rle, counts_from_rle, rle_area, sa1b_bbox
+from sam_jax.types import Record
 
 Stage = Literal["assisted-manual", "semi-automatic", "automatic"]
 Split = Literal["train", "held_out"]
@@ -19,6 +20,7 @@ State = Literal["proposed", "accepted", "edited", "rejected"]
 Outcome = Literal["done", "skipped"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+KEPT: tuple[State, ...] = ("accepted", "edited")  # states of masks that are exported and trained on
 MAX_TEXT = 200  # characters of a name
 MAX_PROMPTS = 1_000_000  # characters of a mask's prompts as JSON
 
@@ -91,6 +93,31 @@ class MaskRecord:
         if not counts_from_rle(self.segmentation)[1::2].sum():
             raise UserError("expected a mask of at least one pixel, got an empty one")
         _check_prompts(self.prompts)
+
+
+def bare_record(segmentation: Rle) -> Record:
+    """Returns a mask of which nothing else is known, as everything mode gives its own."""
+    height, width = segmentation["size"]
+    return {
+        "segmentation": segmentation,
+        "area": rle_area(segmentation),
+        "bbox": sa1b_bbox(segmentation),
+        "predicted_iou": None,
+        "point_coords": [],
+        "stability_score": None,
+        "crop_box": [0.0, 0.0, float(width), float(height)],
+    }
+
+
+def to_record(mask: MaskRecord) -> Record:
+    """Returns a mask as everything mode gives its own, with the object's name; its point is the first click on it."""
+    clicks = [[prompt["x"], prompt["y"]] for prompt in mask.prompts if prompt["type"] == "point" and prompt["label"]]
+    return bare_record(mask.segmentation) | {
+        "predicted_iou": mask.predicted_iou,
+        "point_coords": clicks[:1],
+        "stability_score": mask.stability_score,
+        "name": mask.name,
+    }
 
 
 def check_annotator(annotator: str) -> None:

@@ -11,7 +11,7 @@ def mask_iou(
     ground_truth: Bool[np.ndarray, "H W"],
     ignore: Bool[np.ndarray, "H W"] | None = None,
 ) -> float:
-    """Intersection over union outside `ignore`; two empty masks give 1.
+    """Intersection over union outside `ignore`; two empty masks give 0, as in pycocotools.
 
     Raises:
         ValueError: masks of different sizes.
@@ -21,4 +21,4 @@ def mask_iou(
     if ignore is not None:
         predicted, ground_truth = predicted & ~ignore, ground_truth & ~ignore
     union = np.count_nonzero(predicted | ground_truth)
-    return np.count_nonzero(predicted & ground_truth) / union if union else 1.0
+    return np.count_nonzero(predicted & ground_truth) / union if union else 0.0

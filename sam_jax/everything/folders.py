@@ -7,6 +7,7 @@ a temporary name and renamed: what is there is whole, and a run that was stopped
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from tqdm import tqdm
 
 from sam_jax.data.images import READER_THREADS, ImageFile, read_batches, read_image
 from sam_jax.errors import UserError
-from sam_jax.everything.formats import FORMATS, merge_coco
+from sam_jax.everything.formats import FORMATS, AnnotatedImage
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, read_text, write_atomically
 
 WRITER_THREADS = 2
 
@@ -57,7 +58,7 @@ def segment_images(
     """
     form = FORMATS[format]
     _claim(out, dict(settings) | {"format": format})
-    todo = [image_file for image_file in image_files if not form.target(out, image_file).exists()]
+    todo = [image_file for image_file in image_files if not form.target(out, image_file.name).exists()]
     report = EverythingReport(skipped=len(image_files) - len(todo))
     writing: deque[Future[None]] = deque()
 
@@ -83,15 +84,22 @@ def segment_images(
             for batch in read_batches(readers, todo, read, generator.batch_size, fail):
                 results = generator.generate_batch([image for _, image in batch])
                 for (image_file, image), records in zip(batch, results, strict=True):
-                    writing.append(writers.submit(form.save, out, image_file, image, records))
+                    annotated = AnnotatedImage(
+                        image_file.name,
+                        str(image_file.name),
+                        image_file.image_id,
+                        image.shape[:2],
+                        records,
+                        functools.partial(np.asarray, image),
+                    )
+                    writing.append(writers.submit(form.save, out, annotated))
                     report.masks += len(records)
                 bar.set_postfix(masks=report.masks, refresh=False)
                 finish(2 * generator.batch_size)
             finish(0)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
-    if format == "coco":
-        merge_coco(out, image_files)
+    form.finish(out, [(number, image_file.name) for number, image_file in enumerate(image_files, start=1)])
     return report
 
 
@@ -99,10 +107,10 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings in the output folder, or compares them with those that are there."""
     path = out / "everything.settings.json"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if not path.exists():
             write_atomically(path, json.dumps(settings, indent=1))
-        text = path.read_text()
+        text = read_text(path)
     except OSError as error:
         raise OSError(f"the output folder {out} can't be written: {error.strerror or error}") from error
     check_settings(text, settings, path)

@@ -36,9 +36,7 @@ from sam_jax.ops.rle import counts_from_bits, counts_from_mask, mask_from_counts
 from sam_jax.ops.select import Frame, Selection, make_frames, select_masks
 from sam_jax.ops.transforms import as_rgb, fit_image, points_to_input
 from sam_jax.parallel.local import LocalDevices
-from sam_jax.types import FOREGROUND, NOT_A_POINT, Params, Prompts
-
-Record = dict[str, Any]
+from sam_jax.types import FOREGROUND, NOT_A_POINT, Params, Prompts, Record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from sam_jax.ops.rle import Rle, decode_rle, rle_area, rle_box
+from sam_jax.ops.rle import Rle, coco_bbox, decode_rle, rle_area
 
 # Okabe-Ito: told apart by colour-blind eyes too. Blue first, which few objects have.
 COLOURS = np.array(
@@ -50,7 +50,7 @@ def draw_everything(
     layer = image.copy()
     outlines: list[np.ndarray] = []
     for i, rle in enumerate(sorted(masks, key=rle_area, reverse=True)):
-        x, y, w, h = (int(number) for number in rle_box(rle))
+        x, y, w, h = (int(number) for number in coco_bbox(rle))
         mask = decode_rle(rle)[y : y + h, x : x + w]
         hue = i * 0.618034 % 1  # the golden ratio: neighbours in the order are far apart
         layer[y : y + h, x : x + w][mask] = np.array(colorsys.hsv_to_rgb(hue, 0.75, 1 - 0.3 * (i % 2))) * 255

@@ -1,4 +1,4 @@
-"""Connected regions of a mask."""
+"""Connected regions of a mask, and their outlines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 
 def remove_small_regions(
@@ -34,3 +34,24 @@ def remove_small_regions(
         if small.all():
             in_mask[1 + np.argmax(areas)] = True
     return in_mask[regions], True
+
+
+def mask_polygon(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "N 2"]:
+    """Returns one closed polygon around all parts of a mask, through the centres of their outermost pixels.
+
+    Further parts, and the outlines of holes, are visited from the nearest point and left the same way, so that filling
+    by the even-odd rule, as `cv2.fillPoly` does, gives the mask again, but for a line between parts.
+
+    Returns:
+        Points (x, y) in pixels; none for an empty mask.
+    """
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return np.zeros((0, 2), np.int64)
+    first, *others = sorted((contour[:, 0].astype(np.int64) for contour in contours), key=len, reverse=True)
+    polygon = first
+    for ring in others:
+        distances = ((polygon[:, None] - ring) ** 2).sum(-1)
+        i, j = np.unravel_index(distances.argmin(), distances.shape)
+        polygon = np.concatenate([polygon[: i + 1], ring[j:], ring[: j + 1], polygon[i:]])
+    return polygon

@@ -29,13 +29,30 @@ def rle_area(rle: Rle) -> int:
     return int(pycocotools.mask.area(rle))  # pyright: ignore[reportArgumentType]
 
 
-def rle_box(rle: Rle) -> list[float]:
-    """COCO's tight box (x, y, width, height); one pixel has width 1, an empty mask is all zeros."""
+def coco_bbox(rle: Rle) -> list[float]:
+    """Returns the tight box (x, y, width, height) as COCO defines it: the extent, so one pixel has width 1.
+
+    An empty mask gives zeros.
+    """
     return pycocotools.mask.toBbox(rle).tolist()  # pyright: ignore[reportArgumentType]
 
 
+def sa1b_bbox(rle: Rle) -> list[float]:
+    """Returns the tight box (x, y, width, height) as SA-1B defines it: between the outermost pixels.
+
+    Width is x_max - x_min, so one pixel has width 0. An empty mask gives zeros.
+
+    Reference: `mask_to_box` and `box_xyxy_to_xywh` of the official code.
+    """
+    x, y, width, height = coco_bbox(rle)
+    return [x, y, max(width - 1, 0.0), max(height - 1, 0.0)]
+
+
 def rle_iou(first: Rle, second: Rle) -> float:
-    """Intersection over union of two masks of one size; two empty ones give 0."""
+    """Returns the intersection over union of two masks of one size.
+
+    Two empty masks give 0, here and wherever the package compares masks, as in pycocotools: nothing was found.
+    """
     return float(pycocotools.mask.iou([first], [second], [0])[0, 0])  # pyright: ignore[reportArgumentType]
 
 

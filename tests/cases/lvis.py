@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.ops.rle import encode_rle, rle_box
+from sam_jax.ops.rle import coco_bbox, encode_rle
 
 RECORDED = Path(__file__).parents[1] / "data" / "lvis_official.json"
 SIZE = (120, 150)  # (h, w): room for small, medium and large objects
@@ -53,7 +53,7 @@ def write_case(folder: Path, num_images: int = 12, seed: int = 0) -> tuple[Path,
                     "image_id": image_id,
                     "category_id": category,
                     "segmentation": rle,
-                    "bbox": rle_box(rle),
+                    "bbox": coco_bbox(rle),
                     "area": int(ellipse(rng, centre, radii).sum()),  # a file's areas need not be its masks'
                 }
             )

@@ -286,9 +286,18 @@ function showLists() {
   $("picture-name").textContent = picture?.name ?? "";
   $("export").hidden = !picture;
   if (picture) $("export").href = `/api/pictures/${picture.id}/sa1b.json`;
+  showFormats();
 }
 
-let knownNames = [];
+/** Links to the saved masks in every format that the server writes. */
+function showFormats() {
+  const links = (path, names) => names.flatMap(name =>
+    [Object.assign(document.createElement("a"), {href: `${path}/${name}`, title: formats[name], textContent: name, download: ""}), " "]);
+  for (const all of document.querySelectorAll(".formats")) all.replaceChildren(...links("/api/export", Object.keys(formats)));
+  $("picture-formats").replaceChildren(...(picture ? links(`/api/pictures/${picture.id}/export`, Object.keys(formats)) : []));
+}
+
+let knownNames = [], formats = {};
 
 function paintSaved() {
   view.setSaved(records.filter(r => r !== edit.record).map(r => ({
@@ -312,6 +321,8 @@ function tick() {
 async function progress() {
   try {
     const state = await api("GET", "/api/state"), {pictures, done} = state.progress;
+    formats = state.formats;
+    showFormats();
     $("stage").textContent = STAGES[state.stage] ?? state.stage;
     $("stage").title = `Model: ${state.model}`;
     $("progress-text").textContent = `${done} of ${pictures} pictures`;

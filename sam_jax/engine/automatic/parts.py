@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from PIL import ExifTags, Image
 
 from sam_jax.engine.automatic.inputs import ListedImage
 from sam_jax.errors import BadRecord, UserError
-from sam_jax.everything.formats import sa1b_content
-from sam_jax.everything.generator import Record
+from sam_jax.everything.formats.common import AnnotatedImage
+from sam_jax.everything.formats.sa1b import sa1b_content
+from sam_jax.types import Record
 
 Blur = Callable[[np.ndarray], np.ndarray]
 QUALITY = 95  # of a JPEG that is written anew
@@ -59,7 +61,8 @@ def make_part(
         ValueError: `blur` gives something else than an image of the same shape.
     """
     name = f"sa_{listed.id}"
-    content = sa1b_content(f"{name}.jpg", listed.id, image.shape[:2], records, listed.id * IDS_PER_IMAGE)
+    annotated = AnnotatedImage(PurePosixPath(name), f"{name}.jpg", listed.id, image.shape[:2], records, lambda: image)
+    content = sa1b_content(annotated, first_id=listed.id * IDS_PER_IMAGE)
     files = {f"{name}.json": json.dumps(content).encode()}
     if records:
         files = {f"{name}.jpg": to_jpeg(listed, encoded, image, blur)} | files

@@ -24,8 +24,9 @@ from sam_jax.engine.automatic.folder import WORK, Folder, open_url
 from sam_jax.engine.automatic.inputs import ListedImage, Shard
 from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part, read_part
 from sam_jax.errors import BadRecord
-from sam_jax.everything.generator import Record, SamAutomaticMaskGenerator
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.everything.options import GeneratorOptions
+from sam_jax.types import Record
 
 PART = ".part"
 LOOKING = 16  # threads that read reports: an object store takes its time for each

@@ -1,0 +1,11 @@
+"""Formats in which masks are written, by everything mode, the annotation page and the data engine alike.
+
+A format is one file here that defines `FORMAT`, and a place in the line below.
+"""
+
+from sam_jax.everything.formats import coco, overlay, png, sa1b, yolo
+from sam_jax.everything.formats.common import OBJECT, AnnotatedImage, OutputFormat
+
+FORMATS: dict[str, OutputFormat] = {form.FORMAT.name: form.FORMAT for form in (coco, sa1b, png, overlay, yolo)}
+
+__all__ = ["FORMATS", "OBJECT", "AnnotatedImage", "OutputFormat"]

@@ -315,8 +315,8 @@ def test_bad_annotations_are_named(data, edit, message):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r[0].update(image_id=99), "another data set: image_id 99"),
-        (lambda r: r[0].update(category_id=99), "another data set: category_id 99"),
+        (lambda r: r[0].update(image_id=99), "another dataset: image_id 99"),
+        (lambda r: r[0].update(category_id=99), "another dataset: category_id 99"),
         (lambda r: r[1].pop("score"), "number 1 has not all"),
         (lambda r: r[1].update(score=float("nan")), "expected a number as score"),
         (

@@ -1,13 +1,13 @@
-"""Average precision and recall of masks: pycocotools' `COCOeval`, also by LVIS's rules, one image at a time.
+"""Average precision and recall of masks: pycocotools' `COCOeval`, also with LVIS's rules, one image at a time.
 
-Run lengths are compared, and precision is accumulated, by pycocotools. Between the two lies its matching, Python loops
-over results, objects and thresholds that take nearly all of its time: here they are compiled, by numba. Images are
-independent up to there, so they are matched in worker processes, and what stays of one is a few bits per result.
+pycocotools compares RLE masks and accumulates precision. The matching in between, Python loops over results, objects
+and thresholds that take nearly all of its time, is compiled by numba here. Images are independent up to accumulation,
+so that worker processes can match them, and only a few bits per result are kept of each.
 
-Reference: Lin et al. 2014; Gupta et al. 2019, with the rules of the `lvis` package (which numpy 2 does not run): a
-image's results of categories that nobody looked for do not count, and none is wrong for a category that is not
-annotated exhaustively there. A result's area is that of its mask, as detectron2 has it: both packages take the box's
-where a result has a `bbox`.
+Reference: Lin et al. 2014; Gupta et al. 2019, with the rules of the `lvis` package (which does not run with numpy 2):
+results of categories that were not verified for an image do not count, and no result is a false positive in a category
+that is not annotated exhaustively. The area of a result is that of its mask, as in detectron2; both packages use the
+area of its `bbox` if it has one.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ except ImportError as error:
     raise MissingPackage("scoring masks needs numba: pip install 'sam_jax[eval]'") from error
 
 Result = dict[str, Any]
-"""Of an image: `segmentation` (run lengths), `score`, `category_id` (not where categories do not matter)."""
+"""One predicted mask: `segmentation` (RLE), `score`, and `category_id` unless evaluation is class-agnostic."""
 Matches = dict[Any, list[dict[str, Any]]]
-"""Of an image: category -> for each range of areas what `COCOeval.accumulate` takes."""
+"""The matches of one image: for each category and each area range, what `COCOeval.accumulate` takes."""
 
 AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
 
 
 class MaskEval(COCOeval):
-    """`COCOeval` of masks with the matching compiled.
+    """`COCOeval` for masks with compiled matching.
 
     Args:
-        max_detections: numbers of best results per image and category that are looked at.
-        not_exhaustive: categories whose unmatched results are neither right nor wrong.
+        max_detections: COCO's maxDets: numbers of best results per image and category that are evaluated.
+        not_exhaustive_categories: categories whose unmatched results are ignored.
     """
 
     def __init__(self, max_detections: Sequence[int], not_exhaustive_categories: Iterable[int] = ()) -> None:
@@ -58,8 +58,8 @@ class MaskEval(COCOeval):
     def match(self, objects: Sequence[AnnotatedObject], results: Sequence[Result]) -> Matches:
         """Matches the results of one image, category by category."""
         self._gts, self._dts = defaultdict(list), defaultdict(list)
-        for i, given in enumerate(objects, start=1):  # pycocotools takes an id of 0 for no match
-            self._gts[0, given["category_id"]].append(given | {"id": i, "ignore": given["iscrowd"]})
+        for i, object_ in enumerate(objects, start=1):  # to pycocotools an id of 0 means no match
+            self._gts[0, object_["category_id"]].append(object_ | {"id": i, "ignore": object_["iscrowd"]})
         for i, result in enumerate(results, start=1):
             self._dts[0, result["category_id"]].append(result | {"id": i, "area": rle_area(result["segmentation"])})
         categories = list(dict.fromkeys(category for _, category in [*self._gts, *self._dts]))
@@ -71,7 +71,7 @@ class MaskEval(COCOeval):
         }
 
     def evaluateImg(self, imgId: Any, catId: Any, aRng: Sequence[float], maxDet: int) -> dict[str, Any]:
-        """As the original; of its results those that `accumulate` takes."""
+        """Matches one category and area range as the original does; returns only what `accumulate` needs."""
         ground_truths, results = self._gts[imgId, catId], self._dts[imgId, catId]
         ignored = np.array([bool(g["ignore"]) or not aRng[0] <= g["area"] <= aRng[1] for g in ground_truths], bool)
         order = np.argsort(ignored, kind="stable")
@@ -94,9 +94,11 @@ class MaskEval(COCOeval):
     def precision_and_recall(
         self, gt_images: Sequence[Matches], category: Any
     ) -> tuple[Float[np.ndarray, "T R A N"], Float[np.ndarray, "T A N"]]:
-        """`COCOeval.accumulate` of one category: precision at each threshold, recall, area and number of results.
+        """Accumulates one category with `COCOeval.accumulate`.
 
-        -1 where there is no object.
+        Returns:
+            Precision by IoU threshold, recall, area range and number of results; and recall by IoU threshold, area
+            range and number of results. -1 where there is no object.
         """
         present = [gt_image[category] for gt_image in gt_images if category in gt_image]
         self.params.catIds, self.params.imgIds = [category], list(range(len(present)))
@@ -114,15 +116,16 @@ def match_results(
     ignored: Bool[np.ndarray, " G"],
     crowd: Bool[np.ndarray, " G"],
 ) -> Int[np.ndarray, "T D"]:
-    """COCO's greedy matching: each result, best first, takes the object that it overlaps most of those still free.
+    """Matches greedily like COCO: each result, best first, gets the unmatched object with the highest IoU.
 
     Args:
-        overlaps: IoU of results, best first, with objects, the ignored ones last.
-        ignored: objects that are taken only where no other can be.
-        crowd: objects that can be taken many times.
+        ious: IoU of results, sorted by score, with objects, ignored objects last.
+        thresholds: lowest IoU of a match.
+        ignored: objects that are matched only if no other object can be.
+        crowd: objects that can be matched more than once.
 
     Returns:
-        The object of each result at each threshold; -1: none.
+        The index of the object that each result is matched with at each threshold; -1 means none.
     """
     D, G = ious.shape
     matched = np.full((len(thresholds), D), -1)
@@ -144,9 +147,10 @@ def match_results(
 
 
 class RecallCounts(NamedTuple):
-    """Objects of each part, and those found at each threshold by the n best proposals, for each n of `max_detections`.
+    """Counts of objects, and of objects found at each IoU threshold by the n best proposals, n in `max_detections`.
 
-    Of one image, or summed over images. A part without objects may be missing.
+    Counts are per subset of the objects (by area, by category frequency) and of one image or summed over images. A
+    subset without objects may be missing.
     """
 
     max_detections: tuple[int, ...]
@@ -154,17 +158,17 @@ class RecallCounts(NamedTuple):
     found: dict[str, Int[np.ndarray, "T N"]]
 
     @classmethod
-    def sum(cls, parts: Sequence[RecallCounts], max_detections: Sequence[int]) -> RecallCounts:
+    def sum(cls, counts: Sequence[RecallCounts], max_detections: Sequence[int]) -> RecallCounts:
         objects: dict[str, int] = defaultdict(int)
         found: dict[str, Any] = defaultdict(int)
-        for part in parts:
-            for name, count in part.objects.items():
+        for one in counts:
+            for name, count in one.objects.items():
                 objects[name] += count
-                found[name] = found[name] + part.found[name]
+                found[name] = found[name] + one.found[name]
         return cls(tuple(max_detections), dict(objects), dict(found))
 
     def average(self, name: str) -> dict[str, float | None]:
-        """AR@n of a part: the mean of its recall over the thresholds, 0-1; None without an object."""
+        """Returns AR@n of a subset: its recall averaged over IoU thresholds, 0-1; None if it has no object."""
         count = self.objects.get(name, 0)
         means = (self.found[name] / count).mean(0).tolist() if count else [None] * len(self.max_detections)
         return {f"AR@{n}": mean for n, mean in zip(self.max_detections, means, strict=True)}
@@ -176,9 +180,9 @@ def count_found(
     frequencies: Mapping[int, str],
     max_detections: Sequence[int] = (10, 100, 1000),
 ) -> RecallCounts:
-    """Objects of one image that class-agnostic proposals find, by size and by LVIS's frequency of their category.
+    """Counts the objects of one image that class-agnostic proposals find, by area and by LVIS category frequency.
 
-    No proposal has to find a crowd. For a frequency the objects of the others are left out, as if it were all there is.
+    Crowds are ignored. For each frequency, objects of categories with another frequency are treated as absent.
     """
     evaluator = MaskEval(max_detections)
     agnostic = [proposal | {"category_id": ANY_CATEGORY} for proposal in proposals]
@@ -194,9 +198,9 @@ def count_found(
         for area, matched in zip(AREA_RANGES, evaluator.match(ground_truths, agnostic)[ANY_CATEGORY], strict=True):
             count(area, matched)
     for letter, name in FREQUENCIES.items() if frequencies else ():
-        part = [t for t, o in zip(ground_truths, objects, strict=True) if frequencies[o["category_id"]] == letter]
-        if part:
-            count(name, evaluator.match(part, agnostic)[ANY_CATEGORY][0])
+        subset = [t for t, o in zip(ground_truths, objects, strict=True) if frequencies[o["category_id"]] == letter]
+        if subset:
+            count(name, evaluator.match(subset, agnostic)[ANY_CATEGORY][0])
     return RecallCounts(tuple(evaluator.params.maxDets), counted, found)
 
 
@@ -206,10 +210,10 @@ def average_precision(
     frequencies: Mapping[int, str],
     max_detections: Sequence[int],
 ) -> dict[str, float | None]:
-    """COCO's figures from the matches of all images; with `frequencies` LVIS's.
+    """Computes COCO's metrics from the matches of all images, and LVIS's if `frequencies` are given.
 
     Args:
-        numbers: as `MaskEval`'s max_detections; AP is that of the last.
+        max_detections: as for `MaskEval`; AP is computed with the largest number.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR@N for each N of `max_detections`, and with `frequencies` APr, APc, APf: each

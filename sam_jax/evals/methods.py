@@ -1,4 +1,4 @@
-"""Segmenters by the names that configs of evaluations use."""
+"""Loads segmenters by the method names that evaluation configs use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sam_jax.ritm import ZoomIn
 
 
 def open_segmenter(method: str, model: str, zoom: ZoomIn = ZoomIn()) -> Segmenter:  # noqa: B008
-    """Loads what a method needs.
+    """Loads the segmenter of a method.
 
     Args:
         method: `sam`, the name of a baseline, or `ritm:PATH` with the path of a checkpoint.
-        model: name or path of the checkpoint of `sam`.
-        zoom: of RITM.
+        model: name of a released model, or path of a checkpoint, for `sam`.
+        zoom: zoom-in settings of RITM.
 
     Raises:
-        ValueError: an unknown method; or what loading a checkpoint raises.
+        UserError: the method is unknown, or its checkpoint cannot be loaded.
     """
     if method == SamSegmenter.name:
         return SamSegmenter(load_model(model))

@@ -1,4 +1,4 @@
-"""How well a mask fits. Pure numpy."""
+"""Metrics of a single mask, in pure NumPy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ def mask_iou(
     ground_truth: Bool[np.ndarray, "H W"],
     ignore: Bool[np.ndarray, "H W"] | None = None,
 ) -> float:
-    """Intersection over union outside `ignore`; two empty masks give 0, as in pycocotools.
+    """Returns the intersection over union of two masks without the pixels in `ignore`.
+
+    Two empty masks give 0, as in pycocotools.
 
     Raises:
-        ValueError: masks of different sizes.
+        ValueError: the masks have different sizes.
     """
     if predicted.shape != ground_truth.shape:
         raise ValueError(f"expected two masks of one size, got {predicted.shape} and {ground_truth.shape}")

@@ -1,7 +1,8 @@
-"""Number of clicks: how many a method needs for an IoU of 80, 85 and 90 percent, at most 20.
+"""Number of clicks (NoC): how many clicks a method needs for an IoU of 80, 85 and 90 percent, at most 20.
 
-Reference: Sofiiuk et al. 2021 (RITM), whose rules these are: a click at the centre of the largest error, by the largest
-inscribed circle; an object that never gets there counts as the most clicks; ignored pixels count nowhere.
+Reference: Sofiiuk et al. 2021 (RITM), whose protocol this is: each click is at the centre of the largest error region,
+by its largest inscribed circle; an object that never reaches the IoU counts as the maximum number of clicks; ignored
+pixels are left out everywhere.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ IOU_THRESHOLDS = (80, 85, 90)  # IoU in percent
 
 @dataclasses.dataclass(frozen=True)
 class InteractiveDataset:
-    """One data set of the community's benchmark."""
+    """A benchmark dataset of interactive segmentation."""
 
-    open_source: Callable[[Path], Source]  # takes the data folder
+    open_source: Callable[[Path], Source]  # opens it below the data folder
     source: str  # where to get it
-    zoom_side: int = 400  # with which RITM's figures were published, pixels
+    zoom_side: int = 400  # zoom-in size in pixels of RITM's published results
 
 
 _RELEASE = "the release page of github.com/saic-vul/ritm_interactive_segmentation (or fbrs_interactive_segmentation)"
@@ -48,7 +49,7 @@ INTERACTIVE_DATASETS = {
         "github.com/flandrade/dataset-interactive-algorithms, beside bsds500",
     ),
 }
-PUBLISHED = {  # RITM, table of the repository: NoC@85, NoC@90
+PUBLISHED = {  # from the README of RITM: NoC@85, NoC@90
     "RITM HRNet18, COCO+LVIS": {"GrabCut": (1.42, 1.54), "Berkeley": (None, 2.26), "DAVIS": (4.36, 5.74)},
     "RITM HRNet32, COCO+LVIS": {"GrabCut": (1.46, 1.56), "Berkeley": (None, 2.10), "DAVIS": (4.11, 5.34)},
 }
@@ -56,32 +57,32 @@ PUBLISHED = {  # RITM, table of the repository: NoC@85, NoC@90
 
 @dataclasses.dataclass(frozen=True)
 class NocConfig:
-    """What `eval.py` measures."""
+    """Options of the number-of-clicks evaluation."""
 
-    out: Path = Path("runs/eval_noc")  # folder of the records and the report
+    out: Path = Path("runs/eval_noc")  # folder for the records and the report
     data: Path = Path("../shared/data")  # folder with GrabCut, Berkeley, DAVIS or grabcut20
-    model: str = "tiny"  # name or path of a checkpoint
-    datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)
-    methods: tuple[str, ...] = ("sam", "region growing", "disc")  # and GrabCut, ritm:PATH
-    max_images: int = 0  # per dataset, drawn at random; 0 means all
-    clicks: int = 20  # the most
-    seed: int = 0  # of the sample
-    workers: int = 2  # images at a time
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
+    methods: tuple[str, ...] = ("sam", "region growing", "disc")  # also GrabCut, ritm:PATH
+    max_images: int = 0  # random images per dataset; 0 means all
+    clicks: int = 20  # most clicks per object
+    seed: int = 0  # seed of the sample
+    workers: int = 2  # images evaluated at a time, in threads
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Plays every method on every data set that is there.
+        """Evaluates every method on every available dataset; missing datasets are named in the report.
 
         Raises:
-            ValueError: an unknown data set or method, or not an image can be evaluated.
-            FileNotFoundError: no data set is there. One that is missing among others is named and left out.
+            UserError: a dataset or method is unknown, or no image can be evaluated.
+            MissingFile: none of the datasets is there.
         """
         start_processes(self.parallel)
         return run(self, lambda method, zoom: open_segmenter(method, self.model, zoom))
 
 
 def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -> EvalReport:
-    """`NocConfig.evaluate` with segmenters of the caller's; records go to out/DATASET/NAME.jsonl."""
+    """Does what `NocConfig.evaluate` says with the caller's segmenters; records go to out/DATASET/NAME.jsonl."""
     unknown = sorted(set(config.datasets) - set(INTERACTIVE_DATASETS))
     if unknown:
         raise UserError(f"unknown datasets {unknown}; known are {sorted(INTERACTIVE_DATASETS)}")
@@ -117,9 +118,10 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
 
 
 def open_interactive(name: str, data: Path) -> Source:
-    """
+    """Opens an interactive segmentation dataset.
+
     Raises:
-        FileNotFoundError: it is not there; says how to get it.
+        MissingFile: it is not there; the message says where to get it.
     """
     known = INTERACTIVE_DATASETS[name]
     try:
@@ -129,12 +131,12 @@ def open_interactive(name: str, data: Path) -> Source:
 
 
 def clicks_needed(iou: list[float], target: float) -> int | None:
-    """The first number of clicks after which the IoU is not below the target; None: never."""
+    """Returns after how many clicks the IoU first reaches the target; None if it never does."""
     return next((n for n, value in enumerate(iou, start=1) if value >= target), None)
 
 
 def count_clicks(record: MaskRecord) -> Counter[str]:
-    """Whole numbers of one object."""
+    """Returns the integer counts of one object, which can be summed exactly."""
     counts = Counter({"masks": 1})
     for target in IOU_THRESHOLDS:
         needed = clicks_needed(record["iou"], target / 100)
@@ -144,7 +146,7 @@ def count_clicks(record: MaskRecord) -> Counter[str]:
 
 
 def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
-    """Mean clicks `noc@T`, and how many objects are not there after the most: `failed@T`."""
+    """Returns the mean number of clicks `noc@T`, and `failed@T`, the number of objects that never reach T percent."""
     masks = sums["masks"]
     return {"masks": masks, "most": most} | {
         key: value
@@ -157,7 +159,7 @@ def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
 
 
 def noc_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """A Markdown table: a row per data set and method, measured and published."""
+    """Formats a Markdown table with a row per dataset and method, measured and published."""
     head = [
         "dataset",
         "method",

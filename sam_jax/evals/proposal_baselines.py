@@ -1,4 +1,4 @@
-"""Object proposals without a model: regions of like colour at several scales.
+"""A classical baseline for object proposals: regions of similar colour at several scales.
 
 Reference: Felzenszwalb, Huttenlocher 2004, whose regions selective search (Uijlings et al. 2013) starts from.
 """
@@ -19,19 +19,24 @@ from sam_jax.ops.rle import encode_rle
 
 @dataclasses.dataclass(frozen=True)
 class Felzenszwalb:
-    """The regions of scikit-image's `felzenszwalb` at several scales, those of coarse scales and large ones first.
+    """Proposes the regions of scikit-image's `felzenszwalb` at several scales, coarse scales and large regions first.
 
-    Of regions whose boxes overlap with an IoU above `box_nms_thresh`, which mostly are one region at two scales, the
-    first stays, as of SAM's masks.
+    Box NMS removes duplicates, which are mostly the same region at two scales, as for SAM's masks.
     """
 
     name: ClassVar[str] = "Felzenszwalb"
 
-    scales: tuple[float, ...] = (1600, 800, 400, 200, 100)  # larger ones give larger regions
-    sigma: float = 0.8  # of the Gaussian that smooths the image, pixels
-    min_size: int = 100  # pixels
-    box_nms_thresh: float = 0.9
-    max_masks: int = 1000
+    scales: tuple[float, ...] = (
+        1600,
+        800,
+        400,
+        200,
+        100,
+    )  # scales of the segmentation; larger scales give larger regions
+    sigma: float = 0.8  # standard deviation of the Gaussian that smooths the image, in pixels
+    min_size: int = 100  # smallest region, in pixels
+    box_nms_thresh: float = 0.9  # box IoU above which only the first region is kept
+    max_masks: int = 1000  # most proposals per image
 
     @property
     def identity(self) -> str:

@@ -1,8 +1,8 @@
-"""Zero-shot object proposals: how many of the annotated objects everything mode finds among its best 1000 masks.
+"""Zero-shot object proposals: the recall of annotated objects among the best 1000 masks of automatic mask generation.
 
-Reference: paper, sections 7.3 and D.3. Decisions where it is silent: categories do not matter to a match, and recall
-is that of all objects of all images together (detectron2's reading, not that of the `lvis` package, which averages
-over categories); masks are ranked by the mean of predicted IoU and stability, by which the paper cuts off at 1000.
+Reference: paper, sections 7.3 and D.3. Where the paper does not say: matching is class-agnostic, and recall is computed
+over all objects of all images together, as in detectron2 (the `lvis` package averages over categories instead); masks
+are ranked by the mean of predicted IoU and stability score, by which the paper keeps the best 1000.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sam_jax.parallel.start import start_processes
 
 MAX_PROPOSALS = (10, 100, 1000)
 SUBSETS = ("all", "small", "medium", "large", *FREQUENCIES.values())
-PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of PARTS
+PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of SUBSETS
     "ViTDet-H": (63.0, 51.7, 80.8, 87.0, 63.1, 63.3, 58.3),
     "SAM ViT-H, single output": (54.9, 42.8, 76.7, 74.4, 54.7, 59.8, 62.0),
     "SAM ViT-H": (59.3, 45.5, 81.6, 86.9, 59.1, 63.9, 65.8),
@@ -37,26 +37,28 @@ PUBLISHED = {  # paper, table 4: mask AR@1000 on LVIS v1 val, in the order of PA
 
 
 class ProposalMethod(Protocol):
+    """Proposes masks of objects in images."""
+
     @property
     def name(self) -> str: ...
 
     @property
     def identity(self) -> str:
-        """What the proposals depend on: those of another identity are not used again."""
+        """Everything the proposals depend on; those on disk are only reused if their identity is the same."""
         ...
 
     def propose(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> list[list[Result]]:
-        """Masks of each image as run lengths with a score, best first."""
+        """Returns the masks of each image as RLE with a score, best first."""
         ...
 
 
 class SamProposals:
-    """Everything mode without its filters.
+    """Proposes masks by automatic mask generation without its filters.
 
     Args:
-        single_output: one mask per point, from a grid twice as fine (the paper's ablation).
-        points_per_side: of the grid, in place of the paper's 64; with a single output twice as many.
-        images_per_device: images that pass the model together.
+        single_output: predict one mask per point, from a grid that is twice as fine (the paper's ablation).
+        points_per_side: points per side of the grid; the paper uses 64. Doubled with `single_output`.
+        images_per_device: images that each device encodes and decodes together.
     """
 
     def __init__(
@@ -91,30 +93,30 @@ class SamProposals:
 
 @dataclasses.dataclass(frozen=True)
 class ProposalsConfig:
-    """What `eval.py` measures."""
+    """Options of the object proposal evaluation."""
 
-    out: Path = Path("runs/eval_proposals")  # folder of the proposals and the report
+    out: Path = Path("runs/eval_proposals")  # folder for the proposals and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
     images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
     split: str | None = None  # take the images whose `coco_split` is this
-    model: str = "tiny"  # name or path of a checkpoint
-    methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")
-    results: Path | None = None  # masks made elsewhere, in COCO's result format, scored in place of `methods`
-    max_images: int = 0  # the first ones; 0 means all
-    points_per_side: int = 64  # of sam's grid; with a single output twice as many
-    images_per_device: int = 1  # that pass the model together
-    workers: int = 1  # processes that score; more pay off from a thousand images on
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")  # proposal methods
+    results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
+    max_images: int = 0  # evaluate only the first images; 0 means all
+    points_per_side: int = 64  # points per side of sam's grid; doubled with a single output
+    images_per_device: int = 1  # images that each device encodes and decodes together
+    workers: int = 1  # processes that score images; more help from about 1000 images on
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Proposes masks with every method and counts the objects that they find.
+        """Proposes masks with every method and computes the recall of the annotated objects.
 
-        Proposals go to out/METHOD-HASH/PICTURE.json and are not made twice. An image that can't be read, or whose
-        masks have another size, is named in the report and left out.
+        Proposals are kept in out/METHOD-HASH/IMAGE_ID.json, so that none is computed twice. An image that cannot be
+        read, or whose masks have another size, is left out and named in the report.
 
         Raises:
-            ValueError: an unknown method; annotations or results that can't be used, or belong to another data set.
-            FileNotFoundError: no annotations or results.
+            UserError: a method is unknown, or annotations or results cannot be used or are of another dataset.
+            MissingFile: the annotations or results do not exist.
         """
         start_processes(self.parallel)
         unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
@@ -135,12 +137,12 @@ class ProposalsConfig:
                     for p in ground_truth.images.values()
                 }
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
-            recall = RecallCounts.sum([part for part, _ in scored], MAX_PROPOSALS)
+            recall = RecallCounts.sum([counts for counts, _ in scored], MAX_PROPOSALS)
             results[method] = {
                 "pictures": len(scored),
                 "objects": recall.objects,
                 "proposals": sum(count for _, count in scored) / len(scored),
-                **{part: recall.average(part) for part in SUBSETS},
+                **{subset: recall.average(subset) for subset in SUBSETS},
                 "left_out": failures[method],
             }
         title = f"Proposals on {ground_truth.file.name}, {len(ground_truth.images)} images: mask AR in percent"
@@ -185,11 +187,11 @@ def _score(task: _ProposalsTask) -> tuple[RecallCounts, int]:
 
 
 def proposals_table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table: AR@1000 of each part, AR@10 and AR@100 of all; measured, and below it published."""
-    columns = [f"{part} @1000" for part in SUBSETS] + ["all @10", "all @100"]
+    """Formats a Markdown table: AR@1000 of each subset, AR@10 and AR@100 of all; measured, then published."""
+    columns = [f"{subset} @1000" for subset in SUBSETS] + ["all @10", "all @100"]
     lines = [f"| method | {' | '.join(columns)} | masks | |", "|---" * (len(columns) + 3) + "|"]
     for method, result in results.items():
-        values = [result[part]["AR@1000"] for part in SUBSETS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
+        values = [result[subset]["AR@1000"] for subset in SUBSETS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
         cells = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
         lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} images |")
     for method, published in PUBLISHED.items():

@@ -1,4 +1,4 @@
-"""Results of images on disk, written one by one and read again by whoever goes on or compares."""
+"""Records of click evaluations on disk, written image by image, to resume from and to compare."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import write_atomically
 
 MaskRecord = dict[str, Any]
-"""Of one mask: `mask` (its number on the image), `area`, `iou` after each click, `best` of the first masks."""
+"""One mask: `mask` (its index in the image), `area`, `iou` after each click, `best` IoU of the first masks."""
 
 ImageRecord = dict[str, Any]
-"""Of one image: `dataset`, `picture`, `masks` (records) and `problems` (masks that can't be used, in words)."""
+"""One image: `dataset`, `picture` (its name), `masks` (mask records), `problems` (messages about unusable masks)."""
 
 IOU_SCALE = 1_000_000
-"""IoUs are kept with six decimals, so that sums of them are sums of whole numbers: exact in any order."""
+"""IoUs are kept with six decimals and summed as integers, so that sums are exact in any order."""
 
 
 def image_key(line: ImageRecord) -> tuple[str, str]:
+    """Returns the dataset and the image name, which identify a record."""
     return line["dataset"], line["picture"]
 
 
 class RecordLog:
-    """Lines of one method in a folder: NAME.jsonl when all is done, NAME.part-N.jsonl of each process until then.
+    """The image records of one method in a folder.
 
-    The first line of a file is the protocol. Files of another protocol are put aside as *.old; a last line that was
-    torn off is dropped.
+    While the evaluation runs, each process N appends lines to NAME.part-N.jsonl; at the end they become NAME.jsonl. The
+    first line of a file is the protocol. Files of another protocol are renamed to *.old; an incomplete last line is
+    dropped.
 
     Args:
-        protocol: what the lines depend on.
-        process: number of this one; process 0 alone touches files but its own part.
+        protocol: everything the records depend on.
+        process: index of this process; only process 0 changes files other than its own.
     """
 
     def __init__(self, folder: Path, name: str, protocol: dict[str, Any], process: int = 0) -> None:
@@ -54,8 +56,8 @@ class RecordLog:
         self._written = False
 
     def write(self, line: ImageRecord) -> None:
-        """Adds an image to this process's part; it is on disk when this returns."""
-        if not self._written:  # whatever the last run left there, in whole lines
+        """Appends an image to the file of this process; it is on disk when this returns."""
+        if not self._written:  # keep the complete lines of an interrupted run
             header, lines = _read(self._part) if self._part.exists() else (None, [])
             kept = lines if header == self._protocol else []
             write_atomically(self._part, _text([self._protocol, *kept]))
@@ -65,28 +67,32 @@ class RecordLog:
             file.write(json.dumps(line) + "\n")
 
     def finish(self, lines: Iterable[ImageRecord]) -> None:
-        """Writes NAME.jsonl from the lines of all processes; parts go. For process 0, after all have ended."""
+        """Writes NAME.jsonl and deletes the parts. Process 0 calls this with all lines once all processes are done."""
         write_atomically(self.path, _text([self._protocol, *lines]))
         for part in self.path.parent.glob(self._parts):
             part.unlink()
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[ImageRecord]]:
-    """(protocol, lines) of a file of records.
+    """Reads a file of records.
+
+    Returns:
+        The protocol and the image records.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not one of records.
+        MissingFile: the file does not exist.
+        UserError: it does not hold records.
     """
     if not path.is_file():
         raise MissingFile(f"expected records at {path}, as eval.py configs/eval_single_point.py leaves them")
     header, lines = _read(path)
     if not isinstance(header, dict) or any(not {"dataset", "picture", "masks"} <= line.keys() for line in lines):
-        raise UserError(f"expected records of an evaluation by clicks in {path}: a protocol, then a line per image")
+        raise UserError(f"expected records of a click evaluation in {path}: a protocol, then a line per image")
     return header, lines
 
 
 def sum_counts(counts: Iterable[Counter[str]]) -> Counter[str]:
-    """Sums by name."""
+    """Sums counters by name."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
@@ -98,11 +104,11 @@ def _text(rows: Iterable[Any]) -> str:
 
 
 def _read(path: Path) -> tuple[Any, list[ImageRecord]]:
-    rows = list(_whole(path.read_text().splitlines()))
+    rows = list(_complete_lines(path.read_text().splitlines()))
     return (rows[0], rows[1:]) if rows else (None, [])
 
 
-def _whole(lines: Iterable[str]) -> Iterator[Any]:
+def _complete_lines(lines: Iterable[str]) -> Iterator[Any]:
     for line in lines:
         try:
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""What an evaluation hands back: a table for people and the same numbers for programs."""
+"""Reports of evaluations: a table to read, and the same numbers as JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from sam_jax.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class EvalReport:
-    title: str  # what the table shows, one line
+    """The results of an evaluation."""
+
+    title: str  # one line that says what the table shows
     table: str  # Markdown
-    results: dict[str, Any]  # the numbers, as JSON takes them
-    failed: bool = False  # a part of several went wrong, and not for want of its data
+    results: dict[str, Any]  # the numbers, serialisable as JSON
+    failed: bool = False  # a task of a suite failed, other than by missing data
 
     def write(self, folder: Path) -> Path:
-        """Writes report.json and report.md, and gives the path of the latter."""
+        """Writes report.json and report.md to a folder and returns the path of report.md."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "report.json", json.dumps(self.results, indent=1))
         path = folder / "report.md"
@@ -28,18 +30,18 @@ class EvalReport:
 
 
 class Evaluation(Protocol):
-    """A config that `eval.py` runs: its fields say what, `evaluate` does it."""
+    """A config that `eval.py` runs: its fields are the options, and `evaluate` runs the evaluation."""
 
     @property
     def out(self) -> Path:
-        """Where results go."""
+        """The folder for results."""
         ...
 
     def evaluate(self) -> EvalReport:
-        """Measures. What is done already is not done again.
+        """Runs the evaluation. Results that exist already are reused.
 
         Raises:
-            ValueError, OSError: something is wrong with config or data, for the user to read.
+            UserError, OSError: the config or the data cannot be used; the message is for the user.
         """
         ...
 
@@ -48,5 +50,5 @@ LEFT_OUT = "Left out, and in no figure"
 
 
 def list_section(heading: str, rows: Sequence[str]) -> str:
-    """Markdown below a table: a heading and a list; nothing where the list is empty."""
+    """Formats a heading and a list in Markdown; returns an empty string for an empty list."""
     return f"\n{heading}:\n\n" + "\n".join(f"- {row}" for row in rows) + "\n" if rows else ""

@@ -1,4 +1,4 @@
-"""Results on disk: one file per image while they are made, COCO's result format from and for everybody else."""
+"""Results on disk: one JSON file per image during an evaluation, and COCO's result format for exchange."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sam_jax.files import replacing, write_atomically
 
 
 class ResultFolder:
-    """The results of one method, a JSON file ID.json per image; what is there is whole.
+    """A folder with the results of one method, a JSON file IMAGE_ID.json per image. Files are always complete.
 
     Args:
-        parent: the folder goes in there, as NAME-HASH.
-        identity: what the results depend on: those of another identity lie in another folder.
+        parent: the parent folder, in which the folder is called NAME-HASH.
+        identity: everything the results depend on; another identity has another folder.
     """
 
     def __init__(self, parent: Path, name: str, identity: str) -> None:
@@ -33,9 +33,11 @@ class ResultFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def file(self, image: GroundTruthImage) -> Path:
+        """Returns the path of the results of an image."""
         return self.path / f"{image.id}.json"
 
     def missing(self, images: Iterable[GroundTruthImage]) -> list[GroundTruthImage]:
+        """Returns the images without results."""
         return [image for image in images if not self.file(image).exists()]
 
     def write(self, image: GroundTruthImage, results: list[Result]) -> None:
@@ -45,7 +47,7 @@ class ResultFolder:
         return read_image_results(self.file(image))
 
     def merge(self, images: Iterable[GroundTruthImage]) -> Path:
-        """All results of the images as one file in COCO's result format, beside the folder."""
+        """Merges the results of the images into one file in COCO's result format, beside the folder."""
         path = self.path.with_suffix(".results.json")
         with replacing(path) as temporary, temporary.open("w") as file:
             file.write("[")
@@ -59,25 +61,25 @@ class ResultFolder:
 
 
 def read_image_results(file: Path) -> list[Result]:
-    """One file of a `ResultFolder`."""
+    """Reads one file of a `ResultFolder`."""
     return json.loads(file.read_text())
 
 
 def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int, list[Result]]:
-    """A file in COCO's result format, as detectors write it -> image's id -> its results, best first.
+    """Reads a file in COCO's result format, as detectors write it.
+
+    The categories of the results are ignored if `ground_truth` is class-agnostic.
 
     Args:
-        field: `segmentation` or `bbox`: what every result must have. Of boxes, those without area, which detectors do
-            give, are left out with a note.
-
-    Where `ground_truth` has one category for everything, that of the results does not matter.
+        field: what every result must have, `segmentation` or `bbox`. Boxes without area, which detectors do produce,
+            are left out with a message.
 
     Returns:
-        An entry for every image of `ground_truth`, empty where the file has no result.
+        The results of each image of `ground_truth` by image id, best first; an empty list if the file has none.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; results for other images or categories. Names them.
+        MissingFile: the file does not exist.
+        UserError: it is not such a file, or has results of other images or categories; the message names them.
     """
     if not file.is_file():
         raise MissingFile(f"expected a file of results at {file.resolve()}, found none")
@@ -94,7 +96,7 @@ def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int,
         unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
         if unknown:
             raise UserError(
-                f"{file} has results of another data set: {key} {shorten(unknown)} not in {ground_truth.file} with "
+                f"{file} has results of another dataset: {key} {shorten(unknown)} not in {ground_truth.file} with "
                 f"{len(known)} of them"
             )
     results: dict[int, list[Result]] = {id_: [] for id_ in ground_truth.images}
@@ -117,9 +119,10 @@ def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int,
 
 
 def check_mask_sizes(results: Iterable[Result], image: GroundTruthImage) -> None:
-    """
+    """Checks that masks have the size of their image.
+
     Raises:
-        ValueError: a mask of another size than the image.
+        UserError: a mask has another size.
     """
     sizes = Counter(tuple(result["segmentation"]["size"]) for result in results)
     sizes.pop(image.size, None)

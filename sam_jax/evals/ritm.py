@@ -1,6 +1,6 @@
-"""RITM as a segmenter, with the settings of its published evaluation: the baseline of the Segment Anything paper.
+"""RITM as a segmenter with its published settings: the baseline of the Segment Anything paper.
 
-In a config of an evaluation it is the method `ritm:PATH`, with the path of a checkpoint.
+In evaluation configs it is the method `ritm:PATH`, with the path of a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PREFIX = "ritm:"
 
 
 class RitmSegmenter:
-    """One mask per object, from all clicks on it and the probabilities after the last one.
+    """Predicts one mask per object from all its clicks and the previous probabilities.
 
     Args:
-        name: of the results.
-        zoom: the default is that of the published figures for all sets but DAVIS, which has a `side` of 600.
+        name: name of the method in results.
+        zoom: zoom-in settings. The default is RITM's for all datasets except DAVIS, where its `side` is 600.
     """
 
     def __init__(self, model: Ritm, name: str = "ritm", zoom: ZoomIn = ZoomIn()) -> None:  # noqa: B008
@@ -33,10 +33,10 @@ class RitmSegmenter:
 
     @classmethod
     def from_method(cls, method: str, zoom: ZoomIn = ZoomIn()) -> RitmSegmenter:  # noqa: B008
-        """`ritm:PATH` -> the model there, under the name `ritm FILE`.
+        """Loads the model of the method `ritm:PATH`, under the name `ritm STEM` of the file.
 
         Raises:
-            FileNotFoundError, ImportError, ValueError: as `sam_jax.ritm.load_ritm`.
+            FileNotFoundError, MissingPackage, UserError: as `sam_jax.checkpoints.ritm.load_ritm`.
         """
         path = Path(method.removeprefix(PREFIX))
         return cls(load_ritm(path), f"ritm {path.stem}", zoom)
@@ -62,7 +62,7 @@ class _RitmSession:
 
 
 class _RitmObject:
-    """The history of one object; a call without a new click changes nothing."""
+    """The prediction history of one object. A call without a new click returns the same masks again."""
 
     def __init__(self, model: Ritm, zoom: ZoomIn, image: np.ndarray) -> None:
         self._predictor = RitmPredictor(model, zoom)

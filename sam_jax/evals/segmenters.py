@@ -1,4 +1,4 @@
-"""What is evaluated: anything that answers clicks on an image with masks. Others: `baselines`."""
+"""The interface of methods that click evaluations run, and SAM as such a method."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sam_jax.prompting.prompts import Prompt
 
 
 class Clicks(NamedTuple):
-    """The clicks on one object so far, in the original frame."""
+    """All clicks on one object so far, in the original frame."""
 
     points: list[tuple[int, int]]  # (x, y)
-    labels: list[int]  # 1 in the object, 0 outside
+    labels: list[int]  # 1 on the object, 0 on the background
 
 
 ObjectMasks = Bool[np.ndarray, "M H W"]
@@ -25,29 +25,33 @@ ObjectMasks = Bool[np.ndarray, "M H W"]
 
 
 class Session(Protocol):
-    """One image, on which any number of objects are segmented side by side."""
+    """An opened image, in which any number of objects are segmented in parallel."""
 
     def segment(self, clicks: Sequence[Clicks]) -> list[ObjectMasks]:
-        """One answer per object. Called with one more click per object each time."""
+        """Predicts the masks of each object. Each call has one more click per object than the one before."""
         ...
 
 
 class Segmenter(Protocol):
-    """Opens images. Several threads do so at a time."""
+    """An interactive segmentation method. It must be thread-safe: several images are open at a time."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the method in results and files."""
+        ...
 
     @property
     def identity(self) -> str:
-        """What the results depend on: records of another identity are not used again."""
+        """Everything the results depend on; records are only reused if their identity is the same."""
         ...
 
-    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session: ...
+    def open_session(self, image: UInt8[np.ndarray, "H W 3"]) -> Session:
+        """Prepares an image for segmentation."""
+        ...
 
 
 class SamSegmenter:
-    """The model: three masks at the first click, then the single mask, with the last logits fed back."""
+    """SAM: three masks for the first click, then the single mask, each time with the previous logits as mask prompt."""
 
     name = "sam"
 

@@ -1,7 +1,7 @@
-"""Single-point valid mask: how good a mask one click gives, and how fast further clicks improve it.
+"""Single-point valid mask evaluation: the mIoU of masks from one click, and from further clicks.
 
-Reference: paper, sections 7.1 and D.1. Decisions where it is silent: the previous logits are fed back; IoU is measured
-at the original size; of large data sets random images are drawn until there are 10,000 masks.
+Reference: paper, sections 7.1 and D.1. Where the paper does not say: the previous logits are fed back as mask prompt;
+IoU is measured at the original size; from large datasets random images are drawn until there are 10,000 masks.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sam_jax.evals.report import EvalReport
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.start import start_processes
 
-REPORTED_CLICKS = (1, 2, 3, 5, 9)  # clicks
+REPORTED_CLICKS = (1, 2, 3, 5, 9)  # numbers of clicks after which the mIoU is reported
 MEAN_ROW = "mean over datasets"
-PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 data sets after 1 and 5 clicks
+PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 datasets after 1 and 5 clicks
     "SAM ViT-H": {"iou@1": 58.1, "iou@5": 81.3},
     "SAM ViT-B": {"iou@1": 55.9, "iou@5": 80.9},
 }
@@ -39,32 +39,34 @@ PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 da
 
 @dataclasses.dataclass(frozen=True)
 class SinglePointConfig:
-    """What `eval.py` measures."""
+    """Options of the single-point evaluation."""
 
-    out: Path = Path("runs/eval_tiny")  # folder of the records and the report
+    out: Path = Path("runs/eval_tiny")  # folder for the records and the report
     data: Path = Path("../shared/data")  # folder with one folder per dataset, by its name
-    model: str = "tiny"  # name or path of a checkpoint
-    datasets: tuple[str, ...] = tuple(LOCAL_DATASETS)  # names of data/zero_shot/registry.py
-    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # and ritm:PATH
-    max_images: int = 100  # per dataset, the same for every method; 0 means all
-    max_masks: int = 3  # per image, likewise
-    clicks: int = 5  # the last number of clicks
-    first_click: Literal["center", "random"] = "center"  # farthest from the boundary, or any pixel of the object
-    seed: int = 0  # of the sample and of random clicks
-    workers: int = 2  # images at a time: the device computes for one while the host clicks on another
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    datasets: tuple[str, ...] = tuple(
+        LOCAL_DATASETS
+    )  # datasets to evaluate, by their names in data/zero_shot/registry.py
+    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # also ritm:PATH
+    max_images: int = 100  # random images per dataset, the same for every method; 0 means all
+    max_masks: int = 3  # random masks per image, the same for every method; 0 means all
+    clicks: int = 5  # clicks per object
+    first_click: Literal["center", "random"] = "center"  # the pixel farthest from the boundary, or any pixel
+    seed: int = 0  # seed of the sample and of random clicks
+    workers: int = 2  # images evaluated at a time, in threads
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Evaluates every method; see `run` for what it keeps and what it raises."""
+        """Evaluates every method on every available dataset, as `run` does."""
         start_processes(self.parallel)
         return run(self, lambda method: open_segmenter(method, self.model))
 
 
 def open_sample(config: SinglePointConfig, name: str) -> DatasetSample:
-    """The sample of a data set: the paper's size where all images are asked for, else as the config says.
+    """Opens and samples a dataset; with `max_images` 0, large datasets are sampled to the paper's size.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: it can't be read; says what is missing and how to get it.
+        MissingFile, UserError, MissingPackage: it cannot be read; the message says what is missing and where to get it.
     """
     dataset = find_dataset(name)
     source = dataset.open(config.data, name)
@@ -75,18 +77,19 @@ def open_sample(config: SinglePointConfig, name: str) -> DatasetSample:
 
 
 def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -> EvalReport:
-    """Evaluates every method on every data set that is there.
+    """Evaluates every method on every available dataset; missing datasets are named in the report.
+
+    Records are kept in out/NAME.jsonl with the segmenter's name, one line per image.
 
     Args:
-        make_segmenter: method's name -> segmenter.
+        make_segmenter: returns the segmenter of a method name.
 
     Returns:
-        A report whose results are `methods` (method -> data set -> `summarize`), `missing` and `left_out`. Records go
-        to out/NAME.jsonl, by the segmenter's name, one line per image.
+        A report whose results are `methods` (by method and dataset, from `summarize`), `missing` and `left_out`.
 
     Raises:
-        ValueError: an unknown data set or method, or not an image can be evaluated.
-        FileNotFoundError: no data set is there. One that is missing among others is named and left out.
+        UserError: a dataset or method is unknown, or no image can be evaluated.
+        MissingFile: none of the datasets is there.
     """
     for name in config.datasets:
         find_dataset(name)
@@ -102,37 +105,37 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
         )
         methods[method] = {name: summarize(total) for name, total in sums.items()}
         methods[method][MEAN_ROW] = mean_over_datasets(methods[method].values())
-    title = f"mIoU in percent after 1 to {config.clicks} clicks, the first {FIRST[config.first_click]}"
+    title = f"mIoU in percent after 1 to {config.clicks} clicks, the first {FIRST_CLICK_PLACES[config.first_click]}"
     results = {"methods": methods, "missing": missing, "left_out": left_out}
     return EvalReport(title, single_point_table(methods) + describe_left_out(missing, left_out), results)
 
 
-FIRST = {"center": "at the centre", "random": "at random"}
+FIRST_CLICK_PLACES = {"center": "at the centre", "random": "at random"}
 
 
 def count_record(record: MaskRecord) -> Counter[str]:
-    """Whole numbers of one mask: sums over masks are exact."""
+    """Returns the integer counts of one mask, which can be summed exactly."""
     iou = record["iou"]
     counts = {f"iou@{n}": round(iou[n - 1] * IOU_SCALE) for n in REPORTED_CLICKS if n <= len(iou)}
     return Counter({"masks": 1, "best@1": round(record["best"] * IOU_SCALE), **counts})
 
 
 def summarize(sums: Counter[str]) -> dict[str, Any]:
-    """Means over masks in percent: `best@1` of the best of the first masks, the IoU after 1, 2, 3, ... clicks."""
+    """Returns means over masks in percent: `best@1` of the best first mask, and `iou@N` after N clicks."""
     masks = sums["masks"]
     return {"masks": masks} | {key: 100 * value / (IOU_SCALE * masks) for key, value in sums.items() if key != "masks"}
 
 
 def mean_over_datasets(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Every data set counts alike, however many masks it has; those without a mask don't."""
-    there = [summary for summary in summaries if summary["masks"]]
-    keys = [key for key in there[0] if key != "masks"]
-    means = {key: sum(summary[key] for summary in there) / len(there) for key in keys}
-    return {"masks": sum(summary["masks"] for summary in there), "datasets": len(there)} | means
+    """Averages over datasets with equal weight, however many masks they have; those without masks are left out."""
+    non_empty = [summary for summary in summaries if summary["masks"]]
+    keys = [key for key in non_empty[0] if key != "masks"]
+    means = {key: sum(summary[key] for summary in non_empty) / len(non_empty) for key in keys}
+    return {"masks": sum(summary["masks"] for summary in non_empty), "datasets": len(non_empty)} | means
 
 
 def single_point_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """A Markdown table: a row per data set and method, then means, measured and published."""
+    """Formats a Markdown table with a row per dataset and method, then the means, measured and published."""
     keys = ["best@1", *(f"iou@{n}" for n in REPORTED_CLICKS)]
     head = ["dataset", "method", "masks", "best of the first @1", *(f"@{n}" for n in REPORTED_CLICKS), ""]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

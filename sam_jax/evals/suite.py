@@ -1,4 +1,4 @@
-"""All zero-shot evaluations whose data is there, with one model, in one report. What is done is not done again."""
+"""Runs several evaluations of one model and combines them into one report; finished evaluations are not repeated."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from sam_jax.model import model_identity
 from sam_jax.parallel.gather import all_gather
 from sam_jax.parallel.start import start_processes
 
-DONE = "done.json"  # beside a task's report: what that is of
+DONE = "done.json"  # beside a task's report: the identity of the config and model it was made with
 
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig:
-    """What `eval.py` measures."""
+    """Options of a suite of evaluations."""
 
     tasks: Annotated[
         tuple[Evaluation, ...], tyro.conf.Suppress
-    ]  # configs; their paths are relative to `out` and `data`
-    out: Path = Path("runs/eval_zero_shot")  # folder of the report, and below it of each task's
+    ]  # evaluation configs with paths relative to `out` and `data`
+    out: Path = Path("runs/eval_zero_shot")  # folder for the report, with a subfolder per task
     data: Path = Path("../shared/data")  # folder with the data of all tasks
-    model: str = "tiny"  # name or path of a checkpoint
+    model: str = "tiny"  # name of a released model, or path of a checkpoint
     sources: Annotated[dict[str, str], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
-    """Name of a task -> where to get its data, for tasks that don't say so themselves."""
-    only: tuple[str, ...] = ()  # names of the tasks to run, the last parts of their `out`; without any all
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes; see evals/single_point.py
+    """Where to get the data of a task, by task name, for tasks whose messages do not say so."""
+    only: tuple[str, ...] = ()  # names of the tasks to run (the last part of their `out`); none means all
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Runs the tasks one after the other; one that fails, or whose data is missing, stops no other.
+        """Runs the tasks in turn. A task that fails, or whose data is missing, does not stop the others.
 
         Returns:
-            A report of all tables. Its results are, by the task's name, `status` (measured, missing or failed), the
-            task's `results`, or `reason`.
+            A report with the tables of all tasks. Its results have, by task name, the `status` (measured, missing or
+            failed), and the task's `results` or the `reason`.
 
         Raises:
-            ValueError: unknown tasks, tasks of one name, or what loading the model raises.
+            UserError: a task is unknown, two tasks have the same name, or the model cannot be loaded.
         """
         start_processes(self.parallel)
         tasks = {task.out.name: self._with_suite_paths(task) for task in self.tasks}
@@ -64,10 +64,10 @@ class SuiteConfig:
         }
         failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
         title = f"Zero-shot evaluations of {self.model}"
-        return EvalReport(title, suite_text(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
+        return EvalReport(title, format_suite(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
 
     def _with_suite_paths(self, task: Any) -> Evaluation:
-        """A task with the suite's model, its results below `out` and its other paths below `data`."""
+        """Returns a task with the suite's model, its results below `out` and its other paths below `data`."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(task):
             value = getattr(task, field.name)
@@ -81,14 +81,17 @@ class SuiteConfig:
 
 
 def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any]:
-    """Runs a task, or reads its report if that is of the same config and model; gives the same in every process.
+    """Runs a task, or reads its report if it was made with the same config and model.
 
-    A report that is without a data set (`missing` of its results) is made again: its data may be there by then, and
-    what was measured is kept by the task.
+    A report that lacks datasets (`missing` in its results) is made again, since the data may be there by now; the task
+    reuses its own finished results.
 
     Args:
-        identity: what the report depends on.
+        identity: everything the report depends on.
         source: where to get the task's data.
+
+    Returns:
+        The outcome of the task, the same in every process.
     """
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     outcome: dict[str, Any] = {}
@@ -112,10 +115,10 @@ def _attempt(task: Evaluation, source: str) -> dict[str, Any]:
         return {"status": "missing", "reason": str(error) + (f". Get the data from {source}" if source else "")}
     except (ValueError, OSError, ImportError) as error:
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    return _outcome(report.title, report.table, report.results)
+    return _measured(report.title, report.table, report.results)
 
 
-def _outcome(title: str, table: str, results: dict[str, Any]) -> dict[str, Any]:
+def _measured(title: str, table: str, results: dict[str, Any]) -> dict[str, Any]:
     return {"status": "measured", "title": title, "table": table, "results": results}
 
 
@@ -126,11 +129,11 @@ def _read_done(folder: Path, digest: str) -> dict[str, Any]:
     content = json.loads(done.read_text())
     if content["identity"] != digest:
         return {}
-    return _outcome(content["title"], table.read_text(), json.loads(results.read_text()))
+    return _measured(content["title"], table.read_text(), json.loads(results.read_text()))
 
 
-def suite_text(title: str, outcomes: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the tables of the tasks that were measured, and what the others lack."""
+def format_suite(title: str, outcomes: dict[str, dict[str, Any]]) -> str:
+    """Formats the tables of the measured tasks in Markdown, and the reasons why others were not measured."""
     parts = [f"# {title}\n"]
     for name, outcome in outcomes.items():
         if outcome["status"] == "measured":

@@ -1,9 +1,9 @@
-"""Text to mask: how good a mask a description gives, and how much one corrective click adds.
+"""Text-to-mask evaluation: the mIoU of masks from a text prompt, and after one corrective click.
 
-The paper shows images alone. Protocol, our decision throughout: three masks for the text, of which the one with the
-highest predicted IoU counts; then a click where that mask is most wrong, the text, and the last logits give the single
-mask. Beside it the same model with everybody's texts exchanged, which says how much the text matters, and with a click
-and no text.
+The paper only shows examples, so this protocol is our own. The text gives three masks, of which the one with the
+highest predicted IoU is scored. Then the text, a click at the centre of that mask's largest error region, and its
+logits give a single mask. Two controls show how much the text contributes: the same model with the texts exchanged
+between masks, and with a click but no text.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ ROWS = {
 
 @dataclasses.dataclass(frozen=True)
 class TextEvalConfig:
-    """What `eval.py` measures."""
+    """Options of the text-to-mask evaluation."""
 
-    data: Path  # COCO-format file, or a folder with one, with referring expressions, captions or category names
-    model: str  # name or path of a model with a text prompt
-    out: Path = Path("runs/eval_text")  # folder of the records and the report
-    images: Path | None = None  # folder of the images, where they are not near the annotations
-    clip: str | None = None  # name or path of the model's CLIP; None: the name that the model says
-    max_images: int = 0  # 0 means all
-    max_texts: int = 0  # per image, likewise
-    min_area: int = 100  # pixels; smaller masks are left out
-    seed: int = 0  # of the sample and of the exchange of texts
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # who shares the images
+    data: Path  # COCO-format file, or folder with one, that has referring expressions, captions or category names
+    model: str  # path of a model that was trained for text prompts
+    out: Path = Path("runs/eval_text")  # folder for the records and the report
+    images: Path | None = None  # folder of the images; None: near the annotations
+    clip: str | None = None  # name or path of the CLIP text encoder; None: the one the model was trained with
+    max_images: int = 0  # random images; 0 means all
+    max_texts: int = 0  # random texts per image; 0 means all
+    min_area: int = 100  # smallest mask in pixels
+    seed: int = 0  # seed of the sample and of the exchange of texts
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
-        """Measures; finished images are not measured again.
+        """Evaluates the model on text prompts; finished images are not computed again.
 
         Raises:
-            ValueError, OSError: a model without a text prompt, another CLIP, no texts in the data.
+            UserError, OSError: the model has no text prompt or needs another CLIP, or the data has no texts.
         """
         start_processes(self.parallel)
         model = load_model(self.model)
         if not model.config.text_dim:
             raise UserError(f"model {self.model} was not trained for text prompts; see configs/text.py")
         results = run(self, model, load_clip(self.clip or model.config.text_encoder))
-        return EvalReport("Text to mask: mIoU in percent", table(results), results)
+        return EvalReport("Text to mask: mIoU in percent", text_table(results), results)
 
 
 def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, seed: int) -> list[Phrased]:
-    """A random part of the images, and of each image's texts; 0 means all."""
+    """Draws a random sample of the images, and of the texts of each image; 0 means all."""
     rng = np.random.default_rng(seed)
     sample = []
     for index in sorted(rng.permutation(len(rows))[: max_images or None]):
@@ -84,13 +84,13 @@ def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, see
 
 
 def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
-    """For each text another one of the same sample: every one is used as often as before, and none where it was.
+    """Permutes the texts of a sample so that no mask keeps a text equal to its own.
 
     Raises:
-        ValueError: one text has more than half of the masks.
+        UserError: more than half of the masks have the same text.
     """
     texts = np.array([text for row in rows for text in row.texts])
-    # Sorted in random order of the texts, and shifted by the largest group, no text meets itself.
+    # Grouped by text in random order and shifted by the size of the largest group, no text meets itself.
     names, numbers, counts = np.unique(texts, return_inverse=True, return_counts=True)
     if counts.max() * 2 > len(texts):
         raise UserError(f"cannot exchange texts: {counts.max()} of {len(texts)} are {str(names[counts.argmax()])!r}")
@@ -103,30 +103,30 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
 
 
 def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> ImageRecord:
-    """IoUs for each text of an image.
+    """Computes the IoUs of all prompts for each text of an image.
 
     Args:
-        others: for each text the one that it is exchanged with.
+        others: for each text, the text that it is exchanged with.
     """
     ground_truths = [decode_rle(mask) for mask in row.example.masks]
     predictor.set_image(row.example.image())
     clicks = [first_click(ground_truth) for ground_truth in ground_truths]
-    asked = [Prompt(text=text) for text in row.texts]
-    asked += [Prompt(text=text) for text in others]
-    asked += [Prompt(np.array([xy]), np.array([label])) for xy, label in clicks]
-    answers = predictor.predict_prompts(asked)
-    best = answers.iou_predictions.argmax(-1)
-    trusted = [answers.masks[q, m] for q, m in enumerate(best)]
-    corrected = _correct(predictor, row, ground_truths, answers, best)
+    prompts = [Prompt(text=text) for text in row.texts]
+    prompts += [Prompt(text=text) for text in others]
+    prompts += [Prompt(np.array([xy]), np.array([label])) for xy, label in clicks]
+    predictions = predictor.predict_prompts(prompts)
+    best = predictions.iou_predictions.argmax(-1)
+    best_masks = [predictions.masks[q, m] for q, m in enumerate(best)]
+    corrected = _correct(predictor, row, ground_truths, predictions, best)
     n = len(ground_truths)
     records = [
         {
             "text": row.texts[i],
-            "text_iou": mask_iou(trusted[i], ground_truth),
-            "text_best_iou": max(mask_iou(mask, ground_truth) for mask in answers.masks[i]),
+            "text_iou": mask_iou(best_masks[i], ground_truth),
+            "text_best_iou": max(mask_iou(mask, ground_truth) for mask in predictions.masks[i]),
             "text_and_click_iou": mask_iou(corrected[i], ground_truth),
-            "click_iou": mask_iou(trusted[2 * n + i], ground_truth),
-            "other_text_iou": mask_iou(trusted[n + i], ground_truth),
+            "click_iou": mask_iou(best_masks[2 * n + i], ground_truth),
+            "other_text_iou": mask_iou(best_masks[n + i], ground_truth),
         }
         for i, ground_truth in enumerate(ground_truths)
     ]
@@ -139,13 +139,15 @@ def _key(row: Phrased) -> tuple[str, str]:
 
 
 def _correct(
-    predictor: SamPredictor, row: Phrased, ground_truths: Sequence[np.ndarray], answers: Masks, best: np.ndarray
+    predictor: SamPredictor, row: Phrased, ground_truths: Sequence[np.ndarray], predictions: Masks, best: np.ndarray
 ) -> list[np.ndarray]:
-    """The masks of the texts after one click each; where nothing is wrong there is none."""
-    masks = [answers.masks[i, best[i]] for i in range(len(ground_truths))]
+    """Predicts the mask of each text after one corrective click; a perfect mask gets no click."""
+    masks = [predictions.masks[i, best[i]] for i in range(len(ground_truths))]
     clicks = [next_click(ground_truth, mask, []) for ground_truth, mask in zip(ground_truths, masks, strict=True)]
     prompts = {
-        i: Prompt(np.array([click[0]]), np.array([click[1]]), None, answers.low_res_logits[i, best[i]], row.texts[i])
+        i: Prompt(
+            np.array([click[0]]), np.array([click[1]]), None, predictions.low_res_logits[i, best[i]], row.texts[i]
+        )
         for i, click in enumerate(clicks)
         if click is not None
     }
@@ -157,10 +159,10 @@ def _correct(
 
 
 def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
-    """Evaluates a model; several processes share the images. Records go to `out/text.jsonl`, a line per image.
+    """Evaluates a model; several processes divide the images. Records go to out/text.jsonl, a line per image.
 
     Returns:
-        numbers of images and masks, and the mean IoU of each of `ROWS` in percent.
+        The numbers of images and masks, and the mIoU of each of `ROWS` in percent.
     """
     predictor = SamPredictor(model, clip)
     rows = read_phrases(config.data, config.images, min_area=config.min_area)
@@ -190,7 +192,7 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
     return {"pictures": len(rows), "masks": len(records)} | means
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown."""
+def text_table(results: dict[str, Any]) -> str:
+    """Formats a Markdown table with the mIoU of each kind of prompt."""
     lines = [f"| prompt | mIoU of {results['masks']} masks in {results['pictures']} images |", "|---|---|"]
     return "\n".join([*lines, *(f"| {label} | {results[name]:.1f} |" for name, label in ROWS.items())]) + "\n"

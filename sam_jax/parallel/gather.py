@@ -1,4 +1,4 @@
-"""What is divided over processes, and small values from every process to every process."""
+"""Divides work over processes and gathers small values from all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from sam_jax.errors import UserError
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-def shard_by_process(things: Iterable[Thing]) -> list[Thing]:
-    """This process's part of what every process has in the same order."""
-    return list(things)[jax.process_index() :: jax.process_count()]
+def shard_by_process(items: Iterable[Item]) -> list[Item]:
+    """Returns this process's shard of items that every process has in the same order."""
+    return list(items)[jax.process_index() :: jax.process_count()]
 
 
 @contextlib.contextmanager
 def sync_processes() -> Iterator[None]:
-    """What each process does within it, all have done after it. An error of one is an error of all.
+    """Waits, at the end of the block, until all processes have finished it. An error in one is raised in all.
 
     Raises:
         ValueError: another process's ValueError or OSError.
@@ -40,10 +40,10 @@ def sync_processes() -> Iterator[None]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """What each process gives, in the order of processes; all have to call this. Waits for the slowest.
+    """Returns the values of all processes, in their order. All processes have to call it; it waits for the slowest.
 
     Args:
-        value: anything that JSON takes.
+        value: anything that JSON can serialise.
     """
     if jax.process_count() == 1:
         return [value]

@@ -1,1 +1,1 @@
-"""The paper's human study: masks of several models, rated from 1 to 10 by people who do not see whose they are."""
+"""The paper's human study of mask quality: people rate masks of several models from 1 to 10, blind to their source."""

@@ -1,6 +1,6 @@
-"""What the ratings say: means with confidence intervals, and the differences between models on the same objects.
+"""Statistics of the ratings: means with confidence intervals, and paired differences between sources.
 
-Reference: paper, section D.5: paired t-test, and a paired bootstrap with 10,000 samples and intervals of 99 %.
+Reference: paper, section D.5: paired t-test, and paired bootstrap with 10,000 samples and 99 % intervals.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sam_jax.errors import UserError
 from sam_jax.evals.rating.study import HIGHEST_RATING, LOWEST_RATING, Study
 from sam_jax.evals.report import EvalReport
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # bootstrap samples
 
 
 def report_ratings(study: Study) -> EvalReport:
-    """The figures of a study so far.
+    """Reports the ratings of a study so far.
 
     Raises:
-        ValueError: no rating yet.
+        UserError: there is no rating yet.
     """
     if not study.ratings:
         raise UserError(f"expected ratings in {study.folder}, found none; give some with sam-jax rate serve")
@@ -46,7 +46,7 @@ def report_ratings(study: Study) -> EvalReport:
 
 
 def _describe(ratings: Float[np.ndarray, " N"]) -> dict[str, Any]:
-    """Mean and half the width of its 95 % interval (Student's t; None for fewer than two)."""
+    """Returns the mean and half the width of its 95 % interval (Student's t; None for fewer than two ratings)."""
     n = len(ratings)
     half = float(scipy.stats.t.ppf(0.975, n - 1) * ratings.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     counts = [int((ratings == value).sum()) for value in range(LOWEST_RATING, HIGHEST_RATING + 1)]
@@ -54,14 +54,14 @@ def _describe(ratings: Float[np.ndarray, " N"]) -> dict[str, Any]:
 
 
 def compare(differences: Float[np.ndarray, " N"], seed: int = 0) -> dict[str, Any]:
-    """Whether one model's masks are rated higher than another's on the same objects.
+    """Tests whether the masks of one source are rated higher than those of another on the same objects.
 
     Args:
-        differences: first minus second, one per object.
+        differences: first minus second rating of each object.
 
     Returns:
-        `objects`, `difference` (mean), `p` of the paired t-test and `interval_99` of the paired bootstrap; those that
-        need at least two objects, or differences that are not all alike, are None.
+        `objects` (their number), `difference` (mean), `p` of the paired t-test and `interval_99` of the paired
+        bootstrap. The last two are None with fewer than two objects or if all differences are equal.
     """
     result: dict[str, Any] = {"objects": len(differences), "difference": None, "p": None, "interval_99": None}
     if len(differences):

@@ -1,12 +1,12 @@
-"""The rating page's server: a mask at a time, and the ratings. `/api/openapi.json` describes the routes.
+"""The server of the rating page, which shows one mask at a time. `/api/openapi.json` describes the routes.
 
-    GET  /                      the page; its parts under /assets
-    POST /api/next              the mask that this person is to rate: the one left open, or else a new one
-    GET  /api/jobs/N            one that this person has rated
-    GET  /api/jobs/N/VIEW.png   a view of it
-    POST /api/ratings           keeps a rating; answers like /api/next
+    GET  /                      the page; its scripts and styles are under /assets
+    POST /api/next              the mask that this person rates next: the one shown already, or else a new one
+    GET  /api/jobs/N            a mask that this person has rated
+    GET  /api/jobs/N/VIEW.png   a view of a mask
+    POST /api/ratings           saves a rating; the response is that of /api/next
 
-Whoever rates says so with ?rater=NAME. The page learns neither the source of a mask nor which masks are of one object.
+Requests name the rater with ?rater=NAME. The page gets neither the source of a mask nor which masks are of one object.
 """
 
 from __future__ import annotations
@@ -29,29 +29,31 @@ JobNumber = Annotated[int, Path(ge=0, le=2**53)]
 
 
 class RatingRequest(BaseModel):
+    """The rating of a mask, as the page sends it."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     job: int
     rating: int = Field(ge=LOWEST_RATING, le=HIGHEST_RATING)
-    seconds: float | None = Field(None, ge=0, le=1e6, allow_inf_nan=False)  # that it took
+    seconds: float | None = Field(None, ge=0, le=1e6, allow_inf_nan=False)  # time that the rating took
 
 
 class State(BaseModel):
     """What the page shows."""
 
-    job: int | None  # none is left for this person
-    jobs: int
-    rated: int  # by anybody
-    rating: int | None = None  # that the job has already
+    job: int | None  # index of the mask; None: no mask is left for this person
+    jobs: int  # number of masks in the study
+    rated: int  # number of rated masks
+    rating: int | None = None  # present rating of the mask
     prompt: Literal["dot", "box"] | None = None
-    previous: int | None  # what this person rated before it
+    previous: int | None  # index of the mask that this person rated before
 
 
 def create_app(study: Study, access: Access) -> FastAPI:
-    """The ASGI application.
+    """Creates the ASGI application.
 
     Args:
-        access: who may ask.
+        access: which visitors may use it.
     """
     app = FastAPI(title="sam-jax rate", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, access=access, max_body=MAX_BODY)
@@ -86,7 +88,7 @@ def create_app(study: Study, access: Access) -> FastAPI:
             content = render(study.jobs[number], view)
         except (OSError, ValueError) as error:
             print(f"{app.title}: {error}", file=sys.stderr)
-            raise HTTPException(409, "this image can't be shown") from error  # where it lies is not for raters
+            raise HTTPException(409, "this image can't be shown") from error  # raters do not learn its path
         return Response(content, media_type="image/png")
 
     @app.post("/api/ratings")

@@ -1,8 +1,9 @@
-"""Which masks are rated, and the ratings so far, as files of one folder.
+"""A rating study: the masks to rate and their ratings, as files in one folder.
 
-`study.json` holds the jobs in the order in which they are shown; `ratings.jsonl` gets a line with every rating.
+`study.json` holds the jobs (a mask each) in the order in which they are shown; each rating appends a line to
+`ratings.jsonl`.
 
-Reference: paper, section D.5 (data, ratings); one rating per mask, each object's masks from every source.
+Reference: paper, section D.5 (data, ratings). Each mask gets one rating; each object has a mask from every source.
 """
 
 from __future__ import annotations
@@ -28,27 +29,29 @@ from sam_jax.files import write_atomically
 from sam_jax.ops.rle import Rle, rle_area
 
 LOWEST_RATING, HIGHEST_RATING = 1, 10
-MIN_AREA = 24 * 24  # pixels; smaller masks are not rated
-CLAIM_SECONDS = 15 * 60  # seconds that a mask waits for the rating of whom it was shown to
+MIN_AREA = 24 * 24  # smallest object in pixels
+CLAIM_SECONDS = 15 * 60  # seconds for which a mask is reserved for the rater it is shown to
 
 
 @dataclasses.dataclass(frozen=True)
 class RatingJob:
     """One mask to rate."""
 
-    picture: str  # path
+    picture: str  # path of the image
     segmentation: Rle
-    box: tuple[float, ...] | None  # what the mask was asked for with, (x, y, w, h) ...
-    point: tuple[float, ...] | None  # ... or (x, y)
-    object: int  # jobs of one number show one object, from several sources
-    source: str  # not shown
+    box: tuple[float, ...] | None  # box prompt of the mask, (x, y, w, h) ...
+    point: tuple[float, ...] | None  # ... or point prompt, (x, y)
+    object: int  # the same number for all masks of an object
+    source: str  # what predicted the mask; not shown to raters
 
 
 @dataclasses.dataclass(frozen=True)
 class Rating:
-    job: int
-    rating: int
-    seconds: float | None = None  # that it took
+    """The rating of one mask."""
+
+    job: int  # index of the job
+    rating: int  # LOWEST_RATING to HIGHEST_RATING
+    seconds: float | None = None  # time that the rating took
     rater: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,15 +75,18 @@ class Rating:
 
 @dataclasses.dataclass(frozen=True)
 class _Claim:
+    """A job that is reserved for the rater it is shown to."""
+
     rater: str
-    time: float  # monotonic, seconds
+    time: float  # monotonic clock, in seconds
 
 
 class Study:
-    """Jobs and ratings of a folder. Several people may rate at once, each mask one of them.
+    """The jobs and ratings in a folder. Several people may rate at once; each mask is rated by one of them.
 
     Raises:
-        FileNotFoundError, ValueError: no study there, or one that can't be read.
+        MissingFile: the folder has no study.
+        UserError: the study cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,18 +102,19 @@ class Study:
             raise UserError(f"expected jobs and sources in {path}: {type(error).__name__} {error}") from error
         self._file = folder / "ratings.jsonl"
         self._lock = threading.Lock()
-        self._shown: dict[int, _Claim] = {}  # jobs without a rating
+        self._claims: dict[int, _Claim] = {}  # by job, until it is rated
         self.ratings = self._read()
 
     def check_images(self) -> None:
-        """
+        """Checks that every image can be shown.
+
         Raises:
-            ValueError: an image can't be read or has another size than its mask: nobody could rate it.
+            UserError: an image cannot be read or has another size than its mask.
         """
         for job in {job.picture: job for job in self.jobs}.values():
             try:
                 with Image.open(job.picture) as image:
-                    size = sorted(image.size)  # EXIF may turn it
+                    size = sorted(image.size)  # EXIF may rotate it
             except OSError as error:
                 raise UserError(f"expected an image at {job.picture}: {error}") from error
             if size != sorted(job.segmentation["size"]):
@@ -117,7 +124,7 @@ class Study:
 
     def _read(self) -> dict[int, Rating]:
         lines = self._file.read_text().split("\n") if self._file.exists() else [""]
-        if lines[-1]:  # the process was ended within a line
+        if lines[-1]:  # the process ended while it wrote the line
             write_atomically(self._file, "".join(f"{line}\n" for line in lines[:-1]))
         ratings = {}
         for number, line in enumerate(lines[:-1], start=1):
@@ -125,7 +132,7 @@ class Study:
                 rating = self._parse(json.loads(line))
             except ValueError as error:
                 raise UserError(f"line {number} of {self._file} is no rating: {error}") from error
-            ratings[rating.job] = rating  # a job that was rated again has its last rating
+            ratings[rating.job] = rating  # the last rating of a job counts
         return ratings
 
     def _parse(self, content: Any) -> Rating:
@@ -141,10 +148,10 @@ class Study:
             raise UserError(f"expected a job of 0 to {len(self.jobs) - 1}, got {rating.job}")
 
     def rate(self, rating: Rating) -> None:
-        """Keeps a rating on disk before it returns. Whoever rates a mask again replaces the own rating.
+        """Saves a rating; it is on disk when this returns. A rater who rates a mask again replaces the first rating.
 
         Raises:
-            ValueError: no such job, or another person has rated it.
+            UserError: the job does not exist, or somebody else has rated it.
         """
         self._check(rating)
         with self._lock:
@@ -156,26 +163,29 @@ class Study:
                 file.flush()
                 os.fsync(file.fileno())
             self.ratings[rating.job] = rating
-            self._shown.pop(rating.job, None)
+            self._claims.pop(rating.job, None)
 
     def claim(self, rater: str) -> int | None:
-        """The job for somebody to rate: the one shown already, or else the first that nobody has rated or looks at.
+        """Reserves a job for a rater: the one reserved already, else the first that is neither rated nor reserved.
 
-        Others get it after HELD seconds, or once the process was started anew. None: no job is left.
+        A reservation ends after CLAIM_SECONDS, or when the server restarts.
+
+        Returns:
+            The index of the job; None if no job is left.
         """
         with self._lock:
             now = time.monotonic()
-            held = {job: shown for job, shown in self._shown.items() if now - shown.time < CLAIM_SECONDS}
-            job = next((job for job, shown in held.items() if shown.rater == rater), None)
+            held = {job: claim for job, claim in self._claims.items() if now - claim.time < CLAIM_SECONDS}
+            job = next((job for job, claim in held.items() if claim.rater == rater), None)
             if job is None:
                 job = next((i for i in range(len(self.jobs)) if i not in self.ratings and i not in held), None)
             if job is not None:
                 held[job] = _Claim(rater, now)
-            self._shown = held
+            self._claims = held
             return job
 
     def previous(self, rater: str, job: int | None) -> int | None:
-        """What somebody has rated before a job, in the order of the study; None asks for the last."""
+        """Returns the last job before `job` that this person has rated; with None, the last of the study."""
         end = len(self.jobs) if job is None else job
         return next((i for i in range(end - 1, -1, -1) if i in self.ratings and self.ratings[i].rater == rater), None)
 
@@ -183,24 +193,23 @@ class Study:
 def sample_study(
     ground_truth: GroundTruth, sources: Mapping[str, Path], masks: int, seed: int, min_area: int = MIN_AREA
 ) -> dict[str, Any]:
-    """Draws objects that all sources have a mask of, and shuffles their masks.
+    """Draws random objects of which every source has a mask, and shuffles their masks.
 
-    Masks are of one object if image, category and prompt are the same: `prompt_bbox` or else `bbox`, or
-    `point_coords`. A detector's results and those of a model that was asked with its boxes go together, and so do the
-    annotations.
+    Masks belong to the same object if image, category and prompt are equal. The prompt is `prompt_bbox` (else `bbox`)
+    or `point_coords`, so that a detector's masks, those of a model prompted with its boxes, and annotations match.
 
     Args:
         ground_truth: the images.
-        sources: name -> file in COCO's result format; the file of `ground_truth` stands for the annotated masks.
-        masks: of each source; fewer if there are fewer.
-        min_area: pixels; an object whose largest mask has fewer is not drawn.
+        sources: file in COCO's result format for each source; the file of `ground_truth` gives the annotated masks.
+        masks: number of masks of each source; fewer if there are fewer.
+        min_area: smallest area in pixels of an object's largest mask.
 
     Returns:
-        What goes to `study.json`. A function of the arguments alone.
+        The content of `study.json`. The same arguments give the same study.
 
     Raises:
-        ValueError: fewer than two sources, no object in common, or a file that can't be used.
-        FileNotFoundError: no such file.
+        UserError: there are fewer than two sources or no object in common, or a file cannot be used.
+        MissingFile: a file does not exist.
     """
     if len(sources) < 2:
         raise UserError(f"expected at least two sources to compare, got {', '.join(sources) or 'none'}")
@@ -235,10 +244,10 @@ def sample_study(
 
 
 def write_study(folder: Path, study: Mapping[str, Any]) -> None:
-    """Makes a study's folder.
+    """Writes a study to its folder.
 
     Raises:
-        ValueError: there are ratings of another study.
+        UserError: the folder has ratings of another study.
     """
     path, content = folder / "study.json", json.dumps(study)
     if path.exists() and path.read_text() != content and (folder / "ratings.jsonl").exists():
@@ -248,7 +257,7 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> None:
 
 
 def _read_source(ground_truth: GroundTruth, file: Path) -> dict[tuple, Rle]:
-    """(image, category, kind of prompt, prompt) -> mask; of several the best."""
+    """Reads the best mask for each image, category, kind of prompt and prompt."""
     rows: list[tuple[GroundTruthImage, dict]]
     if file.resolve() == ground_truth.file.resolve():
         rows = [(p, o) for p in ground_truth.images.values() for o in p.objects() if not o["iscrowd"]]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cases.app import read_events
 from cases.models import DETECTOR, SMALL
 from cases.training import write_examples
 from sam_jax.checkpoints.detector import save_detector
@@ -198,7 +199,7 @@ def test_a_candidate_is_promoted_only_if_held_out_miou_does_not_fall(project, mo
     written = capsys.readouterr().out
     assert f"{miou:.2f} against 50.00" in written
     assert ("no --force" in written) == (not promoted)
-    events = store.events("model")
+    events = read_events(store, "model")
     assert events[-1]["state"] == ("promoted" if promoted else "refused")
     assert events[-1]["held_out"]["miou"] == miou
     assert cli.main(["engine", "promote", str(store.folder), "--model", "9"]) == 2

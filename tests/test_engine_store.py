@@ -12,6 +12,7 @@ import uuid
 import numpy as np
 import pytest
 
+from cases.app import read_events
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import encode_rle
@@ -371,7 +372,7 @@ def test_stages_are_kept_and_changes_are_events(store):
     store.set_stage("semi-automatic")
     store.set_stage("semi-automatic")
     assert Store(store.folder).stage == "semi-automatic"
-    (event,) = store.events("stage")
+    (event,) = read_events(store, "stage")
     assert (event["from"], event["to"]) == ("assisted-manual", "semi-automatic")
     assert event["at"].endswith("+00:00")
     with pytest.raises(ValueError, match="assisted-manual, semi-automatic, automatic"):

@@ -9,7 +9,7 @@ import pytest
 
 from cases.models import SMALL
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, init_params, normalize_images, predict_masks
-from sam_jax.parallel.mesh import make_mesh, shard_batch, shard_params
+from sam_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
 from sam_jax.types import FOREGROUND, NOT_A_POINT, PAD, Prompts
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}  # float32, other orders of summation; logits are of order 1
@@ -79,7 +79,7 @@ def test_pmap_over_eight_devices(params, images, prompts, predict, expected):
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_a_mesh_with_sharded_images_and_params(params, images, prompts, predict, expected, data, fsdp):
     mesh = make_mesh(data, fsdp)
-    sharded = shard_params(params, mesh)
+    sharded = jax.device_put(params, param_shardings(params, mesh))
     if fsdp > 1:
         kernel = sharded["image_encoder"]["blocks_0"]["mlp"]["lin1"]["kernel"]
         assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 128 // fsdp)}

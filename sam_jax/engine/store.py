@@ -82,7 +82,7 @@ class Store:
         """What a query finds, without waiting for writers."""
         return self._db().execute(query, values).fetchall()
 
-    # Stage and events
+    # Stage
 
     @property
     def stage(self) -> Stage:
@@ -94,11 +94,6 @@ class Store:
             if statements.stage_of(db) != stage:
                 statements.log(db, "stage", {"from": statements.stage_of(db), "to": stage})
                 db.execute("UPDATE settings SET value = ? WHERE key = 'stage'", (stage,))
-
-    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """What happened to the project, oldest first: `at`, `kind` and what belongs to the kind."""
-        rows = self.rows("SELECT at, kind, record FROM events WHERE kind = ? OR ? IS NULL ORDER BY id", (kind, kind))
-        return [{"at": row["at"], "kind": row["kind"], **json.loads(row["record"])} for row in rows]
 
     # Images
 

@@ -81,24 +81,10 @@ def points_to_input(
     return points * _scale_xy(original_size, side)
 
 
-def points_to_original(
-    points: Float[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
-) -> Float[np.ndarray, "... 2"]:
-    """Inverse of `points_to_input`."""
-    return points / _scale_xy(original_size, side)
-
-
-def boxes_to_input(
-    boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
-) -> Float[np.ndarray, "... 4"]:
-    """(x0, y0, x1, y1) in pixels of the original -> of the input frame."""
-    return boxes * np.tile(_scale_xy(original_size, side), 2)
-
-
 def boxes_to_original(
     boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
 ) -> Float[np.ndarray, "... 4"]:
-    """Inverse of `boxes_to_input`."""
+    """Returns (x0, y0, x1, y1) in pixels of the original from the input frame: the inverse of `points_to_input`."""
     return boxes / np.tile(_scale_xy(original_size, side), 2)
 
 

@@ -75,8 +75,3 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionS
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def shard_params(params: Tree, mesh: Mesh) -> Tree:
-    """Params onto the mesh, cut by `RULES`."""
-    return jax.device_put(params, param_shardings(params, mesh))

@@ -1,6 +1,7 @@
 """Projects, servers and waiting for a page, for the tests of what we serve."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,12 @@ def make_store(folder: Path, count: int) -> Store:
     store = Store(folder / "project")
     store.add_images(images, [f"{i}.png" for i in range(count)])
     return store
+
+
+def read_events(store: Store, kind: str) -> list[dict]:
+    """Returns the events of one kind in the project's history, oldest first: `at` and what belongs to the kind."""
+    rows = store.rows("SELECT at, record FROM events WHERE kind = ? ORDER BY id", (kind,))
+    return [{"at": row["at"], **json.loads(row["record"])} for row in rows]
 
 
 def mask_message(box=(10, 10, 30, 20), **fields):

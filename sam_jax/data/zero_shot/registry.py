@@ -31,8 +31,7 @@ from sam_jax.data.zero_shot.outlines import (
 )
 from sam_jax.errors import MissingFile, UserError
 
-LARGE = 15_000  # masks: of data sets with more the paper takes random images
-SAMPLE = 10_000  # ... until there are about so many
+SAMPLE = 10_000  # masks: of data sets with more than 15,000 the paper takes random images until there are about so many
 
 
 class Layout(Protocol):
@@ -51,7 +50,7 @@ class ZeroShotDataset:
         licence: as its source states it. "see source": not known to this table.
         source: where to get it.
         layout: reader of a folder.
-        sampled: whether the paper took a sample, having found more than `LARGE` masks.
+        sampled: whether the paper took a sample, having found more than 15,000 masks.
         difference: published, of the mean IoU of SAM ViT-H and RITM after one click at the centre, in percent points.
         checked: whether folders and names are known from the publisher or from code that reads them; else some are
             a guess.

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": p.id, "height": p.size[0], "width": p.size[1]} for p in images],
+            "images": [{"id": image.id, "height": image.size[0], "width": image.size[1]} for image in images],
             "annotations": [{"image_id": id_} | o for id_, rows in objects.items() for o in rows],
             "categories": [{"id": id_} for id_ in ground_truth.categories],
         }

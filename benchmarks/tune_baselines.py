@@ -37,7 +37,7 @@ if __name__ == "__main__":
         scores = [
             100
             * np.mean(
-                [r["iou"][0] for played in simulate_images(method, sample, ClickRules(1)) for r in played.records]
+                [r["iou"][0] for result in simulate_images(method, sample, ClickRules(1)) for r in result.records]
             )
             for sample in samples.values()
         ]

@@ -160,7 +160,7 @@ def test_scores_by_hand():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three images' ground truth by two people, and maps that are noise around it."""
+    """The ground truth of three images by two annotators, and noisy edge maps of it."""
     rng = np.random.default_rng(0)
     (tmp_path / "maps").mkdir()
     for i in range(3):

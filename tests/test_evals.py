@@ -39,7 +39,7 @@ class Oracle:
         return [ground_truth[None] * (self.name == "oracle") for ground_truth in self._ground_truths]
 
 
-def play(segmenter, example, clicks):
+def simulate(segmenter, example, clicks):
     return simulate_clicks(segmenter, example, ClickRules(clicks)).records
 
 
@@ -50,7 +50,7 @@ def add(records):
 @pytest.mark.parametrize(("name", "expected"), [("oracle", 1), ("nothing", 0)])
 def test_a_perfect_method_scores_one_and_an_empty_one_nothing(tmp_path, name, expected):
     example = write_examples(tmp_path, 1)[0]
-    records = play(Oracle(example, name), example, clicks=3)
+    records = simulate(Oracle(example, name), example, clicks=3)
     for record in records:
         assert record["iou"] == [expected] * 3
         assert record["best"] == expected
@@ -76,13 +76,13 @@ class Scripted:
         return [np.array(answer)]
 
 
-def test_a_game_of_a_few_pixels_by_hand(tmp_path):
+def test_clicks_on_a_few_pixels_by_hand(tmp_path):
     """A square of 4 x 4; the most trusted of three masks, then two corrections."""
     example = write_examples(tmp_path, 1)[0]
     square = lambda x0, x1: rectangle(x0, 4, x1, 8, example.size)  # noqa: E731
     ground_truth = square(4, 8)
     segmenter = Scripted([square(4, 6), ground_truth, square(0, 0)], [square(4, 10)], [ground_truth])
-    (record,) = play(segmenter, dataclasses.replace(example, masks=(encode_rle(ground_truth),)), clicks=4)
+    (record,) = simulate(segmenter, dataclasses.replace(example, masks=(encode_rle(ground_truth),)), clicks=4)
     assert record == {"mask": 0, "area": 16, "iou": [0.5, 0.666667, 1, 1], "best": 1}
     assert segmenter.clicks == [
         [([(5, 5)], [1])],
@@ -104,7 +104,7 @@ def test_an_object_that_is_good_enough_gets_no_further_click(tmp_path):
 
 @pytest.mark.parametrize("method", [RegionGrowing(16), GrabCut(0.03, 6.0), Disc(0.15)])
 def test_the_baselines_find_a_plain_object_better_than_chance(tmp_path, method):
-    records = [r for e in write_examples(tmp_path, 2) for r in play(method, e, clicks=2)]
+    records = [r for e in write_examples(tmp_path, 2) for r in simulate(method, e, clicks=2)]
     assert np.mean([r["iou"][0] for r in records]) > (0.4 if isinstance(method, Disc) else 0.8)
 
 
@@ -270,7 +270,7 @@ def test_bad_images_and_masks_are_named_and_the_rest_is_kept(config, monkeypatch
     assert run(config, lambda method: Small()).results == report.results  # also when it goes on
 
 
-def test_an_evaluation_without_a_image_says_why(config, monkeypatch, tmp_path):
+def test_an_evaluation_without_an_image_says_why(config, monkeypatch, tmp_path):
     (example,) = write_examples(tmp_path / "data", 1)
     example.path.unlink()
     register(monkeypatch, "synthetic", [example])
@@ -286,7 +286,7 @@ def test_ignored_pixels_do_not_count_in_an_evaluation(tmp_path):
         example.path, example.size, (encode_rle(ground_truth),), "x", ignore=encode_rle(wide & ~ground_truth)
     )
     answer = Oracle(Example(example.path, example.size, (encode_rle(wide),), "x"), "oracle")
-    assert play(answer, half, clicks=2)[0]["iou"] == [1.0, 1.0]
+    assert simulate(answer, half, clicks=2)[0]["iou"] == [1.0, 1.0]
 
 
 def test_a_mask_without_an_error_gets_no_further_click(tmp_path):
@@ -303,7 +303,7 @@ def test_a_mask_without_an_error_gets_no_further_click(tmp_path):
             assert [len(click.points) for click in clicks] == [1] * len(clicks)
             return super().segment(clicks)
 
-    assert [r["iou"] for r in play(Watching(example, "oracle"), example, clicks=3)] == [[1.0] * 3] * 2
+    assert [r["iou"] for r in simulate(Watching(example, "oracle"), example, clicks=3)] == [[1.0] * 3] * 2
 
 
 def test_a_random_first_click_is_drawn_anew_for_each_mask_and_seed_and_only_the_first(tmp_path):

@@ -209,7 +209,7 @@ def test_what_leaves_the_device_is_what_the_plain_steps_leave(seed, offset, at_o
     assert result.kept == row
 
 
-def test_what_a_image_s_prompts_share_may_be_computed_before_them(small):
+def test_what_an_image_s_prompts_share_may_be_computed_before_them(small):
     random = np.random.default_rng(0)
     embeddings = random.normal(size=(2, SMALL.grid_size, SMALL.grid_size, SMALL.prompt_dim)).astype(np.float32)
     shared = share_image(small.params, embeddings, SMALL)
@@ -321,7 +321,7 @@ def test_devices_have_more_points_to_work_at_while_the_host_collects_masks(small
             assert order[f"_take {n}"] < order[f"_segment {n + 2}"]
 
 
-def test_a_image_without_masks_is_an_empty_result_with_and_without_crops(small):
+def test_an_image_without_masks_is_an_empty_result_with_and_without_crops(small):
     for layers in (0, 1):
         generator = SamAutomaticMaskGenerator(
             small, **OPEN | {"pred_iou_thresh": 1.0}, crop_n_layers=layers, min_mask_region_area=10, max_masks=5
@@ -411,7 +411,7 @@ def test_an_unknown_preset_or_field_is_named(small):
         SamAutomaticMaskGenerator(small, points_per_sied=3)
 
 
-def test_a_image_too_small_for_its_crops_is_named_before_anything_is_computed(small):
+def test_an_image_too_small_for_its_crops_is_named_before_anything_is_computed(small):
     with pytest.raises(ValueError, match=r"3 x 2 pixels is too small for 3 layers"):
         SamAutomaticMaskGenerator(small, **OPEN | {"points_per_side": 8}, crop_n_layers=3).generate(
             np.zeros((2, 3, 3), np.uint8)

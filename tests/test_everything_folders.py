@@ -169,7 +169,7 @@ def test_bad_images_are_reported_at_the_end_and_stop_nothing(photos, tmp_path, c
         assert any(name in line and reason in line for line in errors.splitlines()), (name, errors)
 
 
-def test_a_image_without_masks_has_a_valid_result(photos, tmp_path):
+def test_an_image_without_masks_has_a_valid_result(photos, tmp_path):
     out = tmp_path / "out"
     for format in FORMATS:
         command = ["everything", photos / "b.png", "--out", out / format, "--format", format]

@@ -76,12 +76,12 @@ def test_average_precision_equals_the_lvis_package(tmp_path, seed):
     ground_truth = read_ground_truth(ground_truth_file)
     results = read_results(result_file, ground_truth, "segmentation")
     assert ground_truth.federated
-    matches = [match_image(p, results[p.id], (300,), federated=True) for p in ground_truth.images.values()]
+    matches = [match_image(image, results[image.id], (300,), federated=True) for image in ground_truth.images.values()]
     figures = average_precision(matches, ground_truth.categories, ground_truth.frequencies, (300,))
     for name, value in figures.items():
         assert value == pytest.approx(expected[name], abs=1e-12), name
     # The rules of a federated data set matter here.
-    plain = [match_image(p, results[p.id], (300,), federated=False) for p in ground_truth.images.values()]
+    plain = [match_image(image, results[image.id], (300,), federated=False) for image in ground_truth.images.values()]
     assert (
         average_precision(plain, ground_truth.categories, ground_truth.frequencies, (300,))["AP"]
         < figures["AP"] - 0.005
@@ -112,7 +112,9 @@ def test_average_precision_equals_pycocotools_also_with_crowds(tmp_path):
     ground_truth = read_ground_truth(ground_truth_file)
     results = read_results(result_file, ground_truth, "segmentation")
     max_detections = (1, 2, 10)
-    matches = [match_image(p, results[p.id], max_detections, federated=False) for p in ground_truth.images.values()]
+    matches = [
+        match_image(image, results[image.id], max_detections, federated=False) for image in ground_truth.images.values()
+    ]
     figures = average_precision(matches, ground_truth.categories, {}, max_detections)
     precision, recall = (
         original(ground_truth_file, result_file, max_detections).eval[name] for name in ("precision", "recall")
@@ -135,8 +137,8 @@ def test_recall_of_proposals_equals_pycocotools_without_categories(tmp_path):
     results = read_results(result_file, ground_truth, "segmentation")
     max_detections = (1, 3, 1000)
     parts = [
-        count_found(p.objects(), results[p.id], ground_truth.frequencies, max_detections)
-        for p in ground_truth.images.values()
+        count_found(image.objects(), results[image.id], ground_truth.frequencies, max_detections)
+        for image in ground_truth.images.values()
     ]
     recall = RecallCounts.sum(parts, max_detections)
     expected = original(ground_truth_file, result_file, max_detections, use_categories=False).eval["recall"]
@@ -160,12 +162,12 @@ def test_a_thousand_proposals_are_scored_as_by_pycocotools(tmp_path):
     ground_truth = read_ground_truth(ground_truth_file)
     results = read_results(result_file, ground_truth, "segmentation")
     recall = RecallCounts.sum(
-        [count_found(p.objects(), results[p.id], {}) for p in ground_truth.images.values()], (10, 100, 1000)
+        [count_found(image.objects(), results[image.id], {}) for image in ground_truth.images.values()], (10, 100, 1000)
     )
     expected = original(ground_truth_file, result_file, (10, 100, 1000), use_categories=False).eval["recall"]
     assert list(recall.average("all").values()) == pytest.approx(expected[:, 0, 0].mean(0), rel=1e-12)
 
 
-def test_objects_of_a_image_keep_the_size_of_the_file(tmp_path):
+def test_objects_of_an_image_keep_the_size_of_the_file(tmp_path):
     image = next(iter(read_ground_truth(write_case(tmp_path)[0]).images.values()))
     assert all(o["segmentation"]["size"] == list(SIZE) for o in image.objects())

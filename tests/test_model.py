@@ -146,7 +146,7 @@ def test_padding_is_zero_after_normalisation():
     np.testing.assert_allclose(pixels[0, 0], (200 - np.array(SMALL.pixel_mean)) / np.array(SMALL.pixel_std), rtol=1e-6)
 
 
-def test_a_image_of_another_size_and_a_mesh_too_large_are_named(params):
+def test_an_image_of_another_size_and_a_mesh_too_large_are_named(params):
     with pytest.raises(ValueError, match=r"\(B, 64, 64, 3\)"):
         encode_image(params, jnp.zeros((1, 32, 32, 3)), SMALL)
     with pytest.raises(ValueError, match="needs 16 devices"):

@@ -65,7 +65,7 @@ def test_a_16_bit_file_keeps_its_contrast_however_many_bits_are_used(tmp_path, b
     np.testing.assert_allclose(rgb[..., 0], values / (2**bits - 1) * 255, atol=0.5)
 
 
-def test_a_one_pixel_file_is_a_image(tmp_path):
+def test_a_one_pixel_file_is_an_image(tmp_path):
     Image.fromarray(make_image(1, 1)).save(tmp_path / "dot.png")
     assert read_image(tmp_path / "dot.png").shape == (1, 1, 3)
 
@@ -146,7 +146,7 @@ def test_the_longer_side_fills_the_frame_and_the_other_is_rounded_half_up(size, 
         assert length == max(1, np.floor(original * (side / max(size)) + 0.5))
 
 
-def test_a_image_is_resized_as_pillow_does_and_padded_with_zeros():
+def test_an_image_is_resized_as_pillow_does_and_padded_with_zeros():
     image = make_image(60, 90)
     frame, size = fit_image(image, 64)
     assert size == (43, 64)
@@ -155,7 +155,7 @@ def test_a_image_is_resized_as_pillow_does_and_padded_with_zeros():
     assert (frame[43:] == 0).all()
 
 
-def test_a_image_one_pixel_high_keeps_a_row():
+def test_an_image_one_pixel_high_keeps_a_row():
     assert fit_image(make_image(1, 900), 64)[1] == (1, 64)
 
 

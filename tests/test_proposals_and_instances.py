@@ -188,15 +188,17 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     merged = next((data / "out").glob("box-*.results.json"))
     ground_truth = read_ground_truth(config.annotations)
     results = read_results(merged, ground_truth, "segmentation")
-    assert [len(rows) for rows in results.values()] == [len(p.annotations) for p in ground_truth.images.values()]
+    assert [len(rows) for rows in results.values()] == [
+        len(image.annotations) for image in ground_truth.images.values()
+    ]
     # The same masks, taken as made elsewhere, score the same, also in other processes.
     rescored = dataclasses.replace(config, results=merged, workers=2).evaluate().results[merged.stem]
     assert rescored["AP"] == report.results["box"]["AP"]
 
     boxes = [
-        {"image_id": p.id, "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5 + a["id"] / 1000}
-        for p in ground_truth.images.values()
-        for a in p.annotations
+        {"image_id": image.id, "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5 + a["id"] / 1000}
+        for image in ground_truth.images.values()
+        for a in image.annotations
     ]
     (data / "boxes.json").write_text(json.dumps([*boxes, boxes[0] | {"bbox": [5, 5, 0, 4]}]))
     detected = instances_config(data, boxes=data / "boxes.json", max_boxes=3, out=data / "detected")
@@ -207,7 +209,7 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
         (merged,) = (data / "detected").glob(f"{method.replace(' ', '_')}-*.results.json")
         found = read_results(merged, ground_truth, "segmentation")
         assert [len(rows) for rows in found.values()] == [
-            min(3, len(p.annotations)) for p in ground_truth.images.values()
+            min(3, len(image.annotations)) for image in ground_truth.images.values()
         ]
         assert {r["score"] for rows in found.values() for r in rows} <= {b["score"] for b in boxes}
         assert result["mIoU"] is None
@@ -250,9 +252,9 @@ def test_what_is_found_counts_whatever_its_category_where_categories_are_left_as
     change(data / "annotations.json", lambda c: [category.pop("frequency") for category in c["categories"]])
     ground_truth = read_ground_truth(data / "annotations.json")
     results = [
-        {"image_id": p.id, "category_id": 12345, "segmentation": o["segmentation"], "score": 1.0}
-        for p in ground_truth.images.values()
-        for o in p.objects()
+        {"image_id": image.id, "category_id": 12345, "segmentation": o["segmentation"], "score": 1.0}
+        for image in ground_truth.images.values()
+        for o in image.objects()
     ]
     (data / "perfect.json").write_text(json.dumps(results))
     config = instances_config(data, results=data / "perfect.json")

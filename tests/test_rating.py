@@ -68,7 +68,7 @@ def test_objects_without_a_large_mask_are_not_drawn(data):
     ground_truth = read_ground_truth(data / "annotations.json")
     pair = {"truth": data / "annotations.json", "same": data / "same.json"}
     rows = [
-        o | {"image_id": p.id, "score": 1.0} for p in ground_truth.images.values() for o in p.objects()
+        o | {"image_id": image.id, "score": 1.0} for image in ground_truth.images.values() for o in image.objects()
     ]  # a detector's: bbox stands for the prompt
     (data / "same.json").write_text(json.dumps(rows))
     areas = [rle_area(job["segmentation"]) for job in sample_study(ground_truth, pair, 1000, seed=0)["jobs"]]
@@ -155,7 +155,7 @@ def test_the_page_tells_nothing_of_the_source(client, study):
         assert not any(Path(job.picture).name in text for job in study.jobs)
 
 
-def test_every_view_is_a_image(client):
+def test_every_view_is_an_image(client):
     for view in VIEWS:
         answer = client.get(f"/api/jobs/0/{view}.png")
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
@@ -259,7 +259,7 @@ def test_raters_of_other_machines_need_the_token(study):
     assert client.post("/api/next", params=ADA).json()["job"] == 0
 
 
-def test_a_image_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_from_being_served(client, study):
+def test_an_image_that_is_gone_is_an_error_of_that_job_alone_and_keeps_a_study_from_being_served(client, study):
     study.check_images()
     gone = Path(study.jobs[0].picture)
     gone.unlink()
@@ -371,8 +371,8 @@ def test_the_command_samples_serves_and_reports(data, capsys):
 def test_masks_of_the_truth_are_those_of_the_file(study):
     ground_truth = {
         json.dumps(o["segmentation"])
-        for p in read_ground_truth(study.folder.parent / "annotations.json").images.values()
-        for o in p.objects()
+        for image in read_ground_truth(study.folder.parent / "annotations.json").images.values()
+        for o in image.objects()
     }
     for job in study.jobs:
         assert (json.dumps(job.segmentation) in ground_truth) == (job.source == "truth")

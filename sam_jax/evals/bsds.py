@@ -36,8 +36,8 @@ def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
         UserError: it is not a BSDS500 .mat file.
     """
     try:
-        people = scipy.io.loadmat(path)["groundTruth"][0]
-        return np.stack([person["Boundaries"][0, 0] for person in people]).astype(bool)
+        annotators = scipy.io.loadmat(path)["groundTruth"][0]
+        return np.stack([annotator["Boundaries"][0, 0] for annotator in annotators]).astype(bool)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"expected BSDS500 ground truth (groundTruth, with Boundaries) in {path}: {error}") from error
 
@@ -247,7 +247,7 @@ def _each_image(
     """
     out.mkdir(parents=True, exist_ok=True)
 
-    def one(id_: str) -> np.ndarray:
+    def count_or_read(id_: str) -> np.ndarray:
         digest = hashlib.sha256()
         for path in files[id_]:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -266,8 +266,8 @@ def _each_image(
     mine = shard_by_process(files)
     with sync_processes(), ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            done = tqdm(pool.map(one, mine), total=len(mine), desc=label, unit="image")
+            done = tqdm(pool.map(count_or_read, mine), total=len(mine), desc=label, unit="image")
             counts = dict(zip(mine, done, strict=True))
         finally:
             pool.shutdown(cancel_futures=True)
-    return np.stack([counts[id_] if id_ in counts else one(id_) for id_ in files])
+    return np.stack([counts[id_] if id_ in counts else count_or_read(id_) for id_ in files])

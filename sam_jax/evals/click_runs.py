@@ -135,9 +135,9 @@ def run_clicks(
     known = {image_key(line): line for part in all_gather(list(log.lines.values())) for line in part}
     todo = shard_by_process(key for key in wanted if key not in known)
     mine, failed = [], []
-    played = simulate_images(segmenter, [wanted[key] for key in todo], rules, workers)
+    results = simulate_images(segmenter, [wanted[key] for key in todo], rules, workers)
     for (name, image), result in zip(
-        todo, tqdm(played, total=len(todo), desc=segmenter.name, unit="image"), strict=True
+        todo, tqdm(results, total=len(todo), desc=segmenter.name, unit="image"), strict=True
     ):
         if not result.complete:
             failed.append([name, f"{image}: {result.problems[0]}"])

@@ -50,7 +50,7 @@ class InstancesConfig:
 
     out: Path = Path("runs/eval_instances")  # folder for the masks and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
-    images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
+    images: Path | None = None  # folder of the images; None: the folder of the annotations, or its subfolder `images`
     split: str | None = None  # take the images whose `coco_split` is this
     boxes: Path | None = None  # detected boxes in COCO's result format; None: the annotated boxes
     detector: Path | None = None  # ViTDet checkpoint that detects the boxes; its own masks are scored too
@@ -103,7 +103,10 @@ class InstancesConfig:
             if method in given:  # all rows are scored on the same images
                 failures[method] |= {name: why for others in failures.values() for name, why in others.items()}
                 good = [gt_image for gt_image in ground_truth.images.values() if gt_image.name not in failures[method]]
-                tasks = {p.name: _InstancesTask(p, given[method][p.id], ground_truth.federated) for p in good}
+                tasks = {
+                    gt_image.name: _InstancesTask(gt_image, given[method][gt_image.id], ground_truth.federated)
+                    for gt_image in good
+                }
             else:
                 tasks = self._segment(method, ground_truth, boxes, boxes_digest, failures[method])
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)

@@ -97,7 +97,7 @@ class ProposalsConfig:
 
     out: Path = Path("runs/eval_proposals")  # folder for the proposals and the report
     annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
-    images: Path | None = None  # folder of the images; without it the file's own or its subfolder `images`
+    images: Path | None = None  # folder of the images; None: the folder of the annotations, or its subfolder `images`
     split: str | None = None  # take the images whose `coco_split` is this
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")  # proposal methods
@@ -133,8 +133,8 @@ class ProposalsConfig:
                 tasks = self._propose(method, ground_truth, failures[method])
             else:
                 tasks = {
-                    p.name: _ProposalsTask(p, given[p.id], ground_truth.frequencies)
-                    for p in ground_truth.images.values()
+                    gt_image.name: _ProposalsTask(gt_image, given[gt_image.id], ground_truth.frequencies)
+                    for gt_image in ground_truth.images.values()
                 }
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
             recall = RecallCounts.sum([counts for counts, _ in scored], MAX_PROPOSALS)

@@ -1,4 +1,4 @@
-"""Ground ground truth in the files of BSDS500."""
+"""Ground truth in the file format of BSDS500."""
 
 import numpy as np
 import scipy.io

@@ -81,7 +81,7 @@ def create_app(study: Study, access: Access) -> FastAPI:
         return describe(number, rater)
 
     @app.get("/api/jobs/{number}/{view}.png", response_class=Response)
-    def picture(number: JobNumber, view: Literal["picture", "overlay", "mask", "zoom", "zoom_overlay"]) -> Response:
+    def show_view(number: JobNumber, view: Literal["picture", "overlay", "mask", "zoom", "zoom_overlay"]) -> Response:
         if number >= len(study.jobs):
             raise HTTPException(404, f"expected a job of 0 to {len(study.jobs) - 1}")
         try:

@@ -260,7 +260,12 @@ def _read_source(ground_truth: GroundTruth, file: Path) -> dict[tuple, Rle]:
     """Reads the best mask for each image, category, kind of prompt and prompt."""
     rows: list[tuple[GroundTruthImage, dict]]
     if file.resolve() == ground_truth.file.resolve():
-        rows = [(p, o) for p in ground_truth.images.values() for o in p.objects() if not o["iscrowd"]]
+        rows = [
+            (gt_image, object_)
+            for gt_image in ground_truth.images.values()
+            for object_ in gt_image.objects()
+            if not object_["iscrowd"]
+        ]
     else:
         results = read_results(file, ground_truth, "segmentation")
         rows = [(ground_truth.images[id_], result) for id_, of_image in results.items() for result in of_image]

@@ -3,8 +3,6 @@
 import sys
 
 from sam_jax.config_file import load_config
-from sam_jax.training.detector.config import DetectorTrainConfig
-from sam_jax.training.detector.loop import train_detector
 from sam_jax.training.loop import train
 
 
@@ -12,8 +10,7 @@ def main(arguments: list[str]) -> int:
     resume = "--resume" in arguments
     try:
         config = load_config([argument for argument in arguments if argument != "--resume"])
-        run = train_detector if isinstance(config, DetectorTrainConfig) else train
-        run(config, resume=resume)
+        train(config, resume=resume)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -122,7 +122,6 @@ def main(options: Options) -> None:
             draw_pairs(options.images, 64, seed=1),
             steps=options.clip_steps,
             learning_rate=1e-3,
-            report=lambda step, metrics: print(f"CLIP, step {step}: {metrics}", flush=True),
         )
         save_checkpoint(clip, jax.device_get(params), CLIP)
         seconds["clip"] = time.monotonic() - start

@@ -69,6 +69,7 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
     from official import random_params
 
     from sam_jax.training.loop import compile_program
+    from sam_jax.training.sam import sam_task
     from sam_jax.training.step import run_rounds
     from sam_jax.types import Batch
 
@@ -82,7 +83,7 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
     def prepare(model: str, frozen: bool) -> tuple[Any, Any, list]:
         config = make_config(options, model, frozen)
         params = random_params(config.model)
-        program, _ = compile_program(config, params)
+        program = compile_program(sam_task(config, params), params)
         return program, as_batch(config), [program.init(params)]
 
     def run(task: str) -> Any:

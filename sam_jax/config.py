@@ -287,32 +287,45 @@ class ParallelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run."""
+class RunConfig:
+    """What every training run says of itself, whatever it trains; a subclass adds the model and its losses."""
 
     out: Path  # folder of checkpoints, metrics and the exported model
-    model: SamConfig = VIT_B
     data: DataConfig = DataConfig()
-    prompts: PromptConfig = PromptConfig()
-    text: TextConfig = TextConfig()
-    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     parallel: ParallelConfig = ParallelConfig()
     steps: int = 90_000
     seed: int = 0
-    drop_path: float = 0.4
-    decoder_dropout: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; params, norms and losses are float32
-    remat: bool = True  # recompute encoder blocks and decoder rounds in the backward pass
-    accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
+    remat: bool = True  # recompute activations in the backward pass, to save memory
+    drop_path: float = 0.0
     ema_decay: float | None = None  # also keep an exponential moving average of the params; it is what is exported
     max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
-    init_from: str | None = None  # name or path of a model whose params start the run
-    model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`
+    init_from: str | None = None  # name or path of a SAM model whose params start the run
     init_encoder_from: Path | None = None  # masked-autoencoder ViT (He et al. 2021) that starts the image encoder
     log_every: int = 20
-    validate_every: int = 1000
+    validate_every: int = 1000  # also before the first step and after the last one
     validation_batches: int = 8
     save_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the last ones; the best by validation is kept besides
+    profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace, written to out/profile
+
+    def __post_init__(self) -> None:
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise UserError(f"expected profile-steps FIRST LAST, from 1 on and in order, got {first} and {last}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run of a SAM."""
+
+    model: SamConfig = VIT_B
+    prompts: PromptConfig = PromptConfig()
+    text: TextConfig = TextConfig()
+    loss: LossConfig = LossConfig()
+    drop_path: float = 0.4
+    decoder_dropout: float = 0.1
+    accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
+    model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`

@@ -13,6 +13,8 @@ from cases.training import make_batch
 from sam_jax.config import FinetuneConfig, LossConfig, ParallelConfig, PromptConfig, TrainConfig
 from sam_jax.modeling import init_params
 from sam_jax.training.loop import compile_program
+from sam_jax.training.sam import sam_task
+from sam_jax.training.trainable import encoder_work
 
 CONFIGS = sorted(path.stem for path in Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
 TRAINING = [name for name in CONFIGS if not name.startswith("eval")]
@@ -55,7 +57,8 @@ def test_fine_tuning_learns_and_keeps_what_it_should(name):
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
     params = init_params(SMALL, jax.random.key(0))
-    program, encoder = compile_program(config, params)
+    program = compile_program(sam_task(config, params), params)
+    encoder = encoder_work(params, config.finetune)
     assert encoder == {"finetune_coco": "cached", "finetune_lora": "trained", "finetune_full": "trained"}[name]
     batch = make_batch()
     if encoder == "cached":

@@ -15,9 +15,10 @@ from sam_jax.config import DataConfig, FinetuneConfig, ParallelConfig
 from sam_jax.data import training_sets
 from sam_jax.detection.detector import init_detector
 from sam_jax.modeling import init_params
-from sam_jax.training.detector.loop import compile_program, initial_params, train_detector
 from sam_jax.training.detector.step import train_step
 from sam_jax.training.detector.targets import match_boxes, sample_boxes
+from sam_jax.training.detector.task import detector_task, initial_params
+from sam_jax.training.loop import compile_program, train
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import init_state
 from sam_jax.training.watch import read_metrics
@@ -98,19 +99,21 @@ def run_config(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_leaves_a_detector_on_the_frozen_encoder(run_config):
-    whole, config = load_detector(train_detector(dataclasses.replace(run_config, steps=2)))
+    whole, config = load_detector(train(dataclasses.replace(run_config, steps=2)).path)
     assert config == run_config.model
-    path = train_detector(run_config, resume=True)
-    params, _ = load_detector(path)
+    params, _ = load_detector(train(run_config, resume=True).path)
     start = initial_params(run_config)
     jax.tree.map(np.testing.assert_array_equal, params["image_encoder"], jax.device_get(start["image_encoder"]))
     assert (params["pyramid"]["simfp_2_0"]["kernel"] != whole["pyramid"]["simfp_2_0"]["kernel"]).any()
     records = read_metrics(run_config.out)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
     assert 0 <= [r for r in records if "validation_found" in r][-1]["validation_found"] <= 1
-    assert (run_config.out / "predictions" / "0000003.png").is_file()
+    assert all(r["learning_rate"] > 0 and r["grad_norm"] > 0 for r in records if "loss" in r)
+    assert [r["step"] for r in records if "validation_loss" in r] == [0, 2, 3]
+    for name in ("predictions/0000003.png", "curves.png"):
+        assert (run_config.out / name).is_file()
     with pytest.raises(FileExistsError, match="resume"):
-        train_detector(run_config)
+        train(run_config)
 
 
 @pytest.mark.slow
@@ -119,7 +122,7 @@ def test_pmap_and_mesh_give_the_same_step(run_config):
     for parallel in (ParallelConfig("mesh", 1, 1), ParallelConfig("mesh", 2, 1), ParallelConfig("pmap", 2, 1)):
         config = dataclasses.replace(run_config, parallel=parallel)
         params = initial_params(config)
-        program = compile_program(config, params)
+        program = compile_program(detector_task(config), params)
         state, metrics = program.step(program.init(params), make_batch(), jax.random.key(0))
         results.append(jax.device_get((metrics, program.whole(state).params)))
     for other in results[1:]:
@@ -129,6 +132,10 @@ def test_pmap_and_mesh_give_the_same_step(run_config):
 def test_what_cannot_be_trained_is_said(tmp_path):
     with pytest.raises(ValueError, match="one class"):
         make_detector_config(model=dataclasses.replace(DETECTOR, category_ids=(1, 2)))
+    with pytest.raises(ValueError, match="cache-embeddings"):
+        make_detector_config(finetune=FinetuneConfig(cache_embeddings=True))
+    with pytest.raises(ValueError, match=r"profile-steps.* got 5 and 3"):
+        make_detector_config(profile_steps=(5, 3))
     with pytest.raises(ValueError, match="one start"):
         initial_params(make_detector_config(init_from="tiny", init_encoder_from=tmp_path))
     with pytest.raises(ValueError, match="expected an image encoder like"):

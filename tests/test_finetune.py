@@ -118,7 +118,7 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_
     assert [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record] == [1, 2, 3]
 
     processes = start("--steps", "10000", "--resume")
-    while len(read_metrics(tmp_path / "run")) < 6:
+    while len(read_metrics(tmp_path / "run")) < 7:  # steps 1 to 5, and validation at 0 and 3
         assert all(process.poll() is None for process in processes)
         time.sleep(0.1)
     processes[1].terminate()  # the one that does not write

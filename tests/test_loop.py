@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -24,23 +26,33 @@ from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example
 from sam_jax.data.loader import make_loader
 from sam_jax.ops.rle import decode_rle, encode_rle
-from sam_jax.training import loop
+from sam_jax.training import loop, sam
 from sam_jax.training.export import load_run
 from sam_jax.training.loop import train
+from sam_jax.training.optimizer import learning_rate_schedule
+from sam_jax.training.run import Checkpoints
 from sam_jax.training.watch import read_metrics
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
-    whole, config = load_checkpoint(train(run_config))
+    run_config = dataclasses.replace(run_config, profile_steps=(2, 3))
+    path, step, finished = train(run_config)
+    assert (step, finished) == (4, True)
+    whole, config = load_checkpoint(path)
     assert config == SMALL
     # As a kill after step 3 leaves it: the checkpoint of step 2 was written while steps 3 and 4 ran.
     shutil.rmtree(run_config.out / "checkpoints" / "4")
-    resumed, _ = load_checkpoint(train(run_config, resume=True))
+    resumed, _ = load_checkpoint(train(run_config, resume=True).path)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     records = read_metrics(run_config.out)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4]
     assert {len(r["iou"]) for r in records if "loss" in r} == {3}
-    assert [r["step"] for r in records if "validation_iou" in r] == [4]
+    assert [r["step"] for r in records if "validation_iou" in r] == [0, 4]
+    schedule = learning_rate_schedule(run_config.optimizer)
+    logged = [r["learning_rate"] for r in records if "loss" in r]
+    np.testing.assert_allclose(logged, [schedule(step) for step in range(4)], rtol=1e-6)
+    assert all(r["grad_norm"] > 0 for r in records if "loss" in r)
+    assert list((run_config.out / "profile").rglob("*.xplane.pb"))
     for name in ("curves.png", "predictions/0000004.png"):
         with Image.open(run_config.out / name) as make_image:
             assert min(make_image.size) >= 64
@@ -48,6 +60,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
     exported, model = load_run(run_config.out)
     assert model == SMALL
     jax.tree.map(np.testing.assert_array_equal, exported, whole)
+    jax.tree.map(np.testing.assert_array_equal, load_run(run_config.out, "best")[0], whole)
     target = run_config.out / "official.pth"
     assert cli.main(["export", str(run_config.out), str(target), "--step", "2"]) == 0
     jax.tree.map(np.testing.assert_array_equal, load_any(target)[0], load_run(run_config.out, 2)[0])
@@ -58,7 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
 def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config, monkeypatch):
     train(dataclasses.replace(run_config, steps=1))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "init_params", None)  # refused before a model is made: 20 to 45 s on a CPU
+        patch.setattr(sam, "init_params", None)  # refused before a model is made: 20 to 45 s on a CPU
         with pytest.raises(FileExistsError, match="resume"):
             train(run_config)
     other = dataclasses.replace(SMALL, encoder_dim=64)
@@ -71,19 +84,76 @@ def test_sigterm_saves_and_the_run_can_go_on(run_config):
     metrics = config.out / "metrics.jsonl"
 
     def stop_after_two_steps():
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):  # the first is of step 0
             stopper.wait(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopper = threading.Event()
     thread = threading.Thread(target=stop_after_two_steps)
     thread.start()
-    train(config)
+    _, step, finished = train(config)
     thread.join()
     done = int(max(os.listdir(config.out / "checkpoints"), key=int))
     assert 2 <= done < 10_000
+    assert (step, finished) == (done, False)
     train(dataclasses.replace(config, steps=done + 1), resume=True)
     assert str(done + 1) in os.listdir(config.out / "checkpoints")
+
+
+class Watched:
+    """A metric that tells when it is read on the host."""
+
+    def __init__(self, value, read):
+        self.value, self.read = value, read
+
+    def __array__(self, dtype=None, copy=None):
+        self.read()
+        return np.asarray(self.value, dtype)
+
+
+def test_steps_are_waited_for_only_where_they_are_logged_and_transfer_nothing_unasked(run_config, monkeypatch):
+    compile_program, read, taken = loop.compile_program, set(), 0
+    transfers = False
+
+    def compile_watched(*args):
+        program = compile_program(*args)
+
+        def step(state, batch, key):
+            nonlocal taken
+            taken += 1
+            if transfers:
+                jax.numpy.square(batch.images)
+            state, metrics = program.step(state, batch, key)
+            number = taken
+            return state, {name: Watched(value, lambda: read.add(number)) for name, value in metrics.items()}
+
+        return program._replace(step=step)
+
+    monkeypatch.setattr(loop, "compile_program", compile_watched)
+    config = dataclasses.replace(run_config, steps=5, log_every=3, save_every=2)
+    train(config)
+    assert (taken, read) == (5, {3})
+    transfers = True
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(dataclasses.replace(config, steps=6), resume=True)
+
+
+def test_the_best_checkpoint_is_kept_besides_the_last_ones(tmp_path):
+    state = {"kernel": np.arange(3.0)}
+    program = SimpleNamespace(whole=lambda state: state, place=lambda state: state, template=state)
+    key = jax.random.key(3)
+    with Checkpoints(tmp_path, 2, program) as checkpoints:
+        assert checkpoints.latest() is None
+        for step, score in enumerate([0.3, 0.9, None, 0.5, math.nan], 1):
+            assert checkpoints.is_best(score) == (step < 3)
+            checkpoints.save(step, {"kernel": state["kernel"] + step}, key, score, force=False)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "4", "5"]
+    with Checkpoints(tmp_path, 2, program) as checkpoints:
+        restored = checkpoints.latest()
+        assert (restored.step, restored.state["kernel"][0], restored.key) == (5, 5.0, key)
+        assert [checkpoints.is_best(score) for score in (0.8, 0.95, None)] == [False, True, False]
+        checkpoints.save(6, state, key, 0.95, force=True)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["5", "6"]
 
 
 def test_batches_are_a_function_of_seed_and_number(tmp_path):

@@ -20,6 +20,7 @@ from sam_jax.modeling import init_params
 from sam_jax.parallel.mesh import make_mesh, param_shardings
 from sam_jax.parallel.start import detect_launcher, start_processes
 from sam_jax.training.loop import compile_program
+from sam_jax.training.sam import sam_task
 from sam_jax.types import Batch
 
 MODES = {
@@ -61,7 +62,7 @@ def params():
 @pytest.fixture(scope="module")
 def programs(params):
     """Compiled once for all tests."""
-    return {mode: compile_program(parallel_config(mode), params)[0] for mode in MODES}
+    return {mode: compile_program(sam_task(parallel_config(mode), params), params) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_devices_that_do_not_fit_are_named(parallel, batch_size, accumulate, mes
     config = make_config(parallel=parallel, accumulate=accumulate)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch_size))
     with pytest.raises(ValueError, match=message):
-        compile_program(config, params)
+        compile_program(sam_task(config, params), params)
 
 
 @pytest.mark.slow  # both processes compile
@@ -169,7 +170,7 @@ def _run_process(address: str, process: str, mode: str, folder: str) -> None:
     assert len(jax.local_devices()) == 4
     half = jax.tree.map(lambda x: x[4 * int(process) :][:4], global_batch())
     params, _ = load_checkpoint(Path(folder) / "start.safetensors")
-    program, _ = compile_program(config, params)
+    program = compile_program(sam_task(config, params), params)
     state, metrics = program.step(program.init(params), half, run_key())
     evaluation = program.evaluate(state, half, run_key())
     learned = program.whole(state).params

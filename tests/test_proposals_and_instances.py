@@ -25,7 +25,7 @@ from sam_jax.everything.box_masks import FilledBox, SamBoxes
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
-from sam_jax.training.detector.loop import initial_params
+from sam_jax.training.detector.task import initial_params
 
 
 @pytest.fixture(scope="module")

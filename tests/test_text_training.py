@@ -20,6 +20,7 @@ from sam_jax.ops.transforms import as_rgb
 from sam_jax.prompting.text import object_views
 from sam_jax.training.export import load_run
 from sam_jax.training.loop import compile_program, train
+from sam_jax.training.sam import sam_task
 from sam_jax.training.step import model_params
 from sam_jax.training.text import with_text_prompt
 from sam_jax.types import PAD
@@ -68,7 +69,7 @@ def test_a_step_learns_the_projection_leaves_clip_alone_and_is_the_same_over_a_m
     losses = []
     for parallel in (ParallelConfig("mesh", 1, 2), ParallelConfig("pmap", 2)):
         config = text_config(parallel=parallel)
-        program, _ = compile_program(config, params, CLIP)
+        program = compile_program(sam_task(config, params, CLIP), params)
         state, metrics = program.step(program.init(params), make_batch(), jax.random.key(3))
         state = jax.device_get(program.whole(state))
         jax.tree.map(np.testing.assert_array_equal, state.frozen["clip"]["visual"], dict(clip_params["visual"]))
@@ -93,7 +94,7 @@ def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params
         text=TextConfig(str(tmp_path / "clip.safetensors"), probability=0.5),
         prompts=PromptConfig(point_rounds=0, refine_rounds=0),
     )
-    path = train(config)
+    path = train(config).path
     params, model = load_checkpoint(path)
     assert model == WITH_TEXT
     assert params.keys() == {"image_encoder", "prompt_encoder", "mask_decoder"}
@@ -105,7 +106,7 @@ def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params
     predictor = SamPredictor(load_model(path), Clip(CLIP, clip_params))
     predictor.set_image(as_rgb(np.full((40, 60, 3), 100, np.uint8)))
     assert predictor.predict_prompts([Prompt(text="a bright rectangle")]).masks.shape == (1, 3, 40, 60)
-    assert train(dataclasses.replace(config, steps=3), resume=True) == path
+    assert train(dataclasses.replace(config, steps=3), resume=True).path == path
 
 
 def test_settings_that_do_not_go_together_are_refused(run_config, clip_params, tmp_path):

@@ -15,8 +15,8 @@ from sam_jax.config import LossConfig, OptimizerConfig
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.losses import dice_loss, focal_loss, mask_iou, segmentation_loss
-from sam_jax.training.optimizer import layer_scales, learning_rate_schedule
-from sam_jax.training.step import model_params, run_rounds
+from sam_jax.training.optimizer import layer_scales, learning_rate_schedule, make_optimizer
+from sam_jax.training.step import init_state, model_params, run_rounds, train_step
 
 
 def test_focal_loss_is_the_formula_averaged_over_the_image():
@@ -113,6 +113,20 @@ def test_rematerialisation_changes_nothing():
     noisy = make_config(drop_path=0.3, decoder_dropout=0.1)
     plain, remat = gradients(noisy), gradients(dataclasses.replace(noisy, remat=True))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), plain, remat)
+
+
+def test_a_step_never_calls_back_to_the_host_and_holds_no_array_of_a_device():
+    """What `jax.transfer_guard` does not see on a CPU: transfers from the device to the host inside the step."""
+    config = make_config()
+    make = functools.partial(make_optimizer, config.optimizer, SMALL)
+    params = jax.eval_shape(functools.partial(init_params, SMALL), jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, config=config, make_optimizer=make), params, key)
+    step = functools.partial(train_step, config=config, optimizer=make(state.params))
+    jaxpr = jax.make_jaxpr(step)(state, make_batch(), key)
+    assert "dot_general" in str(jaxpr)
+    assert "callback" not in str(jaxpr)
+    assert not [constant for constant in jaxpr.consts if isinstance(constant, jax.Array)]
 
 
 def test_one_batch_overfits_and_the_fourier_matrix_stays():

@@ -129,7 +129,6 @@ def _read_config(kind: Kind, arguments: Sequence[str]) -> Any:
 
 def _run(store: Store, model: ModelVersion) -> ModelVersion:
     from sam_jax.checkpoints.hub import load_model
-    from sam_jax.training.detector.loop import train_detector
     from sam_jax.training.loop import train
 
     assert model.dataset is not None
@@ -144,14 +143,12 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
     elif Path(model.config[0]) == OWN_CONFIGS["detector"]:
         encoder = load_model(load_name(store, parent)).config
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
-    run = train if model.kind == "sam" else train_detector
-    trained = run(config, resume=(out / "config.json").exists())
-    steps = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdecimal()]
-    if max(steps, default=0) < config.steps:
+    result = train(config, resume=(out / "config.json").exists())
+    if not result.finished:
         return model  # SIGTERM or Ctrl-C
     target = store.folder / model.source
     with replacing(target) as temporary:
-        shutil.copyfile(trained, temporary)
+        shutil.copyfile(result.path, temporary)
     shutil.rmtree(out / "embeddings", ignore_errors=True)
     reason = f"trained on dataset {model.dataset} from {describe(parent)}"
     return change_model(store, model, "candidate" if model.kind == "sam" else "promoted", reason=reason)

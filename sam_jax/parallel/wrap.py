@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jaxtyping import Array
 
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import UserError
@@ -18,12 +19,17 @@ AXIS = "devices"
 
 
 class Wrapped(NamedTuple):
-    """State stays on the devices; batches come from the host, each process's part of them; metrics go to the host."""
+    """A run's functions on its devices.
+
+    State stays on the devices; batches come from the host, each process's part of them. Nothing moves between host and
+    devices but what is said to, so that a step runs under `jax.transfer_guard("disallow")`, given a replicated key.
+    """
 
     devices: int  # of all processes
     template: Any  # shapes and shardings of a state, to restore a checkpoint into
     init: Callable[[Any], Any]  # params of a whole model -> placed state
     place: Callable[[Any], Any]  # a restored state onto the devices
+    replicate: Callable[[Array], Array]  # a key, the same in all processes, onto all devices
     whole: Callable[[Any], Any]  # a placed state as one array each, for checkpoints and export
     step: Callable[[Any, Any, jax.Array], tuple[Any, Any]]  # (placed state, batch, key) -> the same; frees the old one
     evaluate: Callable[[Any, Any, jax.Array], Any]  # (placed state, batch, key) -> metrics
@@ -97,6 +103,7 @@ def _over_mesh(
         template=jax.tree.map(_shape, shapes, of_state),
         init=lambda params: run_init(jax.device_put(params, of_params)),
         place=lambda state: state,
+        replicate=lambda key: _replicate(key, mesh),
         whole=lambda state: state,
         step=lambda state, batch, key: run_step(state, shard_batch(batch, mesh), key),
         evaluate=lambda state, batch, key: run_evaluate(state, shard_batch(batch, mesh), key),
@@ -116,13 +123,15 @@ def _with_pmap(
     run_step = pmap(functools.partial(step, axis_name=AXIS), in_axes=(0, 0, None), donate_argnums=0)
     run_evaluate = pmap(functools.partial(evaluate, axis_name=AXIS), in_axes=(0, 0, None))
     run_preview = jax.jit(preview)
-    replicate = pmap(lambda _, state: state, in_axes=(0, None))
+    copy = pmap(lambda _, state: state, in_axes=(0, None))
+    own_mesh = Mesh(np.array(own), (AXIS,))
+    cut_by_device = NamedSharding(own_mesh, PartitionSpec(AXIS))
 
     def place(state: Any) -> Any:
-        return replicate(np.zeros(len(own)), state)
+        return copy(np.zeros(len(own)), state)
 
     def cut(batch: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(len(own), -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: jax.device_put(x.reshape(len(own), -1, *x.shape[1:]), cut_by_device), batch)
 
     def first(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
@@ -137,11 +146,19 @@ def _with_pmap(
         template=jax.tree.map(lambda leaf: _shape(leaf, local), jax.eval_shape(init, params)),
         init=lambda params: place(jax.jit(init, out_shardings=local)(params)),
         place=place,
+        replicate=lambda key: _replicate(key, own_mesh),
         whole=lambda state: jax.device_get(first(state)),
         step=run,
         evaluate=lambda state, batch, key: first(run_evaluate(state, cut(batch), key)),
         preview=lambda state, batch, key: run_preview(first(state), batch, key),
     )
+
+
+def _replicate(key: Array, mesh: Mesh) -> Array:
+    """A key on all devices of a mesh. Every process gives its own copy: nothing is sent between them."""
+    sharding, data = NamedSharding(mesh, PartitionSpec()), np.asarray(jax.random.key_data(key))
+    placed = jax.make_array_from_callback(data.shape, sharding, data.__getitem__)
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(key))
 
 
 def _shape(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:

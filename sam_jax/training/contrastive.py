@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -61,14 +61,9 @@ def train_clip(
     learning_rate: float,
     warmup_steps: int = 100,
     weight_decay: float = 0.05,
-    report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    report_every: int = 100,
+    log_every: int = 100,
 ) -> Params:
-    """Trains on one device, with AdamW and a cosine that ends at zero.
-
-    Args:
-        report: called with the metrics of every `report_every`-th step.
-    """
+    """Trains on one device, with AdamW and a cosine that ends at zero, and prints the metrics now and then."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(warmup_steps, steps // 2), steps)
     decays = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
     optimizer = optax.chain(
@@ -87,8 +82,8 @@ def train_clip(
         for i in range(1, steps + 1):
             params, state, metrics = step(params, state, next(batches))
             bar.update()
-            if i % report_every == 0 or i == steps:
+            if i % log_every == 0 or i == steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 bar.set_postfix(values)
-                report(i, values)
+                tqdm.write(f"CLIP, step {i}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.1%}")
     return params

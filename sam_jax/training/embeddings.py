@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from sam_jax.config import TrainConfig
+from sam_jax.config import RunConfig, SamConfig
 from sam_jax.data.examples import Source
 from sam_jax.data.loader import embedding_file
 from sam_jax.errors import BadRecord, UserError
@@ -21,7 +21,7 @@ from sam_jax.predictor import embed
 from sam_jax.types import Params
 
 
-def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder: Path) -> None:
+def cache_embeddings(source: Source, params: Params, model: SamConfig, config: RunConfig, folder: Path) -> None:
     """Writes the embedding of each image, float16, to a file of its own in `folder`; those that are there stay.
 
     The processes of a run share the work, and the folder. An image that cannot be read gets no file: the loader finds
@@ -33,7 +33,7 @@ def cache_embeddings(source: Source, params: Params, config: TrainConfig, folder
     Raises:
         ValueError: the config changes images from step to step.
     """
-    data, model = config.data, config.model
+    data = config.data
     if data.scale_range != (1.0, 1.0) or data.flip_probability or data.colour_jitter:
         raise UserError(
             "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -11,17 +12,17 @@ from jax.sharding import SingleDeviceSharding
 
 from sam_jax.config import FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
-from sam_jax.training.run import RECORD
+from sam_jax.training.run import RECORD, checkpoint_options
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
 
-def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
+def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Params, SamConfig]:
     """Params and config of a run's model: averaged where the run keeps an average, adapters merged.
 
     Args:
         run: `out` of the run.
-        step: of the checkpoint; None: the last.
+        step: of the checkpoint; "best": the one that validated best; None: the last.
 
     Raises:
         FileNotFoundError: no run there, or no checkpoint of that step.
@@ -38,8 +39,12 @@ def load_run(run: Path, step: int | None = None) -> tuple[Params, SamConfig]:
         raise UserError(f"expected the config of a training run in {record}: {error}") from error
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handlers.add("state", ocp.args.StandardRestore)
-    with ocp.CheckpointManager(run.resolve() / "checkpoints", handler_registry=handlers) as manager:
-        step = manager.latest_step() if step is None else step
+    folder, options = run.resolve() / "checkpoints", checkpoint_options()
+    with ocp.CheckpointManager(folder, options=options, handler_registry=handlers) as manager:
+        if step == "best":
+            step = manager.best_step()
+        elif step is None:
+            step = manager.latest_step()
         if step is None or step not in manager.all_steps():
             raise MissingFile(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
         device = SingleDeviceSharding(jax.local_devices()[0])

@@ -6,6 +6,7 @@ import jax
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.training.trainable import EncoderWork
 
 # Dense bfloat16 products, FLOP/s of a device as JAX counts them, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -56,7 +57,7 @@ def image_tower_flops(config: ClipConfig) -> float:
     return 2.0 * tokens * (config.patch_size**2 * 3 * D + config.vision_depth * block)
 
 
-def step_flops(config: TrainConfig, *, encoder: str, clip: ClipConfig | None = None) -> float:
+def step_flops(config: TrainConfig, *, encoder: EncoderWork, clip: ClipConfig | None = None) -> float:
     """Of one update on the global batch. A backward pass is twice the forward one; nothing is counted twice for
     rematerialisation.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from sam_jax.config import OptimizerConfig, SamConfig
 from sam_jax.types import Params
@@ -20,6 +22,18 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
         return decay(step) * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
 
     return schedule
+
+
+def next_learning_rate(config: OptimizerConfig, opt_state: optax.OptState) -> Float[Array, ""]:
+    """Returns the rate of the next update, before its layer-wise factors.
+
+    The optimizer counts the updates that it makes, and not the steps: updates that are left out do not move the rate.
+    """
+
+    def of_schedule(path: tuple, _: Any) -> bool:
+        return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
+
+    return learning_rate_schedule(config)(optax.tree.get(opt_state, "count", filtering=of_schedule))
 
 
 def layer_scales(params: Params, model: SamConfig, decay: float) -> Params:

@@ -1,14 +1,13 @@
-"""What every training run does, whatever it trains: claims its folder, steps, logs, saves, stops and goes on."""
+"""A run's folder, its checkpoints, and the signal that stops it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import math
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,54 +15,36 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Key
-from PIL import Image
+from orbax.checkpoint import checkpoint_managers
 from tqdm import tqdm
 
-from sam_jax.config import DataConfig
-from sam_jax.errors import AlreadyExists, NonFiniteGradients, UserError
-from sam_jax.files import replacing, write_atomically
+from sam_jax.errors import AlreadyExists, UserError
+from sam_jax.files import write_atomically
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
-from sam_jax.training.watch import Clock, MetricsLog, peak_memory_gib
-from sam_jax.types import Batch, Params
 
-if TYPE_CHECKING:
-    from grain import DatasetIterator
-
-PREVIEW_IMAGES = 4
 RECORD = "config.json"  # in a run's folder
 
 
-class RunConfig(Protocol):
-    """What a config says of the run itself."""
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
 
-    @property
-    def out(self) -> Path: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def max_skipped(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def validate_every(self) -> int: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
+    state: TrainState  # placed on the devices
+    step: int  # steps that were taken, and so batches that were seen
+    key: Key[Array, ""]  # the run's
 
 
 class Checkpoints:
-    """A run's checkpoints, written while later steps run: state, run's key, and the place in the data."""
+    """A run's checkpoints, written while later steps run: state, run's key, and the place in the data.
+
+    The last ones are kept, and the one with the highest score by validation.
+    """
 
     def __init__(self, out: Path, keep: int, program: Wrapped) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(out / "checkpoints", options=options)
+        self._manager = ocp.CheckpointManager(out / "checkpoints", options=checkpoint_options(keep))
         self._program = program
+        best = self._manager.best_step()
+        self._best = -math.inf if best is None else read_score(self._manager.metrics(best))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -71,126 +52,53 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()  # what is being written is written to its end
 
-    def latest(self) -> tuple[TrainState, int, Key[Array, ""]] | None:
-        """The placed state of the last checkpoint, the number of batches it has seen, and the run's key."""
+    def latest(self) -> Restored | None:
+        """Returns what the last checkpoint holds; None without one."""
         if self._manager.latest_step() is None:
             return None
         restore = {"state": ocp.args.StandardRestore(self._program.template), "data": ocp.args.JsonRestore()}
         restored = self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**restore))
         key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
-        return self._program.place(restored.state), restored.data["batches"], key
+        return Restored(self._program.place(restored.state), restored.data["batches"], key)
 
-    def save(self, step: int, state: TrainState, key: Key[Array, ""], *, force: bool) -> None:
-        position = {"batches": step, "key": np.asarray(jax.random.key_data(key)).tolist()}
-        saved = {"state": ocp.args.StandardSave(self._program.whole(state)), "data": ocp.args.JsonSave(position)}
-        self._manager.save(step, args=ocp.args.Composite(**saved), force=force)
+    def is_best(self, score: float | None) -> bool:
+        """Whether a score is higher than those of all checkpoints; one that is not a number never is."""
+        return score is not None and score > self._best
 
-
-class Run:
-    """A run from its last checkpoint, or its start, to its last step, with what is written and heard of meanwhile.
-
-    Example:
-        with Run(config, program, resume=resume) as run:
-            state = run.start(params)
-            state = run.steps(state, make_loader(..., first_batch=run.first_step), report, check)
-
-    Attributes:
-        first_step: steps that were taken before; known after `start`, as are the others.
-        key: the run's.
-        log: its metrics.
-    """
-
-    first_step: int
-    key: Key[Array, ""]
-    log: MetricsLog
-
-    def __init__(self, config: RunConfig, program: Wrapped, *, resume: bool) -> None:
-        self._config, self._program, self._resume = config, program, resume
-        self._out = config.out.resolve()
-
-    def __enter__(self) -> Run:
-        with contextlib.ExitStack() as stack:
-            self._checkpoints = stack.enter_context(
-                Checkpoints(self._out, self._config.keep_checkpoints, self._program)
-            )
-            self._stop = stack.enter_context(StopSignal())
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def start(self, params: Params) -> TrainState:
-        """The placed state of the last checkpoint if the run is resumed, else the first."""
-        last = self._checkpoints.latest() if self._resume else None
-        start = last or (self._program.init(params), 0, jax.random.key(self._config.seed))
-        state, self.first_step, self.key = start
-        self.log = MetricsLog(self._out, self.first_step, enabled=jax.process_index() == 0)
-        self._stack.callback(self.log.close)
-        return state
-
-    def steps(
-        self,
-        state: TrainState,
-        loader: DatasetIterator[Batch],
-        report: Callable[[dict[str, Any], float], tuple[dict[str, Any], dict[str, str]]],
-        check: Callable[[int, TrainState], None],
-    ) -> TrainState:
-        """Steps until `config.steps` or until it is asked to stop, with a progress bar; the last state is always saved.
+    def save(
+        self, step: int, state: TrainState, key: Key[Array, ""], score: float | None = None, *, force: bool
+    ) -> None:
+        """Saves a state.
 
         Args:
-            state: placed; it is freed.
-            loader: batches from `first_step` on; it is closed.
-            report: a step's metrics and the seconds that a step takes -> values for the log, and what the bar shows.
-            check: validates a state after a step, logs it and shows it.
-
-        Returns:
-            the last state, whole on every process.
-
-        Raises:
-            FloatingPointError: `max_skipped` updates in a row had no finite gradients.
+            score: by validation, higher is better; None if the state was not validated.
+            force: save also where the manager would not.
         """
-        config, clock, main = self._config, Clock(), jax.process_index() == 0
-        progress = tqdm(total=config.steps, initial=self.first_step, unit="step", dynamic_ncols=True, disable=not main)
-        with contextlib.closing(loader) as batches, progress as bar:
-            for step in range(self.first_step + 1, config.steps + 1):
-                with clock.waiting():
-                    batch = next(batches)
-                state, metrics = self._program.step(state, batch, self.key)
-                bar.update()
-                if step % config.log_every == 0:
-                    metrics = jax.device_get(metrics)
-                    if metrics["skipped"] >= config.max_skipped:
-                        raise NonFiniteGradients(
-                            f"{config.max_skipped} updates in a row had no finite gradients, up to step {step}; go on "
-                            "from the last checkpoint with --resume and a lower optimizer.learning-rate"
-                        )
-                    seconds, waited = clock.look()
-                    speed = {
-                        "seconds_per_step": seconds,
-                        "pictures_per_second": config.data.batch_size / seconds,
-                        "data_wait_share": waited,
-                        "peak_memory_gib": peak_memory_gib(),
-                    }
-                    values, shown = report(metrics, seconds)
-                    self.log.write(step, values | speed)
-                    bar.set_postfix(shown)
-                stopping = step == config.steps or self._stop.requested(step)
-                if step % config.validate_every == 0 or step == config.steps:
-                    check(step, state)
-                if step % config.save_every == 0 or stopping:
-                    self._checkpoints.save(step, state, self.key, force=stopping)
-                if stopping:
-                    break
-        return self._program.whole(state)
+        position = {"batches": step, "key": np.asarray(jax.random.key_data(key)).tolist()}
+        saved = {"state": ocp.args.StandardSave(self._program.whole(state)), "data": ocp.args.JsonSave(position)}
+        metrics = None if score is None or math.isnan(score) else {"score": score}
+        self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics, force=force)
+        if metrics is not None:
+            self._best = max(self._best, metrics["score"])
 
 
-def save_preview(image: np.ndarray, out: Path, step: int) -> None:
-    """An image of predictions into the run's folder."""
-    path = out / "predictions" / f"{step:07d}.png"
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, "PNG")
+def read_score(metrics: Any) -> float:
+    """Returns the score that was saved with a checkpoint."""
+    return metrics["score"]
+
+
+def checkpoint_options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
+    """Options of a manager that knows the best checkpoint.
+
+    Args:
+        keep: last checkpoints to keep besides it; None: all.
+    """
+    last, best = (
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(get_metric_fn=read_score, n=1, keep_checkpoints_without_metrics=False),
+    )
+    policy = checkpoint_managers.AnyPreservationPolicy([last, best])
+    return ocp.CheckpointManagerOptions(best_fn=read_score, preservation_policy=policy)
 
 
 class StopSignal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images
-from sam_jax.config import FinetuneConfig, TrainConfig
+from sam_jax.config import RunConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule
 from sam_jax.prompting.text import object_views
 from sam_jax.training.losses import segmentation_loss
+from sam_jax.training.optimizer import next_learning_rate
 from sam_jax.training.trainable import CLIP, join_params, split_params, without_clip
 from sam_jax.types import PAD, Batch, Params, Prompts
 
@@ -35,17 +36,8 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]  # updates left out in a row, for want of finite gradients
 
 
-class Learning(Protocol):
-    """What a config says of the params that learn."""
-
-    @property
-    def finetune(self) -> FinetuneConfig: ...
-    @property
-    def ema_decay(self) -> float | None: ...
-
-
 def init_state(
-    params: Params, key: Key[Array, ""], config: Learning, make_optimizer: Callable[[Params], Any]
+    params: Params, key: Key[Array, ""], config: RunConfig, make_optimizer: Callable[[Params], Any]
 ) -> TrainState:
     """A run's state at step 0, from the params of a whole model."""
     trained, frozen = split_params(params, config.finetune, key)
@@ -54,23 +46,29 @@ def init_state(
     return TrainState(trained, frozen, opt_state, ema, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def model_params(state: TrainState, config: Learning) -> Params:
+def model_params(state: TrainState, config: RunConfig) -> Params:
     """The params of the whole model, for use: averaged where the run keeps an average."""
     return without_clip(run_params(state, config))
 
 
-def run_params(state: TrainState, config: Learning) -> Params:
+def run_params(state: TrainState, config: RunConfig) -> Params:
     """`model_params`, and those of the CLIP that shows it objects, if there is one."""
     return join_params(state.params if state.ema is None else state.ema, state.frozen, config.finetune)
 
 
 def update_state(
-    state: TrainState, grads: Params, config: Learning, optimizer: optax.GradientTransformation
+    state: TrainState, grads: Params, config: RunConfig, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state from the gradients of the params that learn, and `grad_norm` and `skipped`.
+    """Returns the next state from the gradients of the params that learn, and metrics of the update.
 
-    An update whose gradients are not finite is left out: the step counts, and nothing else changes.
+    An update whose gradients are not finite is left out: the step counts, and nothing else changes. The loop stops the
+    run when too many are left out in a row; `optax.apply_if_finite` would let bad updates through from then on, and
+    would add counters to the optimizer state that saved runs do not have.
+
+    Returns:
+        the state; `learning_rate`, `grad_norm` and `skipped`, the updates that were left out in a row.
     """
+    learning_rate = next_learning_rate(config.optimizer, state.opt_state)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -85,7 +83,7 @@ def update_state(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before
     )
     state = TrainState(params, state.frozen, opt_state, ema, state.step + 1, skipped)
-    return state, {"grad_norm": grad_norm, "skipped": skipped}
+    return state, {"learning_rate": learning_rate, "grad_norm": grad_norm, "skipped": skipped}
 
 
 class Rounds(NamedTuple):
@@ -273,7 +271,7 @@ def train_step(
         axis_name: of `jax.pmap`, if it runs under that.
 
     Returns:
-        the new state, and metrics: arrays per round, `masks`, `grad_norm` and `skipped`.
+        the new state, and metrics: arrays per round, `masks`, and those of `update_state`.
     """
     step_key = jax.random.fold_in(key, state.step)
     masks = total_of(batch.valid.sum(), axis_name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from sam_jax.types import Params
 
 FOURIER_MATRIX = "prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"  # a buffer in the official code
 CLIP = "clip"  # beside the model's parts, in a run that trains the text prompt: the tower that embeds objects
+EncoderWork = Literal["trained", "frozen", "cached"]
+"""Forward and backward, forward alone, or nothing: images were encoded before the first step."""
+
 DOWN, UP = "_lora_down", "_lora_up"  # what the names of an adapter's two factors add to that of their kernel
 
 
@@ -71,6 +75,13 @@ def without_clip(params: Params) -> Params:
     return {name: part for name, part in params.items() if name != CLIP}
 
 
-def encoder_is_frozen(trained: Params) -> bool:
-    """Whether images can be encoded once for all steps."""
-    return "image_encoder" not in trained
+def encoder_work(params: Params, config: FinetuneConfig) -> EncoderWork:
+    """Returns what a training step does with the image encoder.
+
+    Args:
+        params: of the whole model, or their shapes.
+    """
+    trained = jax.eval_shape(lambda params: split_params(params, config, jax.random.key(0))[0], params)
+    if "image_encoder" in trained:
+        return "trained"
+    return "cached" if config.cache_embeddings else "frozen"

@@ -32,7 +32,7 @@ def train_step(
         axis_name: of `jax.pmap`, if it runs under that.
 
     Returns:
-        the new state; each loss, their sum, `objects`, `grad_norm` and `skipped`.
+        the new state; each loss, their sum, `objects`, and the metrics of `update_state`.
     """
     step_key, numbers = jax.random.fold_in(key, state.step), image_numbers(batch, axis_name)
 

@@ -132,7 +132,7 @@ def ours(options: argparse.Namespace) -> Callable[[str], Any]:
             report = segment_images(generators["usual"], image_files, Path(folder), "sa1b", {})
             seconds = time.perf_counter() - start
             assert report.finished == len(image_files), report.failures
-            files = [FORMATS["sa1b"].target(Path(folder), image_file) for image_file in image_files]
+            files = [FORMATS["sa1b"].target(Path(folder), image_file.name) for image_file in image_files]
             found = [json.loads(file.read_text())["annotations"] for file in files]
         masks = [record["segmentation"] for records in found for record in records]
         return {

@@ -24,14 +24,13 @@ from cases.data import (
 from sam_jax import read_image
 from sam_jax.config import DataConfig
 from sam_jax.data.bad_records import BadRecords
-from sam_jax.data.coco import CocoSource, find_coco_files
+from sam_jax.data.coco import NAME, CocoSource, find_coco_files, read_coco_file
 from sam_jax.data.examples import Example
 from sam_jax.data.folders import LabelSource
-from sam_jax.data.images import ImageFile
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.sources import detect_format, open_source, open_splits
-from sam_jax.errors import BadRecord
-from sam_jax.everything.formats import FORMATS, merge_coco
+from sam_jax.errors import BadRecord, UserError
+from sam_jax.everything.formats import FORMATS, AnnotatedImage
 from sam_jax.ops.rle import decode_rle, encode_rle
 
 
@@ -69,9 +68,9 @@ def test_one_tar_and_a_folder_of_files_are_sa_1b_too(tmp_path):
 @pytest.mark.parametrize("format", ["sa1b", "coco", "png"])
 def test_results_of_everything_mode_are_training_data_with_their_images_elsewhere(tmp_path, format):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    images = [ImageFile(photos / "a" / f"{i}.jpg", PurePosixPath(f"a/{i}.jpg")) for i in range(2)]
+    names = [PurePosixPath(f"a/{i}.jpg") for i in range(2)]
     write_images(photos / "a", range(2))
-    for i, photo in enumerate(images):
+    for i, name in enumerate(names):
         image, masks = make_image(i)
         records = [
             {
@@ -81,9 +80,9 @@ def test_results_of_everything_mode_are_training_data_with_their_images_elsewher
             }
             for mask in masks
         ]
-        FORMATS[format].save(out, photo, image, records)
-    if format == "coco":
-        merge_coco(out, images)
+        annotated = AnnotatedImage(name, str(name), i, image.shape[:2], records, lambda: image)  # noqa: B023
+        FORMATS[format].save(out, annotated)
+    FORMATS[format].finish(out, list(enumerate(names, start=1)))
     (out / "everything.settings.json").write_text("{}")
     with pytest.raises((ValueError, FileNotFoundError), match=r"looked for|--data\.images"):
         open_train(out)
@@ -258,6 +257,38 @@ def test_coco_files_without_their_images_or_of_another_kind_are_explained(tmp_pa
     path.write_text("[1]")
     with pytest.raises(ValueError, match="COCO-format"):
         open_train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.pop("annotations"), "list 'annotations'"),
+        (lambda c: c["images"].append(c["images"][0]), "different ids of images .* 1 more than once"),
+        (lambda c: c["images"].append(7), "an object for images, number 1, in .*, got 7"),
+        (lambda c: c["images"][0].update(id=[1]), r"id of images, number 0, .* a number or a text, got \[1\]"),
+        (lambda c: c["images"][0].update(file_name=3), "file_name of images, number 0, .* a text, got 3"),
+        (lambda c: c["images"][0].update(height="60"), "height of images, number 0, .* whole number of pixels, got 60"),
+        (lambda c: c["annotations"][1].pop("image_id"), "image_id for annotations, number 1, .* which has only"),
+        (lambda c: c["annotations"][1].update(image_id=99), "annotation .* belongs to image 99"),
+    ],
+)
+def test_a_coco_file_with_a_mistake_is_refused_with_the_entry(tmp_path, edit, message):
+    content, path = coco_json(range(1)), tmp_path / "annotations.json"
+    fields = {"images": ("id", NAME, "height"), "annotations": ("image_id",)}
+    path.write_text(json.dumps(content))
+    assert read_coco_file(path, fields, references=True).categories == []
+    edit(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_coco_file(path, fields, references=True)
+
+
+def test_images_are_found_by_the_last_part_of_their_names_too_as_lvis_has_them(tmp_path):
+    write_images(tmp_path, range(1))
+    content = coco_json(range(1))
+    content["images"][0]["coco_url"] = f"http://images.example/val2017/{content['images'][0].pop('file_name')}"
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    check(open_train(tmp_path / "annotations.json")[0], 0)
 
 
 @pytest.mark.parametrize(

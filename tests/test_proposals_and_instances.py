@@ -305,7 +305,7 @@ def test_masks_of_another_size_than_the_truth_are_named(data):
         (lambda c: c["annotations"][0].update(category_id=99), "annotation 1 of .* category 99"),
         (lambda c: c["categories"][0].update(frequency="x"), "expected a frequency"),
         (lambda c: c.pop("categories"), "list 'categories'"),
-        (lambda c: c["images"][0].pop("coco_url"), "KeyError 'coco_url'"),
+        (lambda c: c["images"][0].pop("coco_url"), "file_name for images, number 0"),
     ],
 )
 def test_bad_annotations_are_named(data, edit, message):

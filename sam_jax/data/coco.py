@@ -1,23 +1,156 @@
-"""Instances of COCO-format files: polygons, compressed and plain run lengths."""
+"""COCO-format files: the one reader of their JSON, masks and image folders, and a source of training examples.
+
+Reference: Lin et al. 2014 (COCO); LVIS (Gupta et al. 2019) has the same layout, but for the names of its images.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
 
-from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.data.examples import Example, check_rle
 from sam_jax.errors import BadRecord, MissingFile, UserError
+from sam_jax.files import read_json
 from sam_jax.ops.rle import Rle, rle_from_counts
+
+Entry = dict[str, Any]
+"""One of `images`, `annotations` or `categories`."""
 
 # Files of the COCO release that hold no instances.
 OTHER_KINDS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
+NAME = "name of the file"  # of an image: `file_name`, or LVIS's `coco_url`
+INSTANCES: dict[str, tuple[str, ...]] = {"images": ("id", NAME), "annotations": ("image_id",)}  # what masks take
+LOOKED_AT = 8  # images whose files tell the folder
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoFile:
+    """The content of a COCO-format file, checked by `read_coco_file`; kinds that were not asked for are empty."""
+
+    path: Path
+    images: list[Entry]
+    annotations: list[Entry]
+    categories: list[Entry]
+
+    def annotations_by_image(self) -> dict[Any, list[Entry]]:
+        """Returns the annotations of every image by its id, in the file's order; those of no image are left out."""
+        found: dict[Any, list[Entry]] = {image["id"]: [] for image in self.images}
+        for annotation in self.annotations:
+            if annotation["image_id"] in found:
+                found[annotation["image_id"]].append(annotation)
+        return found
+
+    def image_folder(self, given: Path | None, *, required: bool = True) -> Path:
+        """Returns the folder of the images; see `find_image_folder`."""
+        names = [image_name(image) for image in self.images[:LOOKED_AT]]
+        return find_image_folder(self.path, names, given, required=required)
+
+
+def read_coco_file(
+    path: Path,
+    fields: Mapping[str, Collection[str]] = INSTANCES,
+    *,
+    optional: Collection[str] = (),
+    references: bool = False,
+) -> CocoFile:
+    """Reads a COCO-format file. Whoever needs one reads it here.
+
+    Args:
+        fields: the kinds of entries to read, and the fields that each of a kind must have; see `VALUES`. NAME stands
+            for `file_name` or LVIS's `coco_url`. An `id` must be another one for each.
+        optional: kinds that the file need not have.
+        references: refuse annotations that belong to an image or a category that is not in the file.
+
+    Raises:
+        MissingFile: there is no such file.
+        UserError: it is no such file; says what is wrong with which entry.
+    """
+    if not path.is_file():
+        raise MissingFile(f"expected a file of annotations at {path.resolve()}, found none")
+    content = read_json(path)
+    kinds = [kind for kind in fields if kind not in optional or (isinstance(content, dict) and kind in content)]
+    for kind in kinds:
+        if not isinstance(content, dict) or not isinstance(content.get(kind), list):
+            raise UserError(f"expected COCO-format JSON with a list {kind!r} in {path}")
+        for number, entry in enumerate(content[kind]):
+            _check_entry(entry, fields[kind], f"{kind}, number {number}, in {path}")
+        ids = Counter(entry["id"] for entry in content[kind]) if "id" in fields[kind] else Counter()
+        if twice := [id_ for id_, count in ids.items() if count > 1]:
+            raise UserError(
+                f"expected different ids of {kind} in {path}, got {len(twice)} more than once, "
+                f"such as {', '.join(map(repr, twice[:5]))}"
+            )
+    if references:
+        _check_references(content, fields, path)
+    return CocoFile(path, *(content[kind] if kind in kinds else [] for kind in ("images", "annotations", "categories")))
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(number, int | float) for number in value)
+
+
+VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a field must be, wherever it is needed
+    "id": ("a number or a text", _is_key),
+    "image_id": ("a number or a text", _is_key),
+    "category_id": ("a number or a text", _is_key),
+    "file_name": ("a text", lambda value: isinstance(value, str)),
+    "coco_url": ("a text", lambda value: isinstance(value, str)),
+    "height": ("a whole number of pixels", _is_length),
+    "width": ("a whole number of pixels", _is_length),
+    "bbox": ("four numbers (x, y, w, h)", _is_box),
+}
+
+
+def _check_entry(entry: Any, needed: Collection[str], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"expected COCO-format JSON: an object for {where}, got {str(entry)[:60]}")
+    for field in needed:
+        if field == NAME:
+            field = "coco_url" if "coco_url" in entry and "file_name" not in entry else "file_name"
+        expected, fits = VALUES.get(field, ("", lambda value: True))
+        if field not in entry:
+            raise UserError(f"expected COCO-format JSON: {field} for {where}, which has only {', '.join(entry)}")
+        if not fits(entry[field]):
+            raise UserError(f"expected {field} of {where} to be {expected}, got {str(entry[field])[:60]}")
+
+
+def _check_references(content: dict[str, list[Entry]], fields: Mapping[str, Collection[str]], path: Path) -> None:
+    for kind, field, name in (("images", "image_id", "image"), ("categories", "category_id", "category")):
+        if field in fields["annotations"]:
+            known = {entry["id"] for entry in content[kind]}
+            for number, annotation in enumerate(content["annotations"]):
+                if annotation[field] not in known:
+                    raise UserError(
+                        f"annotation {annotation.get('id', f'number {number}')} of {path} belongs to {name} "
+                        f"{annotation[field]}, which is not in the file"
+                    )
+
+
+def image_name(image: Entry) -> str:
+    """Returns the path of an image below the folder of images; LVIS v1 has only a `coco_url`, .../val2017/0139.jpg."""
+    return image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
+
+
+def locate_image(folder: Path, name: str) -> Path:
+    """Returns where an image lies in a folder, under its whole name or, where a file has it, the last part."""
+    path = folder / name
+    return folder / path.name if not path.is_file() and (folder / path.name).is_file() else path
 
 
 class CocoSource:
@@ -26,13 +159,13 @@ class CocoSource:
     Kept as JSON text per image: half a million polygons as Python numbers would take gigabytes.
 
     Args:
-        image_folder: to which the file's `file_name`s are relative; None: see `find_image_folder`.
+        image_folder: to which the names of images are relative; None: see `find_image_folder`.
         keep_image: says which entries of `images` to take.
         min_area: pixels; smaller masks are left out.
         file_name: an entry of `images` -> the image's path in the folder.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not COCO-format JSON, or ids that occur twice; no images.
+        MissingFile, UserError: see `read_coco_file` and `find_image_folder`.
     """
 
     def __init__(
@@ -41,32 +174,20 @@ class CocoSource:
         image_folder: Path | None,
         dataset: str,
         *,
-        keep_image: Callable[[dict], bool] = lambda image: True,
+        keep_image: Callable[[Entry], bool] = lambda image: True,
         min_area: int = 1,
-        file_name: Callable[[dict], str] = lambda image: image["file_name"],
+        file_name: Callable[[Entry], str] = image_name,
     ) -> None:
         self.file, self.dataset, self.min_area = annotation_file, dataset, min_area
-        content = read_json(annotation_file.read_bytes(), annotation_file)
-        for field in ("images", "annotations"):
-            if not isinstance(content, dict) or not isinstance(content.get(field), list):
-                raise UserError(f"expected COCO-format JSON with a list {field!r} in {annotation_file}")
-        try:
-            check_unique((image["id"] for image in content["images"]), "ids of images", annotation_file)
-            segmentations: dict[Any, list] = {image["id"]: [] for image in content["images"] if keep_image(image)}
-            for annotation in content["annotations"]:
-                if annotation["image_id"] in segmentations and not annotation.get("iscrowd"):
-                    segmentations[annotation["image_id"]].append(annotation.get("segmentation"))
-            self._records = [
-                json.dumps((file_name(image), image.get("height"), image.get("width"), segmentations[image["id"]]))
-                for image in content["images"]
-                if segmentations.get(image["id"])
-            ]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"expected COCO-format JSON in {annotation_file}: images with id and file_name, annotations with "
-                f"image_id; got {type(error).__name__} {error}"
-            ) from error
-        names = [json.loads(record)[0] for record in self._records[:8]]
+        content = read_coco_file(annotation_file)
+        annotations = content.annotations_by_image()
+        records = []
+        for image in filter(keep_image, content.images):
+            masks = [a.get("segmentation") for a in annotations[image["id"]] if not a.get("iscrowd")]
+            if masks:
+                records.append((file_name(image), image.get("height"), image.get("width"), masks))
+        self._records = [json.dumps(record) for record in records]
+        names = [record[0] for record in records[:LOOKED_AT]]
         self.folder = find_image_folder(annotation_file, names, image_folder)
 
     def __len__(self) -> int:
@@ -74,30 +195,15 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> Example:
         file_name, height, width, segmentations = json.loads(self._records[index])
-        path = self.folder / file_name
+        path = locate_image(self.folder, file_name)
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
             raise BadRecord("image without a size", self.file, f"{file_name}: height {height}, width {width}")
-        masks = []
-        for segmentation in segmentations:
-            rle = to_rle(segmentation, (height, width), f"{self.file}: {file_name}")
-            if check_rle(rle, (height, width), f"{self.file}: {file_name}") >= self.min_area:
-                masks.append(rle)
-        if not masks:
+        where = f"{self.file}: {file_name}"
+        masks = [read_mask(segmentation, (height, width), where) for segmentation in segmentations]
+        kept = tuple(rle for rle, area in masks if area >= self.min_area)
+        if not kept:
             raise BadRecord("no masks", path)
-        return Example(path, (height, width), tuple(masks), self.dataset)
-
-
-def check_unique(ids: Iterable[Any], what: str, annotation_file: Path) -> None:
-    """
-    Raises:
-        ValueError: ids that occur more than once.
-    """
-    twice = [id_ for id_, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"expected different {what} in {annotation_file}, got {len(twice)} more than once, "
-            f"such as {', '.join(map(repr, twice[:5]))}"
-        )
+        return Example(path, (height, width), kept, self.dataset)
 
 
 def read_coco(
@@ -105,13 +211,13 @@ def read_coco(
     image_folder: Path | None,
     dataset: str,
     *,
-    keep_image: Callable[[dict], bool] = lambda image: True,
+    keep_image: Callable[[Entry], bool] = lambda image: True,
     min_area: int = 1,
 ) -> list[Example]:
-    """All of a `CocoSource`, but for images that are left without a mask.
+    """Returns all examples of a `CocoSource`, but for images that are left without a mask.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not COCO-format JSON; masks that cannot be read.
+        MissingFile, UserError: no such file; not COCO-format JSON; masks that cannot be read.
     """
     source = CocoSource(annotation_file, image_folder, dataset, keep_image=keep_image, min_area=min_area)
     examples = []
@@ -124,17 +230,21 @@ def read_coco(
     return examples
 
 
-def to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
-    """COCO's polygons or either of its forms of run lengths -> compressed run lengths.
-
-    Those that are compressed already are not looked at; `check_rle` does.
+def read_mask(segmentation: Any, size: tuple[int, int], where: str) -> tuple[Rle, int]:
+    """Returns a mask in any of COCO's forms as compressed run lengths, checked, and its pixels.
 
     Args:
+        segmentation: polygons, or run lengths, compressed or not.
         size: (h, w) of the image.
 
     Raises:
-        BadRecord: none of these.
+        BadRecord: none of these, or of another size than the image.
     """
+    rle = _to_rle(segmentation, size, where)
+    return rle, check_rle(rle, size, where)
+
+
+def _to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
     if isinstance(segmentation, dict):
         if not isinstance(segmentation.get("counts"), list):
             return segmentation
@@ -157,7 +267,7 @@ def to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
 
 
 def find_coco_files(folder: Path) -> dict[str, list[Path]]:
-    """The instance files of a COCO-style folder: {"train": [...], "validation": [...]}, by their names.
+    """Finds the instance files of a COCO-style folder: {"train": [...], "validation": [...]}, by their names.
 
     Looked for: annotations.json, instances*.json, annotations/instances*.json or else all of annotations/*.json, and
     _annotations.coco.json here and one folder down (the folder's name then says which part). Test parts are left out.
@@ -183,17 +293,23 @@ def find_coco_files(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def find_image_folder(annotation_file: Path, names: Sequence[str], given: Path | None) -> Path:
-    """The folder that holds most of the named images: `given`, or one of the usual ones near the annotation file."""
+def find_image_folder(
+    annotation_file: Path, names: Sequence[str], given: Path | None, *, required: bool = True
+) -> Path:
+    """Finds the folder that holds most of the named images: `given`, or one of the usual ones near the file.
+
+    Raises:
+        MissingFile: none of them is there, and they are `required`.
+    """
     here = annotation_file.parent
     part = annotation_file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     near = [root / name for root in (here, here.parent) for name in ("", "images", part, f"images/{part}")]
     folders = near if given is None else [given]
-    best = max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))
-    if names and not any((best / name).is_file() for name in names):
+    there = [sum(locate_image(folder, name).is_file() for name in names) for folder in folders]
+    if required and names and not any(there):
         looked = ", ".join(str(folder) for folder in folders)
         raise MissingFile(
             f"the images of {annotation_file} ({names[0]}, ...) are not in {looked}; "
             "say where they are with --data.images (sam-jax prepare: --images)"
         )
-    return best
+    return folders[there.index(max(there))]

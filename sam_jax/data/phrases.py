@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from sam_jax.data.coco import find_coco_files, find_image_folder, to_rle
-from sam_jax.data.examples import Example, check_rle, read_json
+from sam_jax.data.coco import NAME, find_coco_files, image_name, locate_image, read_coco_file, read_mask
+from sam_jax.data.examples import Example
 from sam_jax.errors import UserError
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
 PHRASE_FIELDS = ("sentences", "expressions", "referring_expressions", "captions", "caption", "phrase", "text")
+FIELDS = {
+    "images": ("id", NAME, "height", "width"),
+    "annotations": ("image_id",),
+    "categories": ("id", "name"),
+}
 TEXT_KEYS = ("sent", "raw", "text", "caption")
 
 
@@ -45,36 +49,30 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
         if len(files) != 1:
             raise UserError(f"expected one COCO-format file in {path}, found {[str(file) for file in files]}; name it")
         (path,) = files
-    content = read_json(path.read_bytes(), path)
-    try:
-        annotations: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        names = {category["id"]: str(category["name"]) for category in content.get("categories", ())}
-        referring = any(_phrases(annotation) for annotation in content["annotations"])
-        folder = find_image_folder(path, [image["file_name"] for image in content["images"][:8]], images)
-        rows = []
-        for image in content["images"]:
-            size = int(image["height"]), int(image["width"])
-            counts = Counter(annotation.get("category_id") for annotation in annotations[image["id"]])
-            masks, texts = [], []
-            for annotation in annotations[image["id"]]:
-                if referring:
-                    found = _phrases(annotation)
-                else:
-                    category = annotation.get("category_id")
-                    found = [names[category]] if category in names and counts[category] == 1 else []
-                if not found or annotation.get("iscrowd"):
-                    continue
-                rle = to_rle(annotation["segmentation"], size, f"{path}: {image['file_name']}")
-                if check_rle(rle, size, f"{path}: {image['file_name']}") >= min_area:
-                    masks += [rle] * len(found)
-                    texts += found
-            if masks:
-                example = Example(folder / image["file_name"], size, tuple(masks), path.stem)
-                rows.append(Phrased(example, tuple(texts)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"expected COCO-format JSON in {path}: {type(error).__name__} {error}") from error
+    content = read_coco_file(path, FIELDS, optional=("categories",), references=True)
+    folder, annotations = content.image_folder(images), content.annotations_by_image()
+    names = {category["id"]: str(category["name"]) for category in content.categories}
+    referring = any(_phrases(annotation) for annotation in content.annotations)
+    rows = []
+    for image in content.images:
+        size, where = (int(image["height"]), int(image["width"])), f"{path}: {image_name(image)}"
+        counts = Counter(annotation.get("category_id") for annotation in annotations[image["id"]])
+        masks, texts = [], []
+        for annotation in annotations[image["id"]]:
+            if referring:
+                found = _phrases(annotation)
+            else:
+                category = annotation.get("category_id")
+                found = [names[category]] if category in names and counts[category] == 1 else []
+            if not found or annotation.get("iscrowd"):
+                continue
+            rle, area = read_mask(annotation.get("segmentation"), size, where)
+            if area >= min_area:
+                masks += [rle] * len(found)
+                texts += found
+        if masks:
+            example = Example(locate_image(folder, image_name(image)), size, tuple(masks), path.stem)
+            rows.append(Phrased(example, tuple(texts)))
     if not rows:
         raise UserError(
             f"found no texts in {path}: expected annotations with {', '.join(PHRASE_FIELDS)}, or categories with names"

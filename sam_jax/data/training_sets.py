@@ -23,7 +23,7 @@ def _coco_train(root: Path) -> list[Example]:
     folder = root / "coco_small"
 
     def is_train(image: dict) -> bool:
-        return image["coco_split"] == "train2017"
+        return image.get("coco_split") == "train2017"
 
     return [
         example

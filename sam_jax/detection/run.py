@@ -16,13 +16,12 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from sam_jax.data.coco import find_image_folder
-from sam_jax.data.examples import read_json
+from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file
 from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_image
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import Detections, detect_objects
 from sam_jax.detection.results import to_results
-from sam_jax.errors import MissingFile, UserError
+from sam_jax.errors import UserError
 from sam_jax.files import replacing
 from sam_jax.modeling import normalize_images
 from sam_jax.ops.transforms import fit_image
@@ -69,17 +68,11 @@ def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list
     if len(inputs) != 1:
         raise UserError(f"expected one COCO-format JSON file, or images and folders, got {list(map(str, inputs))}")
     (file,) = inputs
-    if not file.is_file():
-        raise MissingFile(f"expected a COCO-format JSON file at {file}, found none")
-    content = read_json(file.read_bytes(), file)
-    try:
-        entries = [(image["id"], image["file_name"]) for image in content["images"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"expected COCO-format JSON with images that have id and file_name in {file}") from error
-    if not entries:
+    content = read_coco_file(file, {"images": ("id", NAME)})
+    if not content.images:
         raise UserError(f"expected images in {file}, it lists none")
-    folder = find_image_folder(file, [name for _, name in entries[:8]], images)
-    return [Target(folder / name, {"image_id": image_id}) for image_id, name in entries]
+    folder = content.image_folder(images)
+    return [Target(locate_image(folder, image_name(image)), {"image_id": image["id"]}) for image in content.images]
 
 
 def detect_images(

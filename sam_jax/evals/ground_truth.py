@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.data.coco import check_unique, to_rle
-from sam_jax.data.examples import Example, check_rle, read_json
-from sam_jax.errors import MissingFile, UserError
+from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file, read_mask
+from sam_jax.data.examples import Example
+from sam_jax.errors import UserError
 
 AnnotatedObject = dict[str, Any]
 """One object of an image: `id`, `category_id`, `segmentation` (RLE), `bbox` (x, y, w, h), `area`, `iscrowd`."""
 
 ANY_CATEGORY = -1  # the single category of class-agnostic evaluation
+FIELDS = {
+    "images": ("id", NAME, "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id",),
+}
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 
@@ -58,8 +63,7 @@ class GroundTruthImage:
         objects = []
         for annotation in self.annotations:
             where = f"{self.name}, annotation {annotation['id']}"
-            rle = to_rle(annotation.get("segmentation"), self.size, where)
-            area = check_rle(rle, self.size, where)
+            rle, area = read_mask(annotation.get("segmentation"), self.size, where)
             objects.append(
                 {
                     "id": annotation["id"],
@@ -112,7 +116,7 @@ def read_ground_truth(file: Path, images: Path | None = None, split: str | None 
     """Reads a COCO or LVIS annotation file. LVIS is recognised by the `frequency` of its categories.
 
     Args:
-        images: folder of the images; None means the folder of the file, or its subfolder `images` if there is one.
+        images: folder of the images; None means that they are looked for near the file.
         split: take the images whose `coco_split` is this; None: all.
 
     Raises:
@@ -120,37 +124,13 @@ def read_ground_truth(file: Path, images: Path | None = None, split: str | None 
         UserError: it is not a COCO or LVIS file, ids are duplicate or refer to nothing, or there are no objects; the
             message names them.
     """
-    if not file.is_file():
-        raise MissingFile(f"expected a file of annotations at {file.resolve()}, found none")
-    content = read_json(file.read_bytes(), file)
-    for field in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise UserError(f"expected COCO-format JSON with a list {field!r} in {file}")
-    folder = images or (file.parent / "images" if (file.parent / "images").is_dir() else file.parent)
-    try:
-        for field in ("images", "annotations", "categories"):
-            check_unique((entry["id"] for entry in content[field]), f"ids of {field}", file)
-        entries = {e["id"]: e for e in content["images"] if split is None or e.get("coco_split") == split}
-        everywhere = {e["id"] for e in content["images"]}
-        categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content["categories"]}
-        frequencies = {e["id"]: e["frequency"] for e in content["categories"] if "frequency" in e}
-        annotations: dict[int, list[dict]] = {id_: [] for id_ in entries}
-        for annotation in content["annotations"]:
-            where = f"annotation {annotation['id']} of {file}"
-            if annotation["image_id"] not in everywhere:
-                raise UserError(f"{where} belongs to image {annotation['image_id']}, which is not in the file")
-            if annotation["category_id"] not in categories:
-                raise UserError(f"{where} has category {annotation['category_id']}, which is not in the file")
-            if len(annotation["bbox"]) != 4:
-                raise UserError(f"expected bbox (x, y, w, h) for {where}, got {annotation['bbox']}")
-            if annotation["image_id"] in annotations:
-                annotations[annotation["image_id"]].append(annotation)
-        gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"expected COCO-format JSON in {file}: images with id, height, width and file_name, annotations with id, "
-            f"image_id, category_id and bbox, categories with id; got {type(error).__name__} {error}"
-        ) from error
+    content = read_coco_file(file, FIELDS, references=True)
+    folder = content.image_folder(images, required=False)
+    categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content.categories}
+    frequencies = {e["id"]: e["frequency"] for e in content.categories if "frequency" in e}
+    annotations = content.annotations_by_image()
+    entries = {e["id"]: e for e in content.images if split is None or e.get("coco_split") == split}
+    gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
     if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
         raise UserError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
     if not any(gt_image.annotations for gt_image in gt_images.values()):
@@ -166,12 +146,9 @@ def shorten(names: Iterable[Any], most: int = 5) -> str:
 
 
 def _image(entry: dict[str, Any], annotations: list[dict], folder: Path) -> GroundTruthImage:
-    # LVIS v1 has no file_name: coco_url ends in val2017/000000397133.jpg, and so may the folder's files.
-    name = entry["file_name"] if "file_name" in entry else "/".join(entry["coco_url"].split("/")[-2:])
-    places = [folder / name, folder / Path(name).name]
     return GroundTruthImage(
         int(entry["id"]),
-        next((place for place in places if place.is_file()), places[0]),
+        locate_image(folder, image_name(entry)),
         (int(entry["height"]), int(entry["width"])),
         tuple(annotations),
         frozenset(entry.get("neg_category_ids", ())),

@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from sam_jax.data.coco import CocoSource, to_rle
-from sam_jax.data.examples import Example, Source, check_rle, read_json
+from sam_jax.data.coco import CocoSource, Entry, image_name, read_mask
+from sam_jax.data.examples import Example, Source
 from sam_jax.data.sources import Chain
 from sam_jax.data.zero_shot.maps import find_files
 from sam_jax.errors import BadRecord, UserError
+from sam_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class CocoFiles:
     """
 
     files: tuple[tuple[str, str | None], ...]
-    file_name: Callable[[dict], str] = lambda image: image["file_name"]
+    file_name: Callable[[Entry], str] = image_name
 
     def open(self, root: Path, dataset: str) -> Source:
         """
@@ -66,9 +67,7 @@ class _ItemSource:
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
         size = item.size or image_size(item.path)
-        masks = tuple(to_rle(segmentation, size, str(item.path)) for segmentation in item.segmentations)
-        for mask in masks:
-            check_rle(mask, size, item.path)
+        masks = tuple(read_mask(segmentation, size, str(item.path))[0] for segmentation in item.segmentations)
         return Example(item.path, size, masks, self.dataset)
 
 
@@ -103,7 +102,7 @@ class CocoVideos:
             FileNotFoundError, ValueError: no such file; not that format.
         """
         (file,) = find_files(root, self.file)
-        content = read_json(file.read_bytes(), file)
+        content = read_json(file)
         try:
             frames: dict[tuple[Any, int], list] = {}
             for annotation in content["annotations"]:
@@ -149,7 +148,7 @@ class PolygonFiles:
         for pattern, folder in self.files:
             for file in find_files(root, pattern):
                 try:
-                    outlines = list(self.parse(read_json(file.read_bytes(), file), file))
+                    outlines = list(self.parse(read_json(file), file))
                 except (KeyError, TypeError, AttributeError, IndexError) as error:
                     raise UserError(
                         f"expected outlines in {file} as {self.parse.__name__} takes them: "

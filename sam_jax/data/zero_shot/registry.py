@@ -282,7 +282,7 @@ LOCAL_DATASETS: dict[str, ZeroShotDataset] = {
         "COCO", "everyday scenes", "a part of val2017, at least 100 pixels", 0, 0,
         "CC BY 4.0; images by their photographers", "cocodataset.org",
         _Function(lambda root: read_coco(root / "instances.json", root / "images", "coco_small",
-                                         keep_image=lambda image: image["coco_split"] == "val2017", min_area=100)),
+                                         keep_image=lambda image: image.get("coco_split") == "val2017", min_area=100)),
     ),
     "grabcut20": ZeroShotDataset(
         "GrabCut", "photographs of one object", "the 20 whose images are in BSDS500", 0, 0,

@@ -151,7 +151,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="annotate_load_") as name:
         folder = Path(name)
         fill(folder / "pictures", options.images, options.clients + 1)
-        command = [sys.executable, "-m", "sam_jax.commands.main", "annotate", str(folder / "pictures"), "--port", "0"]
+        command = [sys.executable, "-m", "sam_jax", "annotate", str(folder / "pictures"), "--port", "0"]
         command += ["--project", str(folder / "project"), "--model", options.model]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
             try:

@@ -65,9 +65,7 @@ class Page:
 
     def __init__(self, photos: Path, project: Path, annotator: str) -> None:
         command = ["annotate", str(photos), "--project", str(project), "--port", "0"]
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "sam_jax.commands.main", *command], stdout=subprocess.PIPE, text=True
-        )
+        self._server = subprocess.Popen([sys.executable, "-m", "sam_jax", *command], stdout=subprocess.PIPE, text=True)
         assert self._server.stdout is not None
         found = None
         while found is None:
@@ -200,7 +198,7 @@ def command(*arguments: object, may_refuse: bool = False) -> str:
     """Runs `sam-jax engine ...`; gives its last line."""
     print(f"$ sam-jax engine {' '.join(map(str, arguments))}", flush=True)
     result = subprocess.run(
-        [sys.executable, "-m", "sam_jax.commands.main", "engine", *map(str, arguments)],
+        [sys.executable, "-m", "sam_jax", "engine", *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
     )

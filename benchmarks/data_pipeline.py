@@ -23,7 +23,7 @@ from sam_jax.config import VIT_B, DataConfig
 from sam_jax.data.augment import prepare_example
 from sam_jax.data.examples import Example
 from sam_jax.data.loader import make_loader
-from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.data.prepare import prepare
 from sam_jax.data.prepared import PreparedSource
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.ops.resample import resample_runs
@@ -90,7 +90,7 @@ def main() -> None:
         write_tar(folder / "sa_000000.tar", arguments.images, arguments.masks)
         tar = Sa1bSource([folder / "sa_000000.tar"])
         started = time.process_time()
-        prepared_path = prepare(Prepare(folder / "sa_000000.tar", folder / "prepared")).path
+        prepared_path = prepare(folder / "sa_000000.tar", folder / "prepared").path
         took = time.process_time() - started
         print(f"prepare: {arguments.images / took:.1f} images/s and core, Beam's start included")
         prepared = PreparedSource(prepared_path, "train")

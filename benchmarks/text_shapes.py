@@ -36,7 +36,6 @@ from sam_jax.predictor import SamPredictor
 from sam_jax.training.contrastive import Pairs, train_clip
 from sam_jax.training.loop import train
 
-CONFIG = Path(__file__).parent.parent / "configs" / "text_shapes.py"
 CLIP = ClipConfig("shapes", 32, 8, 64, 3, 2, 32, 2, 2, 77, 49408, 32)
 TOKENS = 16  # the longest caption has fewer
 RELATED = 0.25  # of the texts name two shapes and how they lie
@@ -106,7 +105,7 @@ def draw_answers(path: Path, test_set: Path, model: Path, clip: Path, num_images
 
 
 def main(options: Options) -> None:
-    out, config = options.out, load_config([str(CONFIG)])
+    out, config = options.out, load_config(["text_shapes"], "train")
     train_set, test_set, clip = out / "train", out / "held_out", out / "clip.safetensors"
     seconds = {}
     start = time.monotonic()

@@ -1,39 +1,86 @@
-"""Configs from files: `python train.py configs/tiny.py --optimizer.learning-rate 1e-4`."""
+"""Configs by name or from files: `sam-jax train finetune_coco --optimizer.learning-rate 1e-4`."""
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from sam_jax.errors import MissingFile, UserError
 
+SHIPPED = Path(__file__).with_name("configs")
+PREFIXES = {"train": "", "eval": "eval_"}  # of the files' names
+REQUIRED: Any = tyro.MISSING  # the value of a field that a config leaves to the command line
 
-def load_config(arguments: Sequence[str]) -> Any:
-    """The config that a file's `get_config()` returns, with overrides from the command line.
+Task = Literal["train", "eval"]
+
+
+def list_configs(task: Task) -> dict[str, str]:
+    """Returns the names of the shipped configs of a task, with the first line of each one's docstring."""
+    prefix, found = PREFIXES[task], {}
+    for path in sorted(SHIPPED.glob("[!_]*.py")):
+        if path.stem.startswith(PREFIXES["eval"]) == (task == "eval"):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem.removeprefix(prefix)] = docstring.partition("\n")[0]
+    return found
+
+
+def is_file_name(name: str) -> bool:
+    """Tells the path of a config from the name of a shipped one."""
+    return bool(Path(name).suffix) or Path(name).name != name
+
+
+def find_config(name: str, task: Task) -> Path:
+    """Returns the file of a config.
 
     Args:
-        arguments: path of the file, then `--field value` pairs; nested fields are joined by dots. `--help` lists them.
+        name: path of a Python file, or the name of a shipped config; an evaluation's with or without `eval_`.
 
     Raises:
-        ValueError: no file given, or the file has no `get_config`.
-        FileNotFoundError: no such file.
-        SystemExit: an unknown field or a bad value; tyro has printed what was meant.
+        FileNotFoundError: no such file, or no shipped config of that name; lists those that there are.
+    """
+    if is_file_name(name):
+        if not Path(name).is_file():
+            raise MissingFile(f"expected a config at {name}, found no file")
+        return Path(name)
+    known = list_configs(task)
+    short = name.removeprefix(PREFIXES[task])
+    if short not in known:
+        close = difflib.get_close_matches(short, known, 1)
+        meant = f", did you mean {close[0]}?" if close else "."
+        raise MissingFile(
+            f"no config is named {name}{meant} Shipped are {', '.join(known)}; or give the path of a file"
+        )
+    return SHIPPED / f"{PREFIXES[task]}{short}.py"
+
+
+def load_config(arguments: Sequence[str], task: Task) -> Any:
+    """Returns the config of a file's `get_config()`, with overrides from the command line.
+
+    Args:
+        arguments: name or path, see `find_config`; then `--field value` pairs, where nested fields are joined by dots.
+            `--help` lists them.
+        task: whose shipped configs a name is looked for in.
+
+    Raises:
+        ValueError: no config given, or the file has no `get_config`.
+        FileNotFoundError: no such config.
+        SystemExit: an unknown field, a bad value, or a field that must be given; tyro has printed what was meant.
     """
     if not arguments or arguments[0].startswith("-"):
-        raise UserError("expected the path of a config first, such as configs/tiny.py")
-    path = Path(arguments[0])
-    if not path.is_file():
-        raise MissingFile(f"expected a config at {path}, found no file")
+        raise UserError(f"expected a config first: one of {', '.join(list_configs(task))}, or the path of a file")
+    path = find_config(arguments[0], task)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"expected a Python file with get_config(), got {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no get_config(); see configs/tiny.py")
+        raise UserError(f"{path} has no get_config(); see the shipped {SHIPPED / 'tiny.py'}")
     default = module.get_config()
-    return tyro.cli(type(default), default=default, args=list(arguments[1:]), prog=str(path))
+    return tyro.cli(type(default), default=default, args=list(arguments[1:]), prog=f"sam-jax {task} {arguments[0]}")

@@ -1,6 +1,9 @@
 """The command line: what it writes, and that mistakes end with a message and exit code 2 in place of a traceback."""
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +15,7 @@ from cases.models import SMALL
 from sam_jax import read_image
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.commands import main as cli
+from sam_jax.commands.demo import DEMO_PROMPTS
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle
 
@@ -67,7 +71,7 @@ def test_demo_cuts_every_object_it_names_out_of_the_photograph_in_the_package(ch
     assert run("demo", "--out", tmp_path, "--model", checkpoint) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "demo.png"), str(tmp_path / "demo.json")]
     content = json.loads((tmp_path / "demo.json").read_text())
-    assert [record["name"] for record in content["masks"]] == list(cli.DEMO_PROMPTS)
+    assert [record["name"] for record in content["masks"]] == list(DEMO_PROMPTS)
     height, width, _ = read_image(tmp_path / "demo.png").shape
     assert [height, width // 3] == content["masks"][0]["segmentation"]["size"]  # image, masks, cut-outs in a row
 
@@ -115,3 +119,20 @@ def test_a_mistake_in_the_command_itself_ends_with_exit_code_2(capsys, arguments
         run(*arguments)
     assert exit_.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_train_and_eval_list_the_configs_that_they_take_and_a_config_lists_its_fields(capsys):
+    assert run("train", "--help") == 0
+    assert "  finetune_coco    Fine-tunes the decoder on images of one's own" in capsys.readouterr().out
+    assert run("eval") == 2
+    assert "  edges " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        run("eval", "edges", "--help")
+    assert exit_.value.code == 0
+    assert "--points-per-side" in capsys.readouterr().out
+
+
+def test_the_version_is_printed_and_the_package_is_the_command():
+    asked = [sys.executable, "-m", "sam_jax", "--version"]
+    shown = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert shown.stdout == f"sam-jax {importlib.metadata.version('sam_jax')}\n"

@@ -11,6 +11,7 @@ import pytest
 from cases.models import SMALL
 from cases.training import make_batch
 from sam_jax.config import FinetuneConfig, LossConfig, ParallelConfig, PromptConfig, TrainConfig
+from sam_jax.config_file import find_config, list_configs, load_config
 from sam_jax.modeling import init_params
 from sam_jax.training.loop import compile_program
 from sam_jax.training.sam import sam_task
@@ -73,3 +74,25 @@ def test_fine_tuning_learns_and_keeps_what_it_should(name):
     assert np.mean(jax.tree.leaves(moved)) > 0.6
     assert ("image_encoder" in before.params) == (encoder == "trained")
     assert (config.finetune == FinetuneConfig()) == (name == "finetune_full")
+
+
+@pytest.mark.parametrize("task", ["train", "eval"])
+def test_shipped_configs_are_found_by_name_and_say_what_they_are(task):
+    shipped = list_configs(task)
+    assert {*list_configs("train"), *(f"eval_{name}" for name in list_configs("eval"))} == {*CONFIGS} - {"__init__"}
+    for name, first_line in shipped.items():
+        assert first_line.endswith((".", ":")), name
+        assert find_config(name, task).stem == ("eval_" if task == "eval" else "") + name
+    assert find_config("eval_tiny", "eval") == find_config("tiny", "eval")
+    assert find_config("configs/tiny.py", "eval") == Path("configs/tiny.py")
+
+
+def test_an_unknown_name_is_answered_with_the_names_that_there_are():
+    with pytest.raises(FileNotFoundError, match=r"named edgs, did you mean edges\? Shipped are .*proposals"):
+        load_config(["edgs"], "eval")
+    with pytest.raises(FileNotFoundError, match=r"named edges\. Shipped are .*finetune_coco"):
+        load_config(["edges"], "train")
+    with pytest.raises(FileNotFoundError, match=r"expected a config at edges.py, found no file"):
+        load_config(["edges.py"], "eval")
+    with pytest.raises(ValueError, match="expected a config first"):
+        load_config(["--data", "x"], "eval")

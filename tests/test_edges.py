@@ -1,9 +1,7 @@
-"""Edges from masks against the same steps in numpy, thinning across edges, and eval.py from images to the table."""
+"""Edges from masks against the same steps in numpy, thinning across edges, and `sam-jax eval` from image to table."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import jax
@@ -12,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sam_jax
 from cases.bsds import write_ground_truth
 from cases.models import SMALL
+from sam_jax.commands import main as cli
 from sam_jax.evals import edges as edges_module
 from sam_jax.evals.bsds import count_matches, score_counts
 from sam_jax.evals.edge_baselines import Canny, Sobel
@@ -26,14 +24,6 @@ from sam_jax.ops.edges import normalize_edges, outer_boundary, sobel_magnitude, 
 from sam_jax.ops.grids import point_grid
 from sam_jax.predictor import SamPredictor
 from sam_jax.prompting.prompts import Prompt
-
-
-@pytest.fixture(scope="module")
-def eval_script():
-    spec = importlib.util.spec_from_file_location("eval_script", Path(sam_jax.__file__).parents[1] / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +109,7 @@ def test_the_baselines_find_the_outline_of_a_plain_object(detector):
 
 @pytest.fixture
 def config(tmp_path, model, monkeypatch) -> EdgesConfig:
-    """Two images, and a file that gives the config to eval.py."""
+    """Two images, and a file that gives the config to `sam-jax eval`."""
     (tmp_path / "images" / "test").mkdir(parents=True)
     for i, size in enumerate([(48, 64), (64, 48)]):
         image = make_image(*size)
@@ -154,16 +144,16 @@ def test_all_methods_end_to_end_and_nothing_is_done_twice(config, monkeypatch):
         dataclasses.replace(config, methods=("gPb",)).evaluate()
 
 
-def test_maps_made_elsewhere_are_scored_from_the_command_line(config, eval_script, tmp_path, capsys):
+def test_maps_made_elsewhere_are_scored_from_the_command_line(config, tmp_path, capsys):
     maps = tmp_path / "mine"
     maps.mkdir()
     arguments = [str(tmp_path / "config.py"), "--data", str(tmp_path), "--out", str(config.out), "--maps", str(maps)]
-    assert eval_script.main(arguments) == 2
+    assert cli.main(["eval", *arguments]) == 2
     assert "2 are missing: 0, 1" in capsys.readouterr().err
     for i in range(2):
         edges = Canny().detect(np.asarray(Image.open(tmp_path / "images" / "test" / f"{i}.jpg")))
         Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(maps / f"{i}.png")
-    assert eval_script.main(arguments) == 0
+    assert cli.main(["eval", *arguments]) == 0
     table = capsys.readouterr().out
     assert "| mine | " in table
     assert "in-domain" not in table
@@ -173,10 +163,10 @@ def test_maps_made_elsewhere_are_scored_from_the_command_line(config, eval_scrip
     assert results["mine"] == by_method
 
 
-def test_a_config_that_is_no_evaluation_and_data_that_is_not_there_are_said(config, eval_script, tmp_path, capsys):
+def test_a_config_that_is_no_evaluation_and_data_that_is_not_there_are_said(config, tmp_path, capsys):
     arguments = [str(tmp_path / "config.py"), "--data", str(tmp_path / "nowhere")]
-    assert eval_script.main(arguments) == 2
+    assert cli.main(["eval", *arguments]) == 2
     assert "expected BSDS500 ground truth in" in capsys.readouterr().err
     (tmp_path / "other.py").write_text("from sam_jax.config import SamConfig\nget_config = SamConfig\n")
-    assert eval_script.main([str(tmp_path / "other.py")]) == 2
-    assert "is no evaluation; see configs/eval_tiny.py" in capsys.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "other.py")]) == 2
+    assert "is no evaluation; see sam-jax eval --help" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
     many = {f"{i:02}.jpg": encode(np.roll(discs(), i, 1), "JPEG") for i in range(48)}
     folder, out = write(tmp_path / "photos", many), tmp_path / "out"
     arguments = ["engine", "run", str(folder), "--shards", "3", *OPTIONS]
-    command = [sys.executable, "-m", "sam_jax.commands.main", *arguments, "--out", str(out)]
+    command = [sys.executable, "-m", "sam_jax", *arguments, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     # In the second shard, so that there are a finished one, a begun one and one that nobody has looked at.

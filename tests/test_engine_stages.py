@@ -172,14 +172,14 @@ def test_a_config_that_is_wrong_is_told_before_anything_is_frozen(project, tmp_p
     store, examples = project
     annotate(store, examples)
     with pytest.raises(FileNotFoundError):
-        retrain(store, config=tmp_path / "nothing.py")
+        retrain(store, config=str(tmp_path / "nothing.py"))
     with pytest.raises(ValueError, match="FIELD=VALUE"):
         retrain(store, overrides=("steps",))
     (tmp_path / "other.py").write_text(
-        "from sam_jax.engine.detector_config import get_config\n__all__ = ['get_config']\n"
+        "from sam_jax.configs.engine_detector import get_config\n__all__ = ['get_config']\n"
     )
     with pytest.raises(ValueError, match="config that trains a sam"):
-        retrain(store, config=tmp_path / "other.py")
+        retrain(store, config=str(tmp_path / "other.py"))
     assert summarize(store)["datasets"] == []
 
 

@@ -140,7 +140,7 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_the_next(tmp_path):
     folder.mkdir()
     for i in range(60):
         Image.fromarray(np.roll(discs(), i, 1)).save(folder / f"{i:02}.jpg")
-    command = [sys.executable, "-m", "sam_jax.commands.main", "everything", str(folder), "--out", str(out), *OPTIONS]
+    command = [sys.executable, "-m", "sam_jax", "everything", str(folder), "--out", str(out), *OPTIONS]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(list(out.glob("[0-9]*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-import train
 from cases.models import SMALL
 from cases.processes import parallel_options, start_two
 from cases.training import write_examples
 from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.commands import main as cli
 from sam_jax.modeling import init_params
 from sam_jax.training.watch import read_metrics
 
@@ -59,7 +59,7 @@ def command(tmp_path) -> list[str]:
 
 def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, capsys):
     arguments = [str(ROOT / "configs/finetune_coco.py"), *command, "--steps", "3"]
-    assert train.main(arguments) == 0
+    assert cli.main(["train", *arguments]) == 0
     tuned, model = load_checkpoint(tmp_path / "run" / "model.safetensors")
     start, _ = load_checkpoint(tmp_path / "start.safetensors")
     assert model == SMALL
@@ -69,14 +69,14 @@ def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, caps
     assert len(embeddings) == 22  # two of 24 are for validation
     assert np.load(embeddings[0]).shape == (8, 8, 32)
 
-    assert train.main(arguments) == 2
+    assert cli.main(["train", *arguments]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert train.main([*arguments, "--data.flip-probability", "0.5", "--resume", "--steps", "4"]) == 2
+    assert cli.main(["train", *arguments, "--data.flip-probability", "0.5", "--resume", "--steps", "4"]) == 2
     assert "cache-embeddings" in capsys.readouterr().err
-    assert train.main([*arguments, "--init-from", "tiny", "--resume", "--steps", "4"]) == 2
+    assert cli.main(["train", *arguments, "--init-from", "tiny", "--resume", "--steps", "4"]) == 2
     assert "another model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train.main([*arguments, "--optimizer.lerning-rate", "1"])
+        cli.main(["train", *arguments, "--optimizer.lerning-rate", "1"])
     assert "learning-rate" in capsys.readouterr().err
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tm
     process.send_signal(signal.SIGKILL)  # saves follow one another: most likely in the middle of one
     process.wait()
     last = saved()[-1]
-    assert train.main([*arguments, "--resume", "--steps", str(last + 2)]) == 0
+    assert cli.main(["train", *arguments, "--resume", "--steps", str(last + 2)]) == 0
     steps = [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record]
     assert steps == list(range(1, last + 3))
     assert saved()[-1] == last + 2
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(command, tm
 def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_path):
     arguments = [str(ROOT / "configs/finetune_full.py"), *command, "--data.batch-size", "4", "--parallel.data", "4"]
     alone = tmp_path / "alone"
-    assert train.main([*arguments, "--out", str(alone), "--steps", "3"]) == 0
+    assert cli.main(["train", *arguments, "--out", str(alone), "--steps", "3"]) == 0
 
     def start(*more: str) -> list[subprocess.Popen]:
         script = [str(ROOT / "train.py"), *arguments, *more]
@@ -125,4 +125,4 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_one(command, tmp_
     assert [process.wait(600) for process in processes] == [0, 0]
     last = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert 5 <= last < 10_000
-    assert train.main([*arguments, "--resume", "--steps", str(last + 1)]) == 0
+    assert cli.main(["train", *arguments, "--resume", "--steps", str(last + 1)]) == 0

@@ -10,7 +10,7 @@ from PIL import Image
 from cases.data import check, coco_json, encoded, make_image, sa1b_files, write_files, write_images, write_tar
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
-from sam_jax.data.prepare import Prepare, prepare
+from sam_jax.data.prepare import prepare
 from sam_jax.data.prepared import PreparedSource
 from sam_jax.data.sources import open_source
 
@@ -53,7 +53,7 @@ def test_sa_1b_goes_through_beam_to_array_record_and_back(tars, tmp_path, capsys
 def test_records_hold_areas_and_boxes(tmp_path):
     write_images(tmp_path / "in", range(1))
     (tmp_path / "in" / "annotations.json").write_text(json.dumps(coco_json(range(1))))
-    path = prepare(Prepare(tmp_path / "in", tmp_path / "out")).path
+    path = prepare(tmp_path / "in", tmp_path / "out").path
     import tensorflow_datasets as tfds
 
     (record,) = tfds.builder_from_directory(path).as_data_source("train")
@@ -69,7 +69,7 @@ def test_coco_label_maps_and_masks_are_prepared_alike(tmp_path):
         write_images(tmp_path / "coco" / part, numbers)
         content = json.dumps(coco_json(numbers)).encode()
         write_files(tmp_path / "coco", {f"annotations/instances_{part}.json": content})
-    result = prepare(Prepare(tmp_path / "coco", tmp_path / "out"))
+    result = prepare(tmp_path / "coco", tmp_path / "out")
     assert (result.path.parent.name, result.images, result.masks) == ("sam_coco", 5, 10)
     check_all(result.path, [0, 1, 2])
     check_all(result.path, [3, 4], "validation")
@@ -86,7 +86,7 @@ def test_coco_label_maps_and_masks_are_prepared_alike(tmp_path):
                 path.mkdir(parents=True)
                 Image.fromarray(rectangle).save(path / "a.png")
                 Image.fromarray(ellipse).save(path / "b.png")
-        check_all(prepare(Prepare(tmp_path / kind, tmp_path / "out")).path, [0, 1])
+        check_all(prepare(tmp_path / kind, tmp_path / "out").path, [0, 1])
 
 
 def test_images_that_are_neither_jpeg_nor_png_become_png(tmp_path):
@@ -94,7 +94,7 @@ def test_images_that_are_neither_jpeg_nor_png_become_png(tmp_path):
     files = sa1b_files(range(1))
     del files["sa_0.jpg"]
     write_files(tmp_path / "in", {**files, "sa_0.bmp": encoded(image, "BMP")})
-    path = prepare(Prepare(tmp_path / "in", tmp_path / "out")).path
+    path = prepare(tmp_path / "in", tmp_path / "out").path
     example = PreparedSource(path, "train")[0]
     assert example.encoded.startswith(b"\x89PNG")
     np.testing.assert_array_equal(example.image(), image)
@@ -145,16 +145,16 @@ def test_a_stopped_preparation_goes_on_and_a_changed_source_is_read_again(tars, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_run", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare(Prepare(tars, tmp_path / "out"))
+            prepare(tars, tmp_path / "out")
     shards = tmp_path / "out" / ".partial_sam_sa1b" / "shards"
     before = {path.name: path.stat().st_ino for path in shards.glob("*.array_record")}
     write_tar(tars / "sa_000001.tar", sa1b_files(range(3, 7)))
-    result = prepare(Prepare(tars, tmp_path / "out"))
+    result = prepare(tars, tmp_path / "out")
     check_all(result.path, [0, 1, 2, 3, 4, 5, 6])
     after = [path.stat().st_ino for path in sorted(result.path.glob("*array_record-*"))]
     assert before["000000.array_record"] == after[0]
     assert before["000001.array_record"] != after[1]
     with pytest.raises(FileExistsError, match="there already"):
-        prepare(Prepare(tars, tmp_path / "out"))
+        prepare(tars, tmp_path / "out")
     with pytest.raises(ValueError, match="prepared already"):
-        prepare(Prepare(tmp_path / "out", tmp_path / "again"))
+        prepare(tmp_path / "out", tmp_path / "again")

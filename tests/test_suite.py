@@ -166,7 +166,7 @@ def test_processes_share_the_images_of_edges_proposals_and_instances(tmp_path):
     (tmp_path / f"images/val2017/{names[1]}").unlink()  # the second process finds that it is missing
     (tmp_path / "suite.py").write_text(SUITE)
     arguments = [str(tmp_path / "suite.py"), "--data", str(tmp_path), "--out"]
-    expected = load_config([*arguments, str(tmp_path / "one")]).evaluate()
+    expected = load_config([*arguments, str(tmp_path / "one")], "eval").evaluate()
     errors = in_two_processes(*arguments, str(tmp_path / "two"))
     assert json.loads((tmp_path / "two/report.json").read_text()) == expected.results
     tasks = expected.results["tasks"]

@@ -1,4 +1,4 @@
-"""`sam-jax annotate`."""
+"""`sam-jax annotate`: the page on which people annotate images with the model's help."""
 
 from __future__ import annotations
 
@@ -53,39 +53,34 @@ class Annotate:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
+    def run(self) -> None:
+        """Serves the page until it is interrupted."""
+        try:
+            from sam_jax.app.server import create_app
+            from sam_jax.web.serving import access_of, serve_app
+        except ImportError as error:
+            raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+        from sam_jax.app.images import scan
+        from sam_jax.app.label_studio_files import LabelStudio
+        from sam_jax.checkpoints.hub import load_model
+        from sam_jax.engine.models import model_in_use
+        from sam_jax.engine.store import Store
 
-def annotate(options: Annotate) -> None:
-    """Serves until it is interrupted.
-
-    Raises:
-        ValueError, OSError, ImportError: something is wrong with options or files, for the user to read.
-    """
-    try:
-        from sam_jax.app.server import create_app
-        from sam_jax.web.serving import access_of, serve_app
-    except ImportError as error:
-        raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
-    from sam_jax.app.images import scan
-    from sam_jax.app.label_studio_files import LabelStudio
-    from sam_jax.checkpoints.hub import load_model
-    from sam_jax.engine.models import model_in_use
-    from sam_jax.engine.store import Store
-
-    if not 0 < options.max_megapixels <= 1000:
-        raise UserError(f"expected --max-megapixels above 0 and up to 1000, got {options.max_megapixels:g}")
-    access = access_of(options.host, options.token)
-    source = None
-    if options.label_studio is not None:
-        source = LabelStudio(options.label_studio, os.environ.get("LABEL_STUDIO_API_KEY", ""))
-    found = scan(options.folder, options.project, may_be_empty=source is not None)
-    for name in found.refused:
-        print(f"sam-jax: left out, it leads out of the folder or is no text: {name}", file=sys.stderr)
-    store = Store(options.project)
-    name, version = model_in_use(store, options.model)
-    model = load_model(name, dtype=options.dtype)
-    new = store.add_images(options.folder, found.names, options.held_out)
-    if options.stage is not None:
-        store.set_stage(STAGES[options.stage])
-    max_pixels = round(options.max_megapixels * 1_000_000)
-    app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
-    serve_app(app, access, options.port, f"{len(found.names)} images, {new} of them new, in {options.project}.")
+        if not 0 < self.max_megapixels <= 1000:
+            raise UserError(f"expected --max-megapixels above 0 and up to 1000, got {self.max_megapixels:g}")
+        access = access_of(self.host, self.token)
+        source = None
+        if self.label_studio is not None:
+            source = LabelStudio(self.label_studio, os.environ.get("LABEL_STUDIO_API_KEY", ""))
+        found = scan(self.folder, self.project, may_be_empty=source is not None)
+        for name in found.refused:
+            print(f"sam-jax: left out, it leads out of the folder or is no text: {name}", file=sys.stderr)
+        store = Store(self.project)
+        name, version = model_in_use(store, self.model)
+        model = load_model(name, dtype=self.dtype)
+        new = store.add_images(self.folder, found.names, self.held_out)
+        if self.stage is not None:
+            store.set_stage(STAGES[self.stage])
+        max_pixels = round(self.max_megapixels * 1_000_000)
+        app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
+        serve_app(app, access, self.port, f"{len(found.names)} images, {new} of them new, in {self.project}.")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from sam_jax.commands.engine_run import EngineRun
 from sam_jax.commands.output_format import OutputFormatName
-from sam_jax.engine.automatic import Run, run
+from sam_jax.commands.results import print_failures
 from sam_jax.engine.records import Stage
 
 Project = tyro.conf.Positional[Path]
 
 
 @dataclasses.dataclass(frozen=True)
-class Init:
+class EngineInit:
     """Makes a project of a folder of images, or adds the folder's new images to a project.
 
     Example: sam-jax engine init project --images photos --held-out 0.1
@@ -33,9 +33,17 @@ class Init:
     held_out: float = 0.1
     """Share of the images that models are judged on and never trained on; people annotate them like the rest."""
 
+    def run(self) -> None:
+        """Makes the project, or adds images to it."""
+        from sam_jax.engine.stages import init
+
+        store, new = init(self.project, self.images, self.model, self.held_out)
+        held_out = sum(image.split == "held_out" for image in store.images())
+        print(f"{new} new images, {len(store.images())} in all, {held_out} of them held out, in {self.project}")
+
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class EngineStatus:
     """Shows stage, images, masks, datasets and models of a project."""
 
     project: Project
@@ -43,9 +51,17 @@ class Status:
     json: bool = False
     """As JSON."""
 
+    def run(self) -> None:
+        """Prints the status."""
+        from sam_jax.engine.stages import describe_status, summarize
+        from sam_jax.engine.store import Store
+
+        summary = summarize(Store(self.project, create=False))
+        print(json.dumps(summary, indent=1) if self.json else describe_status(summary))
+
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class EngineRelease:
     """Gives images that somebody opened and left to others. Their masks stay.
 
     Example: sam-jax engine release project --annotator bob --idle-hours 0
@@ -58,9 +74,16 @@ class Release:
     idle_hours: float = 24.0
     """Only images that were opened, and whose masks were changed, at least so long ago."""
 
+    def run(self) -> None:
+        """Frees the images, and prints their names."""
+        from sam_jax.engine.store import Store
+
+        released = Store(self.project, create=False).release(self.idle_hours, self.annotator)
+        print("\n".join([f"{len(released)} images are free again", *(image.name for image in released)]))
+
 
 @dataclasses.dataclass(frozen=True)
-class Move:
+class EngineStage:
     """Goes on to the next stage, or back to the one before."""
 
     project: Project
@@ -68,20 +91,29 @@ class Move:
     stage: tyro.conf.Positional[Stage]
     """assisted-manual: people draw all masks; semi-automatic: they complete pre-filled ones; automatic: nobody does."""
 
+    def run(self) -> None:
+        """Moves the project to the stage."""
+        from sam_jax.engine.stages import move
+        from sam_jax.engine.store import Store
+
+        move(Store(self.project, create=False), self.stage)
+        print(f"stage: {self.stage}")
+
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class EngineTrain:
     """Freezes a dataset version and trains the next model on it; one that was stopped goes on.
 
-    Example: sam-jax engine train project --config configs/finetune_lora.py --set steps=500 optimizer.learning-rate=1e-4
+    Example: sam-jax engine train project --config finetune_lora --set steps=500 optimizer.learning-rate=1e-4
     """
 
     project: Project
     """Folder of the project."""
-    config: Path | None = None
-    """Config of train.py; out, data.path and init_from are the project's. Without it the decoder is fine-tuned."""
+    config: str | None = None
+    """Name of a shipped config (sam-jax train --help lists them) or path of a file; out, data.path and init_from
+    are the project's. Without it engine_model, which fine-tunes the decoder, or engine_detector."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
-    """Fields of the config, named as for train.py."""
+    """Fields of the config, named as for sam-jax train."""
     automatic: tuple[Path, ...] = ()
     """Outputs of sam-jax engine run (or anything in SA-1B's layout) to train on as well."""
     detector: bool = False
@@ -89,9 +121,23 @@ class Train:
     drop: bool = False
     """Give up the training that was stopped, and start anew."""
 
+    def run(self) -> int:
+        """Trains; returns 130 if the training was stopped before its end."""
+        from sam_jax.engine.models import Kind, describe
+        from sam_jax.engine.retraining import drop_training, retrain
+        from sam_jax.engine.store import Store
+
+        store = Store(self.project, create=False)
+        kind: Kind = "detector" if self.detector else "sam"
+        if self.drop and (dropped := drop_training(store, kind)):
+            print(f"{describe(dropped)} is given up")
+        model = retrain(store, kind, self.config, self.set, self.automatic)
+        print(f"{describe(model)}: {model.state}, on dataset {model.dataset}")
+        return 130 if model.state == "training" else 0
+
 
 @dataclasses.dataclass(frozen=True)
-class Promote:
+class EnginePromote:
     """Measures a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
 
     There is no --force: a model that is worse on images it has not seen would draw worse masks, on which the next
@@ -103,9 +149,25 @@ class Promote:
     model: int | None = None
     """Number of the candidate; without it the newest."""
 
+    def run(self) -> int:
+        """Promotes the candidate, or says why not and returns 1."""
+        from sam_jax.engine.promotion import promote
+        from sam_jax.engine.store import Store
+
+        decision = promote(Store(self.project, create=False), self.model)
+        number = decision.candidate.number
+        if decision.promoted:
+            print(f"model {number} is promoted: {decision.reason}")
+            return 0
+        print(
+            f"model {number} is not promoted: {decision.reason}. There is no --force: it would draw worse masks, on "
+            "which the next model would be trained; annotate more, or train with another config"
+        )
+        return 1
+
 
 @dataclasses.dataclass(frozen=True)
-class Prefill:
+class EnginePrefill:
     """Puts the model's confident masks into images that nobody has opened, for people to accept, edit or reject.
 
     Boxes come from a class-agnostic detector that was trained on people's masks (sam-jax engine train --detector).
@@ -126,9 +188,24 @@ class Prefill:
     batch: int = 4
     """Images that are computed together, with a detector."""
 
+    def run(self) -> int:
+        """Fills images; returns 1 if some can't be read."""
+        from sam_jax.engine.prefill import open_proposer, prefill
+        from sam_jax.engine.store import Store
+
+        store, everything = Store(self.project, create=False), self.source == "everything"
+        settings: dict[str, Any] = {} if everything else {"min_score": self.min_score, "batch_size": self.batch}
+        if self.min_predicted_iou is not None:
+            settings["min_predicted_iou"] = self.min_predicted_iou
+        proposer = open_proposer(store, self.detector, everything=everything, **settings)
+        report = prefill(store, proposer, self.max_images)
+        print(f"{report.masks} masks on {report.images} images, by {proposer.name}")
+        print_failures("not read", report.failures)
+        return 1 if report.failures else 0
+
 
 @dataclasses.dataclass(frozen=True)
-class Remaining:
+class EngineRemaining:
     """Lists the images that nobody has finished, without the held-out ones: what the automatic stage takes.
 
     Example: sam-jax engine remaining project --out rest.txt; sam-jax engine run rest.txt --out automatic
@@ -139,9 +216,19 @@ class Remaining:
     out: Path
     """Text file, a path per line."""
 
+    def run(self) -> None:
+        """Writes the list."""
+        from sam_jax.engine.stages import unfinished
+        from sam_jax.engine.store import Store
+        from sam_jax.files import write_atomically
+
+        paths = unfinished(Store(self.project, create=False))
+        write_atomically(self.out, "".join(f"{path}\n" for path in paths))
+        print(f"{len(paths)} images, in {self.out}")
+
 
 @dataclasses.dataclass(frozen=True)
-class ExportMasks:
+class EngineExport:
     """Writes all saved masks of a project in one of the formats of sam-jax everything.
 
     Example: sam-jax engine export project --format yolo --out labels
@@ -155,169 +242,50 @@ class ExportMasks:
     automatic: tuple[Path, ...] = ()
     """Outputs of sam-jax engine run (or anything in SA-1B's layout) whose masks are written as well."""
 
+    def run(self) -> None:
+        """Writes the masks."""
+        from sam_jax.engine.export import export_project
+        from sam_jax.engine.store import Store
+
+        report = export_project(Store(self.project, create=False), self.out, self.format, self.automatic)
+        print(f"{report.masks} masks of {report.images} images, in {self.out}")
+
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class EngineReport:
     """Writes PROJECT/report/report.md: status, and plots of masks per image, sizes, concavity, centres and time."""
 
     project: Project
     """Folder of the project."""
 
+    def run(self) -> None:
+        """Writes the report."""
+        from sam_jax.engine.report import write_report
+        from sam_jax.engine.store import Store
 
-Command = (
-    Annotated[Init, tyro.conf.subcommand("init")]
-    | Annotated[Status, tyro.conf.subcommand("status")]
-    | Annotated[Release, tyro.conf.subcommand("release")]
-    | Annotated[Move, tyro.conf.subcommand("stage")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Promote, tyro.conf.subcommand("promote")]
-    | Annotated[Prefill, tyro.conf.subcommand("prefill")]
-    | Annotated[ExportMasks, tyro.conf.subcommand("export")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Remaining, tyro.conf.subcommand("remaining")]
-    | Annotated[Run, tyro.conf.subcommand("run")]
-)
+        print(write_report(Store(self.project, create=False)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """The data engine: people annotate with a model's help, models are retrained, and annotate alone."""
 
-    command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Command]]
+    command: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[EngineInit, tyro.conf.subcommand("init")]
+            | Annotated[EngineStatus, tyro.conf.subcommand("status")]
+            | Annotated[EngineRelease, tyro.conf.subcommand("release")]
+            | Annotated[EngineStage, tyro.conf.subcommand("stage")]
+            | Annotated[EngineTrain, tyro.conf.subcommand("train")]
+            | Annotated[EnginePromote, tyro.conf.subcommand("promote")]
+            | Annotated[EnginePrefill, tyro.conf.subcommand("prefill")]
+            | Annotated[EngineExport, tyro.conf.subcommand("export")]
+            | Annotated[EngineReport, tyro.conf.subcommand("report")]
+            | Annotated[EngineRemaining, tyro.conf.subcommand("remaining")]
+            | Annotated[EngineRun, tyro.conf.subcommand("run")]
+        ]
+    ]
 
-
-def engine(options: Engine) -> int:
-    """Runs one command; gives the exit code: 1 where a model was not promoted or images can't be read."""
-    match options.command:
-        case Init() as command:
-            return _init(command)
-        case Status() as command:
-            return _status(command)
-        case Release() as command:
-            return _release(command)
-        case Move() as command:
-            return _move(command)
-        case Train() as command:
-            return _train(command)
-        case Promote() as command:
-            return _promote(command)
-        case Prefill() as command:
-            return _prefill(command)
-        case ExportMasks() as command:
-            return _export(command)
-        case Report() as command:
-            return _report(command)
-        case Remaining() as command:
-            return _remaining(command)
-        case Run() as command:
-            return run(command)
-
-
-def _init(options: Init) -> int:
-    from sam_jax.engine.stages import init
-
-    store, new = init(options.project, options.images, options.model, options.held_out)
-    held_out = sum(image.split == "held_out" for image in store.images())
-    print(f"{new} new images, {len(store.images())} in all, {held_out} of them held out, in {options.project}")
-    return 0
-
-
-def _status(options: Status) -> int:
-    from sam_jax.engine.stages import describe_status, summarize
-    from sam_jax.engine.store import Store
-
-    summary = summarize(Store(options.project, create=False))
-    print(json.dumps(summary, indent=1) if options.json else describe_status(summary))
-    return 0
-
-
-def _release(options: Release) -> int:
-    from sam_jax.engine.store import Store
-
-    released = Store(options.project, create=False).release(options.idle_hours, options.annotator)
-    print("\n".join([f"{len(released)} images are free again", *(image.name for image in released)]))
-    return 0
-
-
-def _move(options: Move) -> int:
-    from sam_jax.engine.stages import move
-    from sam_jax.engine.store import Store
-
-    move(Store(options.project, create=False), options.stage)
-    print(f"stage: {options.stage}")
-    return 0
-
-
-def _train(options: Train) -> int:
-    from sam_jax.engine.models import Kind, describe
-    from sam_jax.engine.retraining import drop_training, retrain
-    from sam_jax.engine.store import Store
-
-    store = Store(options.project, create=False)
-    kind: Kind = "detector" if options.detector else "sam"
-    if options.drop and (dropped := drop_training(store, kind)):
-        print(f"{describe(dropped)} is given up")
-    model = retrain(store, kind, options.config, options.set, options.automatic)
-    print(f"{describe(model)}: {model.state}, on dataset {model.dataset}")
-    return 130 if model.state == "training" else 0
-
-
-def _promote(options: Promote) -> int:
-    from sam_jax.engine.promotion import promote
-    from sam_jax.engine.store import Store
-
-    decision = promote(Store(options.project, create=False), options.model)
-    number = decision.candidate.number
-    if decision.promoted:
-        print(f"model {number} is promoted: {decision.reason}")
-        return 0
-    print(
-        f"model {number} is not promoted: {decision.reason}. There is no --force: it would draw worse masks, on which "
-        "the next model would be trained; annotate more, or train with another config"
-    )
-    return 1
-
-
-def _prefill(options: Prefill) -> int:
-    from sam_jax.engine.prefill import open_proposer, prefill
-    from sam_jax.engine.store import Store
-
-    store, everything = Store(options.project, create=False), options.source == "everything"
-    settings: dict[str, Any] = {} if everything else {"min_score": options.min_score, "batch_size": options.batch}
-    if options.min_predicted_iou is not None:
-        settings["min_predicted_iou"] = options.min_predicted_iou
-    proposer = open_proposer(store, options.detector, everything=everything, **settings)
-    report = prefill(store, proposer, options.max_images)
-    print(f"{report.masks} masks on {report.images} images, by {proposer.name}")
-    for name, reason in report.failures.items():
-        print(f"sam-jax: not read: {name}: {reason}", file=sys.stderr)
-    return 1 if report.failures else 0
-
-
-def _export(options: ExportMasks) -> int:
-    from sam_jax.engine.export import export_project
-    from sam_jax.engine.store import Store
-
-    store = Store(options.project, create=False)
-    report = export_project(store, options.out, options.format, options.automatic)
-    print(f"{report.masks} masks of {report.images} images, in {options.out}")
-    return 0
-
-
-def _report(options: Report) -> int:
-    from sam_jax.engine.report import write_report
-    from sam_jax.engine.store import Store
-
-    print(write_report(Store(options.project, create=False)))
-    return 0
-
-
-def _remaining(options: Remaining) -> int:
-    from sam_jax.engine.stages import unfinished
-    from sam_jax.engine.store import Store
-    from sam_jax.files import write_atomically
-
-    paths = unfinished(Store(options.project, create=False))
-    write_atomically(options.out, "".join(f"{path}\n" for path in paths))
-    print(f"{len(paths)} images, in {options.out}")
-    return 0
+    def run(self) -> int | None:
+        """Runs the subcommand."""
+        return self.command.run()

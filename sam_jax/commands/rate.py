@@ -12,7 +12,7 @@ from sam_jax.errors import MissingPackage, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class RateSample:
     """Draws objects that every source has a mask of, and shuffles the masks.
 
     A source is a file in COCO's result format, such as eval.py configs/eval_instances.py leaves; the file of
@@ -26,8 +26,6 @@ class Sample:
     """What to compare; twice or more."""
     images: Path | None = None
     """Folder of the images; without it the annotations' own or its subfolder images."""
-    split: str | None = None
-    """Take the images whose coco_split is this."""
     masks: int = 100
     """Of each source."""
     min_area: int = 24 * 24
@@ -37,9 +35,27 @@ class Sample:
     out: Path = Path("rating")
     """Folder of the study."""
 
+    def run(self) -> None:
+        """Writes a new study."""
+        from sam_jax.evals.ground_truth import read_ground_truth
+        from sam_jax.evals.rating.study import sample_study, write_study
+
+        sources = {}
+        for text in self.source:
+            name, equals, file = text.partition("=")
+            if not (name and equals and file) or name in sources:
+                raise UserError(f"--source expects NAME=FILE, with different names, got {text!r}")
+            sources[name] = Path(file)
+        ground_truth = read_ground_truth(self.annotations, self.images)
+        study = sample_study(ground_truth, sources, self.masks, self.seed, self.min_area)
+        write_study(self.out, study)
+        print(
+            f"{len(study['jobs'])} masks of {len(sources)} sources in {self.out}; next: sam-jax rate serve {self.out}"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
-class Serve:
+class RateServe:
     """Opens the rating page. Every rating is on disk at once; the same command goes on.
 
     Several people may rate at once; each mask is rated by one of them.
@@ -55,76 +71,54 @@ class Serve:
     """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
     given, it is drawn."""
 
+    def run(self) -> None:
+        """Serves the page until it is interrupted."""
+        from filelock import FileLock, Timeout
+
+        from sam_jax.evals.rating.study import Study
+
+        try:
+            from sam_jax.evals.rating.server import create_app
+            from sam_jax.web.serving import access_of, serve_app
+        except ImportError as error:
+            raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
+        access = access_of(self.host, self.token)
+        study = Study(self.study)
+        study.check_images()
+        try:
+            with FileLock(self.study / ".serving.lock", timeout=0):
+                greeting = f"{len(study.ratings)} of {len(study.jobs)} masks rated."
+                serve_app(create_app(study, access), access, self.port, greeting)
+        except Timeout as error:
+            raise UserError(f"{self.study} is being rated by another sam-jax rate serve") from error
+
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class RateReport:
     """Mean ratings with confidence intervals, and paired tests between the sources; kept in the study's folder."""
 
     study: tyro.conf.Positional[Path] = Path("rating")
     """Folder of the study."""
+
+    def run(self) -> None:
+        """Writes and prints the report."""
+        from sam_jax.evals.rating.report import report_ratings
+        from sam_jax.evals.rating.study import Study
+
+        report = report_ratings(Study(self.study))
+        print(f"{report.title}\n\n{report.table}\n{report.write(self.study)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
     """Lets people rate masks of several models without knowing whose they are (the paper's human study)."""
 
-    step: tyro.conf.OmitArgPrefixes[
-        Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
-        | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
-        | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    command: tyro.conf.OmitArgPrefixes[
+        Annotated[RateSample, tyro.conf.subcommand("sample", prefix_name=False)]
+        | Annotated[RateServe, tyro.conf.subcommand("serve", prefix_name=False)]
+        | Annotated[RateReport, tyro.conf.subcommand("report", prefix_name=False)]
     ]
 
-
-def rate(options: Rate) -> None:
-    """
-    Raises:
-        ValueError, OSError, ImportError: something is wrong with options or files, for the user to read.
-    """
-    match options.step:
-        case Sample() as step:
-            _sample(step)
-        case Serve() as step:
-            _serve(step)
-        case Report() as step:
-            from sam_jax.evals.rating.report import report_ratings
-            from sam_jax.evals.rating.study import Study
-
-            report = report_ratings(Study(step.study))
-            print(f"{report.title}\n\n{report.table}\n{report.write(step.study)}")
-
-
-def _sample(step: Sample) -> None:
-    from sam_jax.evals.ground_truth import read_ground_truth
-    from sam_jax.evals.rating.study import sample_study, write_study
-
-    sources = {}
-    for text in step.source:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file) or name in sources:
-            raise UserError(f"--source expects NAME=FILE, with different names, got {text!r}")
-        sources[name] = Path(file)
-    ground_truth = read_ground_truth(step.annotations, step.images, step.split)
-    study = sample_study(ground_truth, sources, step.masks, step.seed, step.min_area)
-    write_study(step.out, study)
-    print(f"{len(study['jobs'])} masks of {len(sources)} sources in {step.out}; next: sam-jax rate serve {step.out}")
-
-
-def _serve(step: Serve) -> None:
-    from filelock import FileLock, Timeout
-
-    from sam_jax.evals.rating.study import Study
-
-    try:
-        from sam_jax.evals.rating.server import create_app
-        from sam_jax.web.serving import access_of, serve_app
-    except ImportError as error:
-        raise MissingPackage(f"the page needs a web server: pip install 'sam_jax[app]' ({error})") from error
-    access = access_of(step.host, step.token)
-    study = Study(step.study)
-    study.check_images()
-    try:
-        with FileLock(step.study / ".serving.lock", timeout=0):
-            greeting = f"{len(study.ratings)} of {len(study.jobs)} masks rated."
-            serve_app(create_app(study, access), access, step.port, greeting)
-    except Timeout as error:
-        raise UserError(f"{step.study} is being rated by another sam-jax rate serve") from error
+    def run(self) -> None:
+        """Runs the subcommand."""
+        self.command.run()

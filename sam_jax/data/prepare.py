@@ -1,4 +1,4 @@
-"""`sam-jax prepare`: any source -> a TFDS data set of ArrayRecord files, checked record by record."""
+"""Prepared data: any source -> a TFDS data set of ArrayRecord files, checked record by record."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import contextlib
 import dataclasses
 import io
 import json
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from sam_jax.config import DataFormat, LabelValues
 from sam_jax.data.bad_records import BadRecords, Report
@@ -25,35 +22,10 @@ from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_
 from sam_jax.errors import AlreadyExists, BadRecord, MissingPackage, UserError
 from sam_jax.files import replacing
 
+if TYPE_CHECKING:
+    from sam_jax.data.builders import SourceBuilder
+
 BAD_RECORDS = "bad_records.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Turns images with masks into files that training reads fast: TFDS, ArrayRecord.
-
-    Every image is decoded once and every mask checked; what cannot be used is left out and listed in
-    bad_records.jsonl. SA-1B is prepared by Apache Beam, a worker per tar; if it is stopped, the same command goes on.
-    Example: sam-jax prepare sa1b_tars --out prepared --workers 16
-    """
-
-    source: tyro.conf.Positional[Path]
-    """Folder or file: SA-1B tars, a COCO JSON, label maps, masks."""
-    out: Path
-    """Folder for the result; train with --data.path of it."""
-    format: DataFormat = "auto"
-    """What the source is; auto looks."""
-    images: Path | None = None
-    """Folder of the images, where they are not near their annotations."""
-    label_values: LabelValues = "auto"
-    """What the values of label maps are."""
-    max_bad_fraction: float = 0.01
-    """More unusable records are an error."""
-    workers: int = 1
-    """Processes that prepare SA-1B on this machine."""
-    beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
-    """For Beam's pipeline, to prepare SA-1B elsewhere, such as "--runner=FlinkRunner --flink_master=host:8081". All its
-    workers must see source and result under the same names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,33 +38,54 @@ class Prepared:
     bad: Mapping[str, int]  # reason -> records
 
 
-def prepare(options: Prepare) -> Prepared:
-    """Writes `options.out/NAME/VERSION`, under another name until it is whole, and `options.out/bad_records.jsonl`.
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    format: DataFormat = "auto",
+    images: Path | None = None,
+    label_values: LabelValues = "auto",
+    max_bad_fraction: float = 0.01,
+    workers: int = 1,
+    beam_options: Sequence[str] = (),
+) -> Prepared:
+    """Writes `out/NAME/VERSION`, under another name until it is whole, and `out/bad_records.jsonl`.
+
+    Args:
+        source: folder or file, see `sam_jax.data.sources`.
+        format: what the source is; auto looks.
+        images: folder of the images, where they are not near their annotations.
+        label_values: what the values of label maps are.
+        max_bad_fraction: of the records; more unusable ones are an error.
+        workers: processes that prepare SA-1B on this machine.
+        beam_options: of Beam's pipeline, which prepares SA-1B.
 
     Raises:
-        FileExistsError: it is there already.
-        FileNotFoundError, ValueError: nothing to read; too many bad records, which are listed all the same.
-        ImportError: tensorflow_datasets or Beam is not installed.
+        AlreadyExists: it is there already.
+        UserError: nothing to read; too many bad records, which are listed all the same.
+        MissingPackage: tensorflow_datasets or Beam is not installed.
     """
     try:
         from sam_jax.data import builders
     except ImportError as error:
         raise MissingPackage(f"preparing data takes more packages ({error}); pip install 'sam_jax[train]'") from error
 
-    format = detect_format(options.source, options.format, options.images, tuple(TRAINING_SETS))
+    format = detect_format(source, format, images, tuple(TRAINING_SETS))
     if format == "prepared":
-        raise UserError(f"{options.source} is prepared already; train with --data.path {options.source}")
+        raise UserError(f"{source} is prepared already; train with --data.path {source}")
     name, version = builders.BUILDERS[format].name, str(builders.SourceBuilder.VERSION)
-    target = options.out / name / version
+    target = out / name / version
     if target.exists():
         raise AlreadyExists(f"{target} is there already; give another --out, or remove it")
-    partial = options.out / f".partial_{name}"
+    partial = out / f".partial_{name}"
     partial.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "tfds", ignore_errors=True)  # of a run that was killed
     if format == "sa1b":
-        report = _prepare_shards(options, partial)
+        report = _prepare_shards(source, images, out, partial, max_bad_fraction, beam_options, workers)
     else:
-        report = _prepare_splits(options, format, partial)
+        splits = _open_splits(source, format, images, label_values)
+        builder = builders.BUILDERS[format](splits=splits, max_bad_fraction=max_bad_fraction, data_dir=partial / "tfds")
+        report = _prepare_splits(builder, out)
     target.parent.mkdir(parents=True, exist_ok=True)
     (partial / "tfds" / name / version).rename(target)
     shutil.rmtree(partial)
@@ -100,39 +93,44 @@ def prepare(options: Prepare) -> Prepared:
     return Prepared(target, report.images, report.masks, bad)
 
 
-def _prepare_splits(options: Prepare, format: DataFormat, partial: Path) -> Report:
-    """By the builder of the format, in this process."""
-    from sam_jax.data import builders
+def _open_splits(
+    source: Path, format: DataFormat, images: Path | None, label_values: LabelValues
+) -> Mapping[str, Source]:
+    if format != "named":
+        return open_splits(source, format, images, label_values)
+    names = tuple(name for name in TRAINING_SETS if (source / name).is_dir())
+    train, validation = split_validation(read_training_sets(source, names))
+    return {"train": train, "validation": validation}
 
-    splits: Mapping[str, Source]
-    if format == "named":
-        names = tuple(name for name in TRAINING_SETS if (options.source / name).is_dir())
-        splits = dict(
-            zip(("train", "validation"), split_validation(read_training_sets(options.source, names)), strict=True)
-        )
-    else:
-        splits = open_splits(options.source, format, options.images, options.label_values)
-    builder = builders.BUILDERS[format](
-        splits=splits, max_bad_fraction=options.max_bad_fraction, data_dir=partial / "tfds"
-    )
+
+def _prepare_splits(builder: SourceBuilder, out: Path) -> Report:
+    """By the builder of the format, in this process."""
     try:
         _run(builder)
     finally:
-        _list_problems(options.out, builder.report.problems)
+        _list_problems(out, builder.report.problems)
     return builder.report
 
 
-def _prepare_shards(options: Prepare, partial: Path) -> Report:
+def _prepare_shards(
+    source: Path,
+    images: Path | None,
+    out: Path,
+    partial: Path,
+    max_bad_fraction: float,
+    beam_options: Sequence[str],
+    workers: int,
+) -> Report:
     """By Beam; finished shards stay in `partial` for the next run."""
     from sam_jax.data import builders
 
-    tars, pairs = find_sa1b(options.source, options.images)
+    tars, pairs = find_sa1b(source, images)
     if not tars and not pairs:
-        raise UserError(f"expected tar files, or images with JSON files of the same names, in {options.source}")
+        raise UserError(f"expected tar files, or images with JSON files of the same names, in {source}")
     folder = partial / "shards"
     folder.mkdir(exist_ok=True)
     shards = make_shards(tars, pairs, folder)
-    run_beam(shards, shlex.split(options.beam_options), options.workers)
+    run_beam(shards, beam_options, workers)
     report, written = Report(), []
     for shard in shards:
         part = shard.read_report()
@@ -141,13 +139,13 @@ def _prepare_shards(options: Prepare, partial: Path) -> Report:
         report.problems += part.problems
         if part.images:
             written.append(shard.target)
-    _list_problems(options.out, report.problems)
+    _list_problems(out, report.problems)
     total = report.images + len(report.problems)
-    check = BadRecords(options.max_bad_fraction, total, in_a_row=total + 1)
+    check = BadRecords(max_bad_fraction, total, in_a_row=total + 1)
     for problem in report.problems:
         check.count(problem)
     if not written:
-        raise UserError(f"no record of {options.source} can be used; see {options.out / BAD_RECORDS}")
+        raise UserError(f"no record of {source} can be used; see {out / BAD_RECORDS}")
     _run(builders.SamSa1b(shards=written, data_dir=partial / "tfds"))
     return report
 

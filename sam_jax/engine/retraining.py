@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sam_jax.config_file import load_config
+from sam_jax.config_file import is_file_name, load_config
 from sam_jax.engine.datasets import freeze, version_folder
 from sam_jax.engine.models import (
     Kind,
@@ -28,16 +28,13 @@ from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.files import replacing
 
-OWN_CONFIGS: dict[Kind, Path] = {
-    "sam": Path(__file__).with_name("finetune_config.py"),
-    "detector": Path(__file__).with_name("detector_config.py"),
-}
+OWN_CONFIGS: dict[Kind, str] = {"sam": "engine_model", "detector": "engine_detector"}  # shipped configs
 
 
 def retrain(
     store: Store,
     kind: Kind = "sam",
-    config: Path | None = None,
+    config: str | None = None,
     overrides: Sequence[str] = (),
     automatic: Sequence[Path] = (),
 ) -> ModelVersion:
@@ -47,8 +44,9 @@ def retrain(
     same model.
 
     Args:
-        config: a config of `train.py`; out, data.path and init_from become the project's. None: the engine's own.
-        overrides: FIELD=VALUE, fields of the config named as for `train.py`.
+        config: name of a shipped config for training, or path of a file; out, data.path and init_from become the
+            project's. None: the one in `OWN_CONFIGS`.
+        overrides: FIELD=VALUE, fields of the config named as for `sam-jax train`.
         automatic: see `freeze`.
 
     Returns:
@@ -62,7 +60,8 @@ def retrain(
     """
     if bad := [text for text in overrides if "=" not in text]:
         raise UserError(f"expected FIELD=VALUE, such as steps=500, got {bad[0]!r}")
-    arguments = [str((config or OWN_CONFIGS[kind]).resolve()), *(f"--{text}" for text in overrides)]
+    name = config or OWN_CONFIGS[kind]
+    arguments = [str(Path(name).resolve()) if is_file_name(name) else name, *(f"--{text}" for text in overrides)]
     with _only_one(store, kind):
         return _retrain(store, kind, arguments, automatic, given=bool(config or overrides))
 
@@ -121,7 +120,7 @@ def drop_training(store: Store, kind: Kind) -> ModelVersion | None:
 def _read_config(kind: Kind, arguments: Sequence[str]) -> Any:
     from sam_jax.training.detector.config import DetectorTrainConfig
 
-    config = load_config(arguments)
+    config = load_config(arguments, "train")
     if isinstance(config, DetectorTrainConfig) != (kind == "detector"):
         raise UserError(f"expected a config that trains a {kind}, {arguments[0]} has a {type(config).__name__}")
     return config
@@ -140,7 +139,7 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
     config = dataclasses.replace(config, out=out, data=data, init_from=load_name(store, parent))
     if model.kind == "sam":
         config = dataclasses.replace(config, model_from_init=True)
-    elif Path(model.config[0]) == OWN_CONFIGS["detector"]:
+    elif model.config[0] == OWN_CONFIGS["detector"]:
         encoder = load_model(load_name(store, parent)).config
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
     result = train(config, resume=(out / "config.json").exists())

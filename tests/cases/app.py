@@ -59,7 +59,7 @@ def start(*command: str) -> tuple[subprocess.Popen, str]:
     """A command that serves a page, and the address that it prints."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # one device is enough
     process = subprocess.Popen(
-        [sys.executable, "-m", "sam_jax.commands.main", *command], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "sam_jax", *command], stdout=subprocess.PIPE, text=True, env=environment
     )
     line = process.stdout.readline()
     if "Open " not in line:

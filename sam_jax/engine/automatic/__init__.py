@@ -2,7 +2,3 @@
 
 Reference: paper, section 4 (fully automatic stage) and B.
 """
-
-from sam_jax.engine.automatic.command import Run, run
-
-__all__ = ["Run", "run"]

@@ -1,7 +1,7 @@
-"""What `sam-jax engine train` runs where no other config is given: the decoder learns, images are encoded once.
+"""What `sam-jax engine train` runs: the decoder learns, images are encoded once.
 
 `out`, `data.path` and `init_from` are the project's. For the embedded tiny model and few hundred images; with more,
-configs/finetune_lora.py and configs/finetune_full.py adapt the image encoder too.
+finetune_lora and finetune_full adapt the image encoder too.
 """
 
 from pathlib import Path

@@ -1,0 +1,4 @@
+"""The configs that come with the package, also installed as `sam_jax.configs`; `eval_*` are evaluations.
+
+`sam-jax train NAME` and `sam-jax eval NAME` list and run them.
+"""

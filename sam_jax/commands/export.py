@@ -1,0 +1,35 @@
+"""`sam-jax export`: the model of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the model of a training run's checkpoint in any format.
+
+    The name of the target tells the format: .pth official, .safetensors ours, a folder Hugging Face.
+    Example: sam-jax export runs/finetune sam.pth --step 2000
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """The run's folder."""
+    target: tyro.conf.Positional[Path]
+    """Checkpoint to write."""
+    step: int | None = None
+    """Of the checkpoint; without it the last."""
+    overwrite: bool = False
+    """Replace the target if it exists."""
+
+    def run(self) -> None:
+        """Writes the target."""
+        from sam_jax.checkpoints import check_destination, save_any
+        from sam_jax.training.export import load_run
+
+        check_destination(self.target, overwrite=self.overwrite)
+        save_any(self.target, *load_run(self.run_folder, self.step), overwrite=self.overwrite)
+        print(f"wrote {self.target}")

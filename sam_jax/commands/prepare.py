@@ -1,0 +1,57 @@
+"""`sam-jax prepare`: data that training reads fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sam_jax.config import DataFormat, LabelValues
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turns images with masks into files that training reads fast: TFDS, ArrayRecord.
+
+    Every image is decoded once and every mask checked; what cannot be used is left out and listed in
+    bad_records.jsonl. SA-1B is prepared by Apache Beam, a worker per tar; if it is stopped, the same command goes on.
+    Example: sam-jax prepare sa1b_tars --out prepared --workers 16
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder or file: SA-1B tars, a COCO JSON, label maps, masks."""
+    out: Path
+    """Folder for the result; train with --data.path of it."""
+    format: DataFormat = "auto"
+    """What the source is; auto looks."""
+    images: Path | None = None
+    """Folder of the images, where they are not near their annotations."""
+    label_values: LabelValues = "auto"
+    """What the values of label maps are."""
+    max_bad_fraction: float = 0.01
+    """More unusable records are an error."""
+    workers: int = 1
+    """Processes that prepare SA-1B on this machine."""
+    beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
+    """For Beam's pipeline, to prepare SA-1B elsewhere, such as "--runner=FlinkRunner --flink_master=host:8081". All its
+    workers must see source and result under the same names."""
+
+    def run(self) -> None:
+        """Writes the prepared data, and prints what was left out."""
+        from sam_jax.data.prepare import prepare
+
+        prepared = prepare(
+            self.source,
+            self.out,
+            format=self.format,
+            images=self.images,
+            label_values=self.label_values,
+            max_bad_fraction=self.max_bad_fraction,
+            workers=self.workers,
+            beam_options=shlex.split(self.beam_options),
+        )
+        left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())
+        print(f"{prepared.images} images with {prepared.masks} masks{left_out}, in {prepared.path}")

@@ -1,0 +1,92 @@
+"""`sam-jax segment`: the objects that points, boxes or a text ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from sam_jax.commands.results import mask_records, write_files
+from sam_jax.data.images import read_image
+from sam_jax.errors import UserError
+from sam_jax.ops.draw import draw_masks
+from sam_jax.prompting.prompts import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Cuts an object out of an image.
+
+    Writes into the output folder, named after the image: an overlay of the best mask, every mask as a PNG, and a JSON
+    with COCO run lengths, boxes, areas and predicted IoUs. Example: sam-jax segment cat.jpg --point 320,210
+
+    A model that was trained for text prompts takes a text too: sam-jax segment car.jpg --text "a wheel" --model MODEL
+    """
+
+    image: tyro.conf.Positional[Path]
+    """JPEG, PNG or any other image."""
+    point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
+    """x,y of a pixel in the object; may be given many times."""
+    negative_point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
+    """x,y of a pixel outside the object; may be given many times."""
+    box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
+    """x0,y0,x1,y1 of a box around the object."""
+    text: str | None = None
+    """What to look for, such as "a wheel", alone or with points and box."""
+    model: str = "tiny"
+    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    clip: str | None = None
+    """Name or path of the CLIP for the text; without it the one that the model names."""
+    out: Path = Path("masks")
+    """Folder for the results."""
+    single: bool = False
+    """One mask in place of three; better for prompts that leave no doubt."""
+
+    def run(self) -> None:
+        """Writes the masks of the prompt into the output folder."""
+        from sam_jax.checkpoints.hub import load_clip, load_model
+        from sam_jax.predictor import SamPredictor
+
+        image = read_image(self.image)
+        positive = [_numbers(text, 2, "--point") for text in self.point]
+        negative = [_numbers(text, 2, "--negative-point") for text in self.negative_point]
+        points, labels = positive + negative, [1] * len(positive) + [0] * len(negative)
+        box = None if self.box is None else np.array(_numbers(self.box, 4, "--box"))
+        if not points and box is None and self.text is None:
+            raise UserError("expected a prompt: --point x,y, --box x0,y0,x1,y1, --text, or several of them")
+        prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box, text=self.text)
+        prompt.check(image.shape[:2])
+        model, clip = load_model(self.model), None
+        if self.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
+            clip = load_clip(self.clip or model.config.text_encoder)
+        predictor = SamPredictor(model, clip)
+        predictor.set_image(image)
+        result = predictor.predict_prompts([prompt], multimask_output=not self.single)
+        order = np.argsort(-result.iou_predictions[0], kind="stable")
+        masks, scores = result.masks[0][order], result.iou_predictions[0][order]
+        stem = self.image.stem
+        files = {
+            f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [tuple(box)]),
+            **{f"{stem}_mask_{i}.png": mask.astype(np.uint8) * 255 for i, mask in enumerate(masks)},
+            f"{stem}.json": {
+                "picture": self.image.name,
+                "model": self.model,
+                "prompt": {"points": points, "labels": labels, "box": None if box is None else box.tolist()}
+                | ({} if self.text is None else {"text": self.text}),
+                "masks": mask_records(masks, scores),
+            },
+        }
+        write_files(self.out, files)
+
+
+def _numbers(text: str, count: int, option: str) -> Any:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count:
+        raise UserError(f"{option} expects {count} numbers joined by commas, got {text!r}")
+    return values

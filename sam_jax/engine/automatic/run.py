@@ -1,0 +1,179 @@
+"""A run of the automatic stage: images anywhere -> tars like SA-1B's, exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from sam_jax.data.bad_records import BAD_ALWAYS_ALLOWED
+from sam_jax.engine.automatic.folder import WORK, Folder, as_os_errors
+from sam_jax.engine.automatic.inputs import LIST, Shard, find_images, read_shards, write_list
+from sam_jax.engine.automatic.parts import load_blur
+from sam_jax.engine.automatic.shard import Job, ShardReport
+from sam_jax.errors import MissingPackage, UserError
+from sam_jax.everything.folders import check_settings
+from sam_jax.everything.options import PAPER, GeneratorOptions
+
+MANIFEST = "manifest.json"
+SETTINGS = "engine.settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a finished run has written."""
+
+    total: int  # images that were given
+    images: int  # in the tars
+    masks: int
+    without_masks: list[str]  # names of images where nothing was found, which are in no tar
+    bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
+    tars: int
+
+    def check_bad(self, max_fraction: float) -> None:
+        """
+        Raises:
+            UserError: more than this part of the images (and more than a few) can't be used.
+        """
+        if len(self.bad) > max(BAD_ALWAYS_ALLOWED, max_fraction * self.total):
+            raise UserError(f"{len(self.bad)} of {self.total} images can't be used; allow more with --max-bad-fraction")
+
+
+@as_os_errors()
+def annotate_images(
+    inputs: Sequence[str],
+    out: str,
+    generator: GeneratorOptions = PAPER,
+    *,
+    shards: int | None = None,
+    blur: str | None = None,
+    max_bad_fraction: float = 0.01,
+    workers: int = 1,
+    beam_options: Sequence[str] = (),
+    process: int = 0,
+    processes: int = 1,
+) -> Manifest | int:
+    """Annotates images with everything mode and writes them as tars, or goes on with a run that was stopped.
+
+    Args:
+        inputs: images, folders, lists and globs, here or at URLs.
+        out: folder or URL for the tars, the manifest and what is known of each tar.
+        shards: tars to split the images into; None: one for each 1000 images.
+        blur: MODULE:FUNCTION that hides faces and plates in an image before it is written.
+        max_bad_fraction: of a shard's images, above which it stops.
+        workers: processes on this machine, each with a model of its own.
+        beam_options: of Beam's pipeline.
+        process, processes: of several hosts without a cluster, which this is; it takes its part of the shards.
+
+    Returns:
+        What was written, or the number of shards that other processes have still to finish.
+
+    Raises:
+        UserError: no images; results of other settings in `out`; too many bad images in a shard.
+        OSError: results can't be written, or an object store can't be reached; what is finished is kept.
+        MissingPackage: Beam, or fsspec's package for a protocol, is not installed.
+    """
+    pipeline = _import_pipeline()
+    job = _open_job(inputs, Folder.at(out), generator, shards, blur, max_bad_fraction)
+    all_shards = read_shards(job.out, shards)
+    if processes > len(all_shards):
+        raise UserError(
+            f"{processes} processes have but {len(all_shards)} shards; give --shards of {processes} or more"
+        )
+    pipeline.annotate(job, all_shards[process::processes], beam_options, workers)
+    reports = [report for report in job.read_reports(all_shards) if report is not None]
+    if len(reports) < len(all_shards):
+        return len(all_shards) - len(reports)
+    return _write_manifest(job, all_shards, reports)
+
+
+def _import_pipeline() -> ModuleType:
+    logging.disable(logging.WARNING)  # Beam lists which clients of Google's services it has not found
+    try:
+        from sam_jax.engine.automatic import pipeline
+    except ImportError as error:
+        raise MissingPackage(
+            f"the automatic stage takes more packages ({error}); pip install 'sam_jax[beam]'"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return pipeline
+
+
+def _open_job(
+    inputs: Sequence[str],
+    out: Folder,
+    generator: GeneratorOptions,
+    shards: int | None,
+    blur: str | None,
+    max_bad_fraction: float,
+) -> Job:
+    """Checks what can be checked before hours of work, and notes down settings and images, or compares them."""
+    if blur:
+        load_blur(blur)
+    settings = {
+        "inputs": list(inputs),
+        "shards": shards,
+        "blur": blur,
+        "model_digest": digest_model(generator.model),
+        **generator.settings(),
+    }
+    if out.exists(SETTINGS):
+        check_settings(out.read(SETTINGS).decode(), settings, f"{out.shown}/{SETTINGS}")
+    if not (out.exists(SETTINGS) and out.exists(LIST)):
+        listed_images = find_images(inputs, out)
+        out.write(SETTINGS, json.dumps(settings, indent=1).encode())
+        write_list(out, listed_images)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + _digest(out, LIST).encode()).hexdigest()
+    return Job(out, generator, digest, blur, max_bad_fraction)
+
+
+def digest_model(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's file or files; empty for a name, which stands for one checkpoint for good."""
+    path = Path(name_or_path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            return ""
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _digest(out: Folder, name: str) -> str:
+    with out.reading(name) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_manifest(job: Job, shards: Sequence[Shard], reports: Sequence[ShardReport]) -> Manifest:
+    """Writes the manifest, when all shards are there; it is the same whoever writes it."""
+    images, masks = (sum(getattr(report, name) for report in reports) for name in ("pictures", "masks"))
+    manifest = Manifest(
+        total=sum(shard.count for shard in shards),
+        images=images,
+        masks=masks,
+        without_masks=[name for report in reports for name in report.without_masks],
+        bad=[entry for report in reports for entry in report.bad],
+        tars=len(reports),
+    )
+    content = {
+        "pictures": images,
+        "masks": masks,
+        "without_masks": manifest.without_masks,
+        "bad": manifest.bad,
+        "shards": [
+            {name: getattr(report, name) for name in ("tar", "bytes", "sha256", "pictures", "masks")}
+            for report in reports
+        ],
+    }
+    job.out.write(MANIFEST, json.dumps(content, indent=1).encode())
+    job.out.remove_if_empty(WORK)
+    return manifest

@@ -141,9 +141,9 @@ class EdgesConfig:
 
     out: Path = Path("runs/eval_edges")  # folder for the edge maps, the counts and the report
     data: Path = Path("../shared/data/bsds500")  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
-    split: str = "test"
+    split: str = "test"  # split of BSDS500: train, val or test
     model: str = "tiny"  # name of a released model, or path of a checkpoint
-    methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)
+    methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)  # methods to evaluate
     maps: Path | None = None  # folder of edge maps ID.png from another program, scored instead of `methods`
     max_images: int = 0  # evaluate only the first images; 0 means all
     points_per_side: int = 16  # points per side of sam's grid

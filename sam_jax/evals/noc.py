@@ -63,7 +63,7 @@ class NocConfig:
     data: Path = Path("../shared/data")  # folder with GrabCut, Berkeley, DAVIS or grabcut20
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
-    methods: tuple[str, ...] = ("sam", "region growing", "disc")  # also GrabCut, ritm:PATH
+    methods: tuple[str, ...] = ("sam", "region growing", "disc")  # methods to evaluate; also GrabCut, ritm:PATH
     max_images: int = 0  # random images per dataset; 0 means all
     clicks: int = 20  # most clicks per object
     seed: int = 0  # seed of the sample

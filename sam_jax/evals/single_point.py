@@ -47,7 +47,7 @@ class SinglePointConfig:
     datasets: tuple[str, ...] = tuple(
         LOCAL_DATASETS
     )  # datasets to evaluate, by their names in data/zero_shot/registry.py
-    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # also ritm:PATH
+    methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
     max_images: int = 100  # random images per dataset, the same for every method; 0 means all
     max_masks: int = 3  # random masks per image, the same for every method; 0 means all
     clicks: int = 5  # clicks per object

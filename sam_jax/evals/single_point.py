@@ -44,9 +44,7 @@ class SinglePointConfig:
     out: Path = Path("runs/eval_tiny")  # folder for the records and the report
     data: Path = Path("../shared/data")  # folder with one folder per dataset, by its name
     model: str = "tiny"  # name of a released model, or path of a checkpoint
-    datasets: tuple[str, ...] = tuple(
-        LOCAL_DATASETS
-    )  # datasets to evaluate, by their names in data/zero_shot/registry.py
+    datasets: tuple[str, ...] = tuple(LOCAL_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
     max_images: int = 100  # random images per dataset, the same for every method; 0 means all
     max_masks: int = 3  # random masks per image, the same for every method; 0 means all

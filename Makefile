@@ -26,8 +26,8 @@ unit: $(VENV)/test-installed
 slow: $(VENV)/test-installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
-eval-tiny: $(VENV)/installed  ## the embedded model on held-out pictures, against classical baselines
-	$(BIN)/python eval.py configs/eval_tiny.py
+eval-tiny: $(VENV)/installed  ## the embedded model on the images in DATA, against classical baselines
+	$(BIN)/sam-jax eval tiny --data $(DATA)
 
 bench: $(VENV)/test-installed  ## seconds on this CPU, beside the PyTorch implementations
 	$(BIN)/python benchmarks/cpu_predict.py

@@ -1,4 +1,4 @@
-"""Seconds to score saved proposals, beside plain pycocotools: mask_scoring.py ANNOTATIONS FOLDER [SPLIT].
+"""Seconds to score saved proposals, beside plain pycocotools: mask_scoring.py ANNOTATIONS FOLDER.
 
 FOLDER holds the ID.json of an evaluation of proposals (out/METHOD-HASH). Both are given run lengths that are read
 already, and compute AR@10, 100 and 1000 of all, small, medium and large objects, in one process; they must agree.
@@ -21,7 +21,7 @@ from sam_jax.evals.result_files import read_image_results
 NUMBERS = (10, 100, 1000)
 
 if __name__ == "__main__":
-    ground_truth = read_ground_truth(Path(sys.argv[1]), split=sys.argv[3] if len(sys.argv) > 3 else None)
+    ground_truth = read_ground_truth(Path(sys.argv[1]))
     files = {int(path.stem): path for path in Path(sys.argv[2]).glob("*.json")}
     images = [image for image in ground_truth.images.values() if image.id in files]
     objects = {image.id: image.objects() for image in images}

@@ -1,4 +1,4 @@
-"""Chooses settings of the proposal baseline on training images of COCO: tune_felzenszwalb.py [DATA] [PICTURES].
+"""Chooses settings of the proposal baseline on training images: tune_felzenszwalb.py ANNOTATIONS IMAGES [COUNT].
 
 The setting with the best AR@1000 is the default in `sam_jax.evals.proposal_baselines`.
 """
@@ -20,9 +20,8 @@ CANDIDATES = [
 ]
 
 if __name__ == "__main__":
-    data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
-    ground_truth = read_ground_truth(data / "coco_small" / "instances.json", split="train2017")
-    ground_truth = ground_truth.take(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    ground_truth = read_ground_truth(Path(sys.argv[1]), Path(sys.argv[2]))
+    ground_truth = ground_truth.take(int(sys.argv[3]) if len(sys.argv) > 3 else 60)
     images = [(image.image(), image.objects()) for image in ground_truth.images.values()]
     print("AR@10, AR@100, AR@1000 in percent")
     for method in tqdm(CANDIDATES, unit="setting"):

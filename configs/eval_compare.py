@@ -1,6 +1,6 @@
 """Two methods mask by mask, with the paper's bars of differences per data set.
 
-python eval.py configs/eval_compare.py --first runs/a/sam.jsonl --second runs/a/ritm_hrnet32.jsonl
+sam-jax eval compare --first runs/a/sam.jsonl --second runs/a/ritm_hrnet32.jsonl
 """
 
 from sam_jax.evals.compare import CompareConfig

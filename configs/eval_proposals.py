@@ -1,7 +1,7 @@
-"""Object proposals of the embedded model on held-out COCO images, beside regions of like colour.
+"""Object proposals of the embedded model on COCO images, beside regions of like colour.
 
-python eval.py configs/eval_proposals.py
-python eval.py configs/eval_proposals.py --annotations lvis_v1_val.json --images coco --split None --model vit_h
+sam-jax eval proposals --annotations instances_val2017.json --images val2017
+sam-jax eval proposals --annotations lvis_v1_val.json --images coco --model vit_h
 
 Measured with --max-images 100, mask AR@1000 of all, small, medium, large objects in percent: sam 2.4, 0.9, 2.8,
 4.2; Felzenszwalb 13.4, 10.4, 13.5, 17.6. With an earlier checkpoint, 20 images and --points-per-side 16, sam had
@@ -9,8 +9,9 @@ Measured with --max-images 100, mask AR@1000 of all, small, medium, large object
 rank poorly.
 """
 
+from sam_jax.config_file import REQUIRED
 from sam_jax.evals.proposals import ProposalsConfig
 
 
 def get_config() -> ProposalsConfig:
-    return ProposalsConfig(split="val2017")
+    return ProposalsConfig(annotations=REQUIRED)

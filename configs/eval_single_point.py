@@ -1,17 +1,19 @@
 """One click and more on the paper's 23 data sets, as many as are there; on them at the paper's sample sizes.
 
-python eval.py configs/eval_single_point.py --data FOLDER --model vit_h
-python eval.py configs/eval_single_point.py --data FOLDER --model vit_h --first-click random
+sam-jax eval single_point --data FOLDER --model vit_h
+sam-jax eval single_point --data FOLDER --model vit_h --first-click random
 """
 
 from pathlib import Path
 
+from sam_jax.config_file import REQUIRED
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.evals.single_point import SinglePointConfig
 
 
 def get_config() -> SinglePointConfig:
     return SinglePointConfig(
+        data=REQUIRED,
         out=Path("runs/eval_single_point"),
         datasets=tuple(PAPER_DATASETS),
         methods=("sam",),

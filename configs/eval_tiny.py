@@ -1,10 +1,11 @@
 """The embedded model on held-out images, against what a user has without a model.
 
-python eval.py configs/eval_tiny.py
+sam-jax eval tiny --data FOLDER
 """
 
+from sam_jax.config_file import REQUIRED
 from sam_jax.evals.single_point import SinglePointConfig
 
 
 def get_config() -> SinglePointConfig:
-    return SinglePointConfig()
+    return SinglePointConfig(data=REQUIRED)

@@ -1,7 +1,7 @@
 """All zero-shot evaluations of the paper whose data is in one folder, with one model, in one report.
 
-python eval.py configs/eval_zero_shot.py --model NAME|PATH --data FOLDER
-python eval.py configs/eval_zero_shot.py --model vit_h --data FOLDER --only single_point edges
+sam-jax eval zero_shot --model NAME|PATH --data FOLDER
+sam-jax eval zero_shot --model vit_h --data FOLDER --only single_point edges
 
 FOLDER holds a folder per data set of data/zero_shot/registry.py, bsds500, and for proposals and instances
 lvis/lvis_v1_val.json and coco/annotations/instances_val2017.json with the images in coco/val2017; a detector's boxes
@@ -10,6 +10,7 @@ for the latter in detections/coco.json. What is missing is named with the way to
 
 from pathlib import Path
 
+from sam_jax.config_file import REQUIRED
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.evals.edges import EdgesConfig
 from sam_jax.evals.instances import InstancesConfig
@@ -35,6 +36,7 @@ def get_config() -> SuiteConfig:
         out=Path("single_point_small"), data=Path(), datasets=("coco_small", "dsb2018", "grabcut20"), methods=("sam",)
     )
     return SuiteConfig(
+        data=REQUIRED,
         tasks=(
             points,
             small,

@@ -1,9 +1,9 @@
 """Fine-tunes the decoder on images of one's own, in COCO format; each image is encoded once.
 
-    python train.py configs/finetune_coco.py --data.path FOLDER [--init-from vit_b]
+    sam-jax train finetune_coco --data.path FOLDER [--init-from vit_b]
 
 FOLDER holds annotations and images as COCO tools write them. The quickest of three ways and the one for few images;
-configs/finetune_lora.py adapts the encoder too, configs/finetune_full.py trains everything.
+finetune_lora adapts the encoder too, finetune_full trains everything.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/finetune_coco"),
         model_from_init=True,
         init_from="vit_b",
-        data=DataConfig(path=Path("my_images"), batch_size=1, masks_per_image=16),
+        data=DataConfig(batch_size=1, masks_per_image=16),
         prompts=PromptConfig(point_rounds=4, refine_rounds=1),
         loss=LossConfig(size=256),
         optimizer=OptimizerConfig(

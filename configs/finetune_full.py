@@ -1,8 +1,8 @@
 """Fine-tunes the whole model on images in COCO format.
 
-    python train.py configs/finetune_full.py --data.path FOLDER [--init-from vit_b]
+    sam-jax train finetune_full --data.path FOLDER [--init-from vit_b]
 
-For thousands of images and accelerators; with fewer, configs/finetune_lora.py forgets less.
+For thousands of images and accelerators; with fewer, finetune_lora forgets less.
 """
 
 from pathlib import Path
@@ -15,9 +15,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/finetune_full"),
         model_from_init=True,
         init_from="vit_b",
-        data=DataConfig(
-            path=Path("my_images"), batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5
-        ),
+        data=DataConfig(batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5),
         prompts=PromptConfig(point_rounds=4, refine_rounds=1),
         loss=LossConfig(size=256),
         optimizer=OptimizerConfig(

@@ -1,6 +1,6 @@
 """Fine-tunes the decoder, and the encoder's attention through low-rank adapters, on images in COCO format.
 
-    python train.py configs/finetune_lora.py --data.path FOLDER [--init-from vit_b]
+    sam-jax train finetune_lora --data.path FOLDER [--init-from vit_b]
 
 For images unlike those that the model knows. The exported model has the adapters in its kernels: it is as large and
 as fast as before.
@@ -16,9 +16,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/finetune_lora"),
         model_from_init=True,
         init_from="vit_b",
-        data=DataConfig(
-            path=Path("my_images"), batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5
-        ),
+        data=DataConfig(batch_size=1, masks_per_image=16, scale_range=(0.75, 1.5), flip_probability=0.5),
         prompts=PromptConfig(point_rounds=4, refine_rounds=1),
         loss=LossConfig(size=256),
         optimizer=OptimizerConfig(

@@ -1,8 +1,8 @@
-"""A text prompt learned in minutes on a CPU, on generated images: configs/text.py in small.
+"""A text prompt learned in minutes on a CPU, on generated images: the config `text` in small.
 
     python benchmarks/text_shapes.py
 
-draws the images, trains the CLIP that this config names, trains this, and evaluates it as configs/eval_text.py does.
+draws the images, trains the CLIP that this config names, trains this, and evaluates it as `sam-jax eval text` does.
 Unlike in the paper, a fifth of the first prompts are clicks. An earlier run with texts alone and one round of clicks
 in place of two gave as much for texts (72.6), but less with a click that corrects them (70.5), and nothing for clicks
 alone (10.9).

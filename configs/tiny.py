@@ -2,15 +2,15 @@
 
 Five runs, each from the model of the one before, the last from the mean of the two before it:
 
-    sam-jax prepare ../shared/data --format named --out prepared
-    python train.py configs/tiny_crops.py --data.path prepared
-    python train.py configs/tiny.py --data.path prepared --out runs/tiny_1 \
+    sam-jax prepare FOLDER --format named --out prepared
+    sam-jax train tiny_crops --data.path prepared
+    sam-jax train tiny --data.path prepared --out runs/tiny_1 \
         --init-from runs/tiny_crops/model.safetensors --steps 540 --optimizer.learning-rate 1e-3
-    python train.py configs/tiny.py --data.path prepared --out runs/tiny_2 \
+    sam-jax train tiny --data.path prepared --out runs/tiny_2 \
         --init-from runs/tiny_1/model.safetensors --steps 4200 --optimizer.learning-rate 1e-3 \
         --optimizer.decay-steps 3900 --prompts.point-rounds 1 --prompts.refine-rounds 0
-    python train.py configs/tiny.py --data.path prepared --init-from runs/tiny_2/model.safetensors
-    python train.py configs/tiny.py --data.path prepared --out runs/tiny_4 \
+    sam-jax train tiny --data.path prepared --init-from runs/tiny_2/model.safetensors
+    sam-jax train tiny --data.path prepared --out runs/tiny_4 \
         --init-from mean.safetensors --steps 6000 --optimizer.learning-rate 1e-3 --optimizer.decay-steps 4500 5500 \
         --prompts.point-rounds 1 --prompts.refine-rounds 0 --ema-decay 0.995 --seed 7
 

@@ -1,6 +1,6 @@
-"""First part of the embedded `tiny` model: single prompts on crops, until clicks find objects. configs/tiny.py goes on.
+"""First part of the embedded `tiny` model: single prompts on crops, until clicks find objects. tiny goes on.
 
-python train.py configs/tiny_crops.py
+sam-jax train tiny_crops --data.path FOLDER
 """
 
 from pathlib import Path

@@ -197,7 +197,7 @@ LabelValues = Literal["auto", "instances", "classes"]
 class DataConfig:
     """Where the images are and how a batch is drawn from them."""
 
-    path: Path = Path("../shared/data")  # what `format` says; sam_jax.data.sources lists what is looked for
+    path: Path | None = None  # folder or file of the data; sam_jax.data.sources lists what is looked for
     datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # of the named sets in `path` (data.training_sets)
     format: DataFormat = "auto"  # named: see `datasets`
     images: Path | None = None  # folder of the images, where they are not near their annotations

@@ -132,6 +132,16 @@ def test_train_and_eval_list_the_configs_that_they_take_and_a_config_lists_its_f
     assert "--points-per-side" in capsys.readouterr().out
 
 
+def test_a_config_that_needs_data_asks_for_them_by_name(tmp_path, capsys):
+    for task, name, option in (("eval", "edges", "--data"), ("eval", "instances", "--annotations")):
+        with pytest.raises(SystemExit) as exit_:
+            run(task, name, "--out", tmp_path)
+        assert exit_.value.code == 2
+        assert option in capsys.readouterr().err
+    assert run("train", "tiny", "--out", tmp_path / "run") == 2
+    assert "say where it is with --data.path" in capsys.readouterr().err
+
+
 def test_the_version_is_printed_and_the_package_is_the_command():
     asked = [sys.executable, "-m", "sam_jax", "--version"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)

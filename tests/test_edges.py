@@ -119,7 +119,7 @@ def config(tmp_path, model, monkeypatch) -> EdgesConfig:
         write_ground_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", [ground_truth, ground_truth])
     monkeypatch.setattr(edges_module, "load_model", lambda name: model)
     path = tmp_path / "config.py"
-    path.write_text("from sam_jax.evals.edges import EdgesConfig\nget_config = EdgesConfig\n")
+    path.write_text("from sam_jax.evals.edges import EdgesConfig\nget_config = lambda: EdgesConfig(None)\n")
     return EdgesConfig(out=tmp_path / "out", data=tmp_path, points_per_side=2)
 
 

@@ -49,7 +49,7 @@ def make_suite(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "model_identity", lambda model: f"identity of {model}")
 
     def make(*tasks, model="tiny", **fields):
-        return SuiteConfig(tasks, tmp_path / "out", tmp_path / "data", model, **fields)
+        return SuiteConfig(tasks, tmp_path / "data", tmp_path / "out", model, **fields)
 
     return make
 
@@ -113,7 +113,7 @@ def write_data(root: Path, images: int = 7) -> None:
 
 
 def points(root: Path, out: str, *methods: str) -> SinglePointConfig:
-    return SinglePointConfig(root / out, root, "tiny", ("bbbc038v1",), methods, 0, 0, clicks=3, workers=1)
+    return SinglePointConfig(root, root / out, "tiny", ("bbbc038v1",), methods, 0, 0, clicks=3, workers=1)
 
 
 def test_two_processes_make_the_report_of_one(tmp_path):
@@ -143,7 +143,7 @@ from sam_jax.evals.suite import SuiteConfig
 
 def get_config():
     file = Path("annotations.json")
-    return SuiteConfig(tasks=(
+    return SuiteConfig(data=Path("."), tasks=(
         EdgesConfig(out=Path("edges"), data=Path("."), methods=("Sobel", "human")),
         ProposalsConfig(out=Path("proposals"), annotations=file, images=Path("images"), methods=("Felzenszwalb",)),
         InstancesConfig(out=Path("instances"), annotations=file, images=Path("images"), methods=("box",)),

@@ -15,7 +15,7 @@ from sam_jax.errors import MissingPackage, UserError
 class RateSample:
     """Draws objects that every source has a mask of, and shuffles the masks.
 
-    A source is a file in COCO's result format, such as eval.py configs/eval_instances.py leaves; the file of
+    A source is a file in COCO's result format, such as `sam-jax eval instances` leaves; the file of
     annotations stands for the annotated masks. Masks go together by image, category and prompt.
     Example: sam-jax rate sample --annotations coco.json --source sam=sam.results.json --source truth=coco.json
     """

@@ -68,16 +68,19 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
         FileNotFoundError, ValueError: nothing at the path that a format fits; says what was looked for.
         ImportError: a package is missing that the format needs.
     """
-    format = detect_format(config.path, config.format, config.images, config.datasets)
+    path = config.path
+    if path is None:
+        raise UserError("expected the folder or file of the data to train on; say where it is with --data.path")
+    format = detect_format(path, config.format, config.images, config.datasets)
     if format == "named":
-        return split_validation(read_training_sets(config.path, config.datasets))
-    splits = open_splits(config.path, format, config.images, config.label_values)
+        return split_validation(read_training_sets(path, config.datasets))
+    splits = open_splits(path, format, config.images, config.label_values)
     train = splits["train"]
     if "validation" in splits:
         return train, splits["validation"]
     every = max(VALIDATION_EVERY, len(train) // VALIDATION_MOST)
     if len(train) < 2:
-        raise UserError(f"expected at least 2 images in {config.path}, to train on and to validate; got {len(train)}")
+        raise UserError(f"expected at least 2 images in {path}, to train on and to validate; got {len(train)}")
     held_out = range(0, len(train), every)
     return Subset(train, _AllBut(len(train), every)), Subset(train, held_out)
 

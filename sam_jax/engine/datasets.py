@@ -1,4 +1,4 @@
-"""Dataset versions: what was annotated up to a time, frozen in folders that `train.py` reads as SA-1B.
+"""Dataset versions: what was annotated up to a time, frozen in folders that `sam-jax train` reads as SA-1B.
 
     datasets/0001/version.json        what is in it, and what it was made from
     datasets/0001/SHA256SUMS          of every file; `sha256sum -c` checks them

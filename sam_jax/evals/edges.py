@@ -139,8 +139,8 @@ class SamEdges:
 class EdgesConfig:
     """Options of the edge detection evaluation on BSDS500."""
 
+    data: Path  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
     out: Path = Path("runs/eval_edges")  # folder for the edge maps, the counts and the report
-    data: Path = Path("../shared/data/bsds500")  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
     split: str = "test"  # split of BSDS500: train, val or test
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)  # methods to evaluate

@@ -112,12 +112,11 @@ class GroundTruth:
         return dataclasses.replace(self, images=gt_images, categories={ANY_CATEGORY: "anything"})
 
 
-def read_ground_truth(file: Path, images: Path | None = None, split: str | None = None) -> GroundTruth:
+def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruth:
     """Reads a COCO or LVIS annotation file. LVIS is recognised by the `frequency` of its categories.
 
     Args:
         images: folder of the images; None means that they are looked for near the file.
-        split: take the images whose `coco_split` is this; None: all.
 
     Raises:
         MissingFile: the file does not exist.
@@ -129,13 +128,12 @@ def read_ground_truth(file: Path, images: Path | None = None, split: str | None 
     categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content.categories}
     frequencies = {e["id"]: e["frequency"] for e in content.categories if "frequency" in e}
     annotations = content.annotations_by_image()
-    entries = {e["id"]: e for e in content.images if split is None or e.get("coco_split") == split}
+    entries = {e["id"]: e for e in content.images}
     gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
     if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
         raise UserError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
     if not any(gt_image.annotations for gt_image in gt_images.values()):
-        of_split = f" of {split!r} (field coco_split)" if split else ""
-        raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{of_split}")
+        raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images")
     return GroundTruth(file, gt_images, categories, frequencies)
 
 

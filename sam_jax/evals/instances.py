@@ -48,10 +48,9 @@ PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
 class InstancesConfig:
     """Options of the instance segmentation evaluation."""
 
+    annotations: Path  # COCO or LVIS file
     out: Path = Path("runs/eval_instances")  # folder for the masks and the report
-    annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
     images: Path | None = None  # folder of the images; None: the folder of the annotations, or its subfolder `images`
-    split: str | None = None  # take the images whose `coco_split` is this
     boxes: Path | None = None  # detected boxes in COCO's result format; None: the annotated boxes
     detector: Path | None = None  # ViTDet checkpoint that detects the boxes; its own masks are scored too
     class_agnostic: bool = False  # treat all objects as one category
@@ -81,7 +80,7 @@ class InstancesConfig:
             raise UserError(f"unknown methods {unknown}; known are {', '.join(METHODS)}")
         if sum(source is not None for source in (self.boxes, self.detector, self.results)) > 1:
             raise UserError("expected one of boxes, detector and results, got more")
-        ground_truth = read_ground_truth(self.annotations, self.images, self.split)
+        ground_truth = read_ground_truth(self.annotations, self.images)
         if self.class_agnostic:
             ground_truth = ground_truth.as_class_agnostic()
         given: dict[str, dict[int, list[Result]]] = {}  # masks that exist already, by row

@@ -59,8 +59,8 @@ PUBLISHED = {  # from the README of RITM: NoC@85, NoC@90
 class NocConfig:
     """Options of the number-of-clicks evaluation."""
 
+    data: Path  # folder with GrabCut, Berkeley, DAVIS or grabcut20
     out: Path = Path("runs/eval_noc")  # folder for the records and the report
-    data: Path = Path("../shared/data")  # folder with GrabCut, Berkeley, DAVIS or grabcut20
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # methods to evaluate; also GrabCut, ritm:PATH

@@ -95,10 +95,9 @@ class SamProposals:
 class ProposalsConfig:
     """Options of the object proposal evaluation."""
 
+    annotations: Path  # COCO or LVIS file
     out: Path = Path("runs/eval_proposals")  # folder for the proposals and the report
-    annotations: Path = Path("../shared/data/coco_small/instances.json")  # COCO or LVIS file
     images: Path | None = None  # folder of the images; None: the folder of the annotations, or its subfolder `images`
-    split: str | None = None  # take the images whose `coco_split` is this
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")  # proposal methods
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
@@ -122,7 +121,7 @@ class ProposalsConfig:
         unknown = sorted(set(self.methods) - {"sam", "sam single output", Felzenszwalb.name})
         if unknown:
             raise UserError(f"unknown methods {unknown}; known are sam, sam single output, {Felzenszwalb.name}")
-        ground_truth = read_ground_truth(self.annotations, self.images, self.split)
+        ground_truth = read_ground_truth(self.annotations, self.images)
         given = None if self.results is None else read_results(self.results, ground_truth, "segmentation")
         ground_truth = ground_truth.take(self.max_images)
         failures: dict[str, Failures] = {}

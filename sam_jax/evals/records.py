@@ -84,7 +84,7 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[ImageRecord]]:
         UserError: it does not hold records.
     """
     if not path.is_file():
-        raise MissingFile(f"expected records at {path}, as eval.py configs/eval_single_point.py leaves them")
+        raise MissingFile(f"expected records at {path}, as `sam-jax eval single_point` leaves them")
     header, lines = _read(path)
     if not isinstance(header, dict) or any(not {"dataset", "picture", "masks"} <= line.keys() for line in lines):
         raise UserError(f"expected records of a click evaluation in {path}: a protocol, then a line per image")

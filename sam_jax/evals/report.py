@@ -30,7 +30,7 @@ class EvalReport:
 
 
 class Evaluation(Protocol):
-    """A config that `eval.py` runs: its fields are the options, and `evaluate` runs the evaluation."""
+    """A config that `sam-jax eval` runs: its fields are the options, and `evaluate` runs the evaluation."""
 
     @property
     def out(self) -> Path:

@@ -41,8 +41,8 @@ PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 da
 class SinglePointConfig:
     """Options of the single-point evaluation."""
 
+    data: Path  # folder with one folder per dataset, by its name
     out: Path = Path("runs/eval_tiny")  # folder for the records and the report
-    data: Path = Path("../shared/data")  # folder with one folder per dataset, by its name
     model: str = "tiny"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(LOCAL_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH

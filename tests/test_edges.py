@@ -119,7 +119,11 @@ def config(tmp_path, model, monkeypatch) -> EdgesConfig:
         write_ground_truth(tmp_path / "groundTruth" / "test" / f"{i}.mat", [ground_truth, ground_truth])
     monkeypatch.setattr(edges_module, "load_model", lambda name: model)
     path = tmp_path / "config.py"
-    path.write_text("from sam_jax.evals.edges import EdgesConfig\nget_config = lambda: EdgesConfig(None)\n")
+    path.write_text(
+        "from sam_jax.config_file import REQUIRED\n"
+        "from sam_jax.evals.edges import EdgesConfig\n"
+        "get_config = lambda: EdgesConfig(REQUIRED)\n"
+    )
     return EdgesConfig(out=tmp_path / "out", data=tmp_path, points_per_side=2)
 
 

@@ -51,3 +51,7 @@ class BadRecord(UserError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
+
+
+EXPECTED_ERRORS = (UserError, OSError)
+"""What commands and pages answer in a line: a user's mistake, or a path or disk. Anything else is a bug."""

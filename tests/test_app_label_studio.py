@@ -8,6 +8,7 @@ from cases.app import BASE, SIZE, make_store
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.server import create_app
 from sam_jax.engine.records import MaskRecord
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import encode_rle
 from sam_jax.web.guard import Access
 
@@ -67,7 +68,7 @@ class Elsewhere:
 
     def add_image(self, store, file, max_pixels):
         if not file.startswith("upload/1/"):
-            raise ValueError(f"Label Studio answers 404 when asked for {file}")
+            raise UserError(f"Label Studio answers 404 when asked for {file}")
         return 1
 
 

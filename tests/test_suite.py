@@ -13,6 +13,7 @@ from cases.bsds import write_ground_truth
 from cases.lvis import SIZE, write_case
 from cases.processes import parallel_options, run_two
 from sam_jax.config_file import load_config
+from sam_jax.errors import UserError
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
 from sam_jax.evals.report import EvalReport
@@ -33,7 +34,7 @@ class Task:
         if self.problem == "missing":
             raise FileNotFoundError(f"nothing at {self.data}")
         if self.problem:
-            raise ValueError(self.problem)
+            raise UserError(self.problem)
         return EvalReport(
             f"Task {self.out.name}", "| a |\n", {"n": 1} | ({"missing": {"x": "y"}} if self.missing else {})
         )
@@ -61,7 +62,7 @@ def test_a_suite_runs_what_it_can_and_says_what_is_missing_or_wrong(make_suite, 
     assert report.results["tasks"]["good"]["results"] == {"n": 1}
     assert "## good\n\nTask good.\n\n| a |" in report.table
     assert f"- absent: missing. nothing at {tmp_path / 'data/d'}. Get the data from example.org" in report.table
-    assert "- broken: failed. ValueError: bad file" in report.table
+    assert "- broken: failed. UserError: bad file" in report.table
     assert report.failed
     assert not make_suite(*tasks[:2]).evaluate().failed
 

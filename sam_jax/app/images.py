@@ -49,7 +49,7 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
         try:
             name.encode()
             locate(root, name)
-        except ValueError:
+        except (UnicodeEncodeError, UserError):
             refused.append(name.encode(errors="replace").decode())
         else:
             names.append(name)
@@ -97,8 +97,8 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
     path = locate(Path(stored.root), stored.name)
     try:
         return read_image(path, max_pixels=max_pixels)
-    except ValueError as error:
-        raise UserError(str(error).replace(str(path), stored.name)) from error
+    except UserError as error:
+        raise type(error)(str(error).replace(str(path), stored.name)) from error
 
 
 def to_jpeg(image: np.ndarray) -> bytes:

@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 import numpy as np
 from fastapi import APIRouter, HTTPException
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
@@ -140,7 +140,7 @@ def label_studio_routes(
                 results = [to_prediction([await clicked(request.tasks[0], regions, names)])]
             else:
                 results = await run_in_threadpool(kept, request.tasks, names)
-        except ValueError as error:
+        except UserError as error:
             raise _refused(str(error)) from error
         return {"results": results, "model_version": model_version}
 
@@ -203,7 +203,7 @@ def _kept(store: Store, task: Task, names: Setup) -> list[dict[str, Any]]:
     """The masks that the project has of a task's image, proposed ones too; none if it does not have the image."""
     try:
         stored = find_image(store, file_of(task.data.get(names.field)))
-    except ValueError:
+    except UserError:
         stored = None
     masks = [] if stored is None else [mask for mask in store.masks(stored) if mask.state != "rejected"]
     return [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks]
@@ -218,7 +218,10 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
             raise UserError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
         if region.type not in ("keypointlabels", "rectanglelabels"):
             continue
-        value = Value.model_validate(region.value)
+        try:
+            value = Value.model_validate(region.value)
+        except ValidationError as error:
+            raise UserError(str(error)) from error
         x, y = value.x * W / 100, value.y * H / 100
         if region.type == "keypointlabels":
             points.append([min(x, W - 1), min(y, H - 1)])

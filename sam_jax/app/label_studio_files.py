@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from sam_jax.data.images import IMAGE_SUFFIXES, decode_image
 from sam_jax.engine.records import check_name
@@ -34,7 +34,7 @@ def file_of(address: object) -> str:
     Raises:
         ValueError: it is neither, or its path leads out of the folder.
     """
-    parts = urlsplit(address if isinstance(address, str) else "")
+    parts = _split(address if isinstance(address, str) else "")
     _, upload, name = parts.path.partition(UPLOADS)
     if upload:
         return check_name(f"upload/{unquote(name)}")
@@ -81,7 +81,7 @@ class LabelStudio:
     key: str = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        parts = _split(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise UserError(f"expected the address of a Label Studio such as http://localhost:8080, got {self.url!r}")
         if not self.key.isascii() or not self.key.isprintable() or not self.key:
@@ -122,8 +122,11 @@ class LabelStudio:
         if self.key.count(".") != 2:
             return f"Token {self.key}"
         body = json.dumps({"refresh": self.key}).encode()
-        answer: Any = json.loads(self._ask("/api/token/refresh", {"Content-Type": "application/json"}, body))
-        return f"Bearer {answer['access']}"
+        answer = self._ask("/api/token/refresh", {"Content-Type": "application/json"}, body)
+        try:
+            return f"Bearer {json.loads(answer)['access']}"
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"expected a token from Label Studio, it answers {answer[:80]!r}") from error
 
     def _ask(self, path: str, headers: dict[str, str], body: bytes | None = None) -> bytes:
         request = urllib.request.Request(self.url.rstrip("/") + path, body, headers)
@@ -138,6 +141,13 @@ class LabelStudio:
         if len(content) > MAX_FILE:
             raise UserError(f"expected a file of at most {MAX_FILE} bytes at {path[:80]}")
         return content
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:  # brackets without an address in them
+        raise UserError(f"expected an address, got {address[:80]!r}: {error}") from error
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -46,6 +46,7 @@ from sam_jax.app.messages import (
 from sam_jax.app.session import ModelSession
 from sam_jax.engine.records import MaskRecord, StoredImage
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.everything.formats import FORMATS
 from sam_jax.model import Sam
 from sam_jax.prompting.prompts import Prompt
@@ -123,7 +124,7 @@ def create_app(
     def image_or_404(picture_id: int) -> StoredImage:
         try:
             return store.image(picture_id)
-        except ValueError as error:
+        except UserError as error:
             raise HTTPException(404, str(error)) from error
 
     async def check(picture_id: int) -> None:
@@ -183,7 +184,7 @@ def create_app(
         embedded = await session.embed(picture_id)
         try:
             prompt.check(embedded.size)
-        except ValueError as error:
+        except UserError as error:
             raise HTTPException(422, str(error)) from error
         previous = None if request.previous is None else (request.previous.id, request.previous.mask)
         answer = await session.predict(picture_id, prompt, previous)

@@ -181,7 +181,7 @@ class ModelSession:
             future = self._pending.setdefault(image_id, loop.create_future())
             try:
                 embedded = await loop.run_in_executor(self._embedder, self._embed, image_id)
-            except Exception as error:
+            except Exception as error:  # of any kind: it goes on to whoever waits, and this task to the next image
                 future.set_exception(error)
                 future.exception()  # ahead, nobody is told: who asks for the image reads it again
             else:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors stores
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoints.format import CONFIG_KEY, load_checkpoint, save_checkpoint
@@ -187,7 +187,7 @@ def read_safetensors_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "numpy") as file:
             return file.metadata() or {}
-    except SafetensorError as error:
+    except Exception as error:  # of safetensors
         raise UserError(
             f"expected a checkpoint (.safetensors, .pth or a Hugging Face folder), {path} is none: {error}"
         ) from error
@@ -197,7 +197,7 @@ def _read_safetensors(path: Path) -> State:
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except Exception as error:  # of safetensors, or a dtype that numpy has not
         raise UserError(f"expected a safetensors file, cannot read {path} as one: {error}") from error
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors stores
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.clip.config import ClipConfig
@@ -162,16 +162,13 @@ def read_tensors(path: Path, config_key: str) -> tuple[str, dict[str, np.ndarray
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            if config_key not in metadata:
-                held = next((kind for key, kind in KINDS.items() if key in metadata), None)
-                if held is not None:
-                    raise UserError(f"expected {KINDS[config_key]}, {path} is {held}")
-                raise UserError(
-                    f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)"
-                )
-            return metadata[config_key], {
-                name: file.get_tensor(name).astype(np.float32)
-                for name in file.keys()  # noqa: SIM118
-            }
-    except SafetensorError as error:
+            names = file.keys() if config_key in metadata else ()
+            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+    except Exception as error:  # of safetensors, or a dtype that numpy has not
         raise UserError(f"expected a safetensors checkpoint, {path} is none: {error}") from error
+    if config_key not in metadata:
+        held = next((kind for key, kind in KINDS.items() if key in metadata), None)
+        if held is not None:
+            raise UserError(f"expected {KINDS[config_key]}, {path} is {held}")
+        raise UserError(f"{path} is a safetensors file without a model config; convert it first (sam-jax convert)")
+    return metadata[config_key], tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sam_jax.data.beam import split_options
 from sam_jax.errors import UserError
 from sam_jax.everything.options import PAPER, GeneratorOptions
 
@@ -74,7 +74,7 @@ class EngineRun:
             blur=self.blur,
             max_bad_fraction=self.max_bad_fraction,
             workers=self.workers,
-            beam_options=[*runner, *shlex.split(self.beam_options)],
+            beam_options=[*runner, *split_options(self.beam_options)],
             process=process,
             processes=processes,
         )

@@ -23,7 +23,7 @@ from sam_jax.commands.rate import Rate
 from sam_jax.commands.search import Search
 from sam_jax.commands.segment import Segment
 from sam_jax.commands.train import Train
-from sam_jax.errors import UserError
+from sam_jax.errors import EXPECTED_ERRORS
 
 
 class Command(Protocol):
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parse(arguments)
     try:
         return command.run() or 0
-    except (UserError, OSError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"sam-jax: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

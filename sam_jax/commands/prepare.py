@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sam_jax.config import DataFormat, LabelValues
+from sam_jax.data.beam import split_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Prepare:
             label_values=self.label_values,
             max_bad_fraction=self.max_bad_fraction,
             workers=self.workers,
-            beam_options=shlex.split(self.beam_options),
+            beam_options=split_options(self.beam_options),
         )
         left_out = "".join(f", {count} left out ({reason})" for reason, count in prepared.bad.items())
         print(f"{prepared.images} images with {prepared.masks} masks{left_out}, in {prepared.path}")

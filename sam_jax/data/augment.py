@@ -11,7 +11,7 @@ from PIL import Image
 
 from sam_jax.config import DataConfig, SamConfig
 from sam_jax.data.examples import Example
-from sam_jax.errors import BadRecord
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.resample import Patch, resample_runs
 from sam_jax.ops.rle import counts_from_rle
 from sam_jax.types import Batch
@@ -76,7 +76,7 @@ def prepare_example(
             raise BadRecord("masks of another size", example.where, f"{rle['size']} in an image of {example.size}")
         try:
             counts = counts_from_rle(rle)
-        except ValueError as error:
+        except UserError as error:
             raise BadRecord("run lengths cannot be read", example.where, error) from error
         if not config.min_original_area <= counts[1::2].sum() <= config.max_area_fraction * H * W:
             continue

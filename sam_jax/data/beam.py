@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sam_jax.errors import MissingPackage
+from sam_jax.errors import MissingPackage, UserError
 
 POLL = 1.0  # seconds between two looks at what is finished
+
+
+def split_options(text: str) -> list[str]:
+    """Splits the options of a pipeline as a shell does.
+
+    Raises:
+        ValueError: a quotation mark without its partner.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"expected options of Beam as in a shell, got {text!r}: {error}") from error
 
 
 def open_pipeline(options: Sequence[str], workers: int = 1) -> Any:

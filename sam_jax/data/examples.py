@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from sam_jax.data.images import pillow_to_rgb
-from sam_jax.errors import BadRecord, MissingFile
+from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
 
 
@@ -64,16 +64,18 @@ class Example:
         Raises:
             BadRecord: it cannot be decoded, or its size is not the one that the masks have.
         """
+        data = self.read()
         try:
-            with Image.open(io.BytesIO(self.read())) as file:
+            with Image.open(io.BytesIO(data)) as file:
                 file.load()
                 turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
                 upright = ImageOps.exif_transpose(file) if turned else file
-                image = upright if upright.size[::-1] == self.size else file
-                image = image if image.mode == "RGB" else Image.fromarray(pillow_to_rgb(image))
-        except BadRecord:
-            raise
-        except (OSError, SyntaxError, TypeError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise nearly anything
+            raise BadRecord("image cannot be decoded", self.where, error) from error
+        image = upright if upright.size[::-1] == self.size else file
+        try:
+            image = image if image.mode == "RGB" else Image.fromarray(pillow_to_rgb(image))
+        except UserError as error:
             raise BadRecord("image cannot be decoded", self.where, error) from error
         if image.size[::-1] != self.size:
             raise BadRecord("masks of another size", self.where, f"image {image.size[::-1]}, masks {self.size} (h, w)")
@@ -102,7 +104,7 @@ def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
     """
     try:
         counts = counts_from_rle(rle)
-    except ValueError as error:
+    except UserError as error:
         raise BadRecord("run lengths cannot be read", where, error) from error
     if tuple(rle["size"]) != tuple(size):
         raise BadRecord("masks of another size", where, f"image {tuple(size)}, mask {tuple(rle['size'])} (h, w)")
@@ -136,8 +138,13 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
         raise MissingFile(f"expected BSDS500 images in {root / 'images' / split}, found none")
     examples = []
     for path in paths:
-        truth = scipy.io.loadmat(root / "groundTruth" / split / f"{path.stem}.mat")["groundTruth"][0]
-        maps = [annotator["Segmentation"][0, 0] for annotator in truth]
+        file = root / "groundTruth" / split / f"{path.stem}.mat"
+        content = io.BytesIO(file.read_bytes())
+        try:
+            truth = scipy.io.loadmat(content)["groundTruth"][0]
+            maps = [annotator["Segmentation"][0, 0] for annotator in truth]
+        except Exception as error:  # of SciPy's reader, or of other fields
+            raise BadRecord("regions cannot be read", file, error) from error
         masks = tuple(encode_rle(region) for labels in maps for region in _regions(labels, min_area))
         examples.append(Example(path, maps[0].shape, masks, f"bsds500_{split}"))
     return examples
@@ -145,11 +152,17 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
 def read_grabcut(root: Path, bsds500_root: Path) -> list[Example]:
     """The GrabCut objects whose photographs are in BSDS500; value 128 of a mask is to be ignored."""
-    splits = json.loads((root / "bsds_split_of_each_image.json").read_text())
+    splits_file = root / "bsds_split_of_each_image.json"
+    splits = read_json(splits_file.read_bytes(), splits_file)
     examples = []
     for stem, split in sorted(splits.items()):
-        with Image.open(root / "masks" / f"{stem}.png") as file:
-            values = np.asarray(file.convert("L"))
+        mask = root / "masks" / f"{stem}.png"
+        content = io.BytesIO(mask.read_bytes())
+        try:
+            with Image.open(content) as file:
+                values = np.asarray(file.convert("L"))
+        except Exception as error:  # Pillow's decoders raise nearly anything
+            raise BadRecord("mask cannot be decoded", mask, error) from error
         path = bsds500_root / "images" / split / f"{stem}.jpg"
         examples.append(
             Example(path, values.shape, (encode_rle(values == 255),), "grabcut20", encode_rle(values == 128))

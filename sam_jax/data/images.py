@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from sam_jax.errors import MissingFile, UserError
+from sam_jax.errors import EXPECTED_ERRORS, MissingFile, UserError
 from sam_jax.ops.transforms import as_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
@@ -119,7 +119,7 @@ def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX
             file = Image.open(source)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); scale it down first") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything
         raise UserError(f"expected an image (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
     with file:
         if file.width * file.height > max_pixels:
@@ -128,11 +128,11 @@ def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX
             )
         try:
             upright = ImageOps.exif_transpose(file)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:  # as above
             raise UserError(f"{name} is damaged or cut off: {error}") from error
     try:
         return pillow_to_rgb(upright)
-    except (OSError, TypeError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"cannot show {name} as RGB: {error}") from error
 
 
@@ -140,16 +140,19 @@ def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     """A loaded image of any mode, as `as_rgb` says.
 
     Raises:
-        OSError, TypeError, ValueError: a mode without an RGB form.
+        TypeError, ValueError: a mode without an RGB form.
     """
     if image.mode.startswith(("I", "F")):
         array = np.asarray(image)
         if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:
             array = array.astype(np.uint16)
         return as_rgb(array)
-    if image.has_transparency_data:
-        return as_rgb(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
+    form = "RGBA" if image.has_transparency_data else "RGB"
+    try:
+        converted = np.asarray(image.convert(form))
+    except Exception as error:  # Pillow's
+        raise UserError(f"mode {image.mode} does not become {form}: {error}") from error
+    return as_rgb(converted) if form == "RGBA" else converted
 
 
 def read_batches(
@@ -171,7 +174,7 @@ def read_batches(
         item, future = reading.popleft()
         try:
             batch.append((item, future.result()))
-        except (OSError, ValueError, TypeError) as error:
+        except EXPECTED_ERRORS as error:
             failed(item, str(error))
         if len(batch) == batch_size:
             yield batch

@@ -50,9 +50,10 @@ class InteractiveSource:
             raise BadRecord("no mask", path)
         try:
             with Image.open(file) as image:
-                values = np.asarray(image.convert("RGB")).max(-1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                colours = np.asarray(image.convert("RGB"))
+        except Exception as error:  # Pillow's decoders raise nearly anything
             raise BadRecord("mask cannot be decoded", file, error) from error
+        values = colours.max(-1)
         mask = values > (VOID if self.graded else 0)
         void = encode_rle(values == VOID) if self.graded else None
         return Example(path, values.shape, (encode_rle(mask),), self.dataset, void)

@@ -33,9 +33,10 @@ class PreparedSource:
             h, w = record["size"].tolist()
             masks = tuple({"size": [h, w], "counts": _text(counts)} for counts in record["masks"]["counts"])
             dataset, name = _text(record["dataset"]), _text(record["id"])
-            return Example(self.folder, (h, w), masks, dataset, encoded=bytes(record["image"]), member=name)
-        except (ValueError, KeyError, RuntimeError, TypeError, IndexError) as error:
+            encoded = bytes(record["image"])
+        except Exception as error:  # of array_record or TFDS, or of other fields than ours
             raise BadRecord("record cannot be read", f"{self.folder}[{index}]", error) from error
+        return Example(self.folder, (h, w), masks, dataset, encoded=encoded, member=name)
 
 
 def find_prepared(folder: Path) -> list[Path]:
@@ -72,7 +73,10 @@ def _builder(folder: Path) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise MissingPackage("prepared data is read with tensorflow_datasets; pip install 'sam_jax[train]'") from error
-    return tfds.builder_from_directory(folder)
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of the JSON files there
+        raise UserError(f"expected a prepared data set in {folder}, cannot read it as one: {error}") from error
 
 
 def _text(value: bytes | str) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example, read_bsds500
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.files import read_json
 
 
 def _bsds500_train(root: Path) -> list[Example]:
     """train and val, without the images that are GrabCut's test set."""
-    held_out = json.loads((root / "grabcut20" / "bsds_split_of_each_image.json").read_text())
+    held_out = read_json(root / "grabcut20" / "bsds_split_of_each_image.json")
     examples = read_bsds500(root / "bsds500", "train") + read_bsds500(root / "bsds500", "val")
     return [example for example in examples if example.path.stem not in held_out]
 

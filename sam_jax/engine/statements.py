@@ -51,9 +51,9 @@ def work_on(db: sqlite3.Connection, picture_id: int) -> tuple[str, str | None]:
     return tuple(db.execute("SELECT state, annotator FROM pictures WHERE id = ?", (picture_id,)).fetchone())
 
 
-def not_theirs(picture_id: int, annotator: str, state: str, holder: str | None) -> ValueError:
+def not_theirs(picture_id: int, annotator: str, state: str, holder: str | None) -> UserError:
     found = state if holder is None else f"{state} and {holder}'s"
-    return ValueError(f"expected image {picture_id} to be {annotator}'s, it is {found}")
+    return UserError(f"expected image {picture_id} to be {annotator}'s, it is {found}")
 
 
 def check_free_for(db: sqlite3.Connection, picture_id: int, annotator: str) -> None:

@@ -6,6 +6,7 @@ Reference: Arbelaez, Maire, Fowlkes, Malik 2011, and its `boundaryBench`; R50 as
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,11 @@ def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
         FileNotFoundError: the file does not exist.
         UserError: it is not a BSDS500 .mat file.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        annotators = scipy.io.loadmat(path)["groundTruth"][0]
+        annotators = scipy.io.loadmat(content)["groundTruth"][0]
         return np.stack([annotator["Boundaries"][0, 0] for annotator in annotators]).astype(bool)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # of SciPy's reader, or of other fields
         raise UserError(f"expected BSDS500 ground truth (groundTruth, with Boundaries) in {path}: {error}") from error
 
 
@@ -65,12 +67,11 @@ def read_edge_map(path: Path) -> Float[np.ndarray, "H W"]:
         FileNotFoundError: the file does not exist.
         UserError: it is not a greyscale image.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with Image.open(path) as file:
+        with Image.open(content) as file:
             mode, values = file.mode, np.asarray(file)
-    except (OSError, SyntaxError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except Exception as error:  # Pillow's decoders raise nearly anything
         raise UserError(f"expected an edge map, cannot read {path}: {error}") from error
     largest = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535}.get(mode)
     if largest is None:
@@ -258,7 +259,7 @@ def _each_image(
                 return np.array(content["counts"])
         try:
             counts = count(id_)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{id_}: {error}") from error
         write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
         return counts

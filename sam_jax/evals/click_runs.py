@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_jax.data.examples import Example, Source
-from sam_jax.errors import BadRecord, MissingFile, UserError
+from sam_jax.errors import EXPECTED_ERRORS, BadRecord, MissingFile, UserError
 from sam_jax.evals.click_simulation import ClickRules, simulate_images
 from sam_jax.evals.records import MaskRecord, RecordLog, image_key, sum_counts
 from sam_jax.evals.report import LEFT_OUT, list_section
@@ -92,7 +92,7 @@ def open_datasets(
     for name in names:
         try:
             samples[name] = open_one(name)
-        except (OSError, ValueError, ImportError) as error:
+        except EXPECTED_ERRORS as error:
             missing[name] = str(error)
             tqdm.write(f"{name} is left out: {error}")
     if not samples:

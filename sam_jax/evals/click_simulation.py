@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sam_jax.data.examples import Example
+from sam_jax.errors import UserError
 from sam_jax.evals.clicks import Click, first_click, next_click, random_click
 from sam_jax.evals.metrics import mask_iou
 from sam_jax.evals.records import MaskRecord
@@ -100,7 +101,7 @@ class _SimulatedUser:
                     ground_truth, np.random.default_rng([self.rules.seed, self.number, mask]), self.ignore
                 )
             return first_click(ground_truth, self.ignore)
-        except ValueError:
+        except UserError:
             return None
 
     def evaluate(
@@ -125,7 +126,7 @@ def simulate_images(
     def attempt(example: Example) -> SimulationResult:
         try:
             return simulate_clicks(segmenter, example, rules, evaluators.map)
-        except ValueError as error:
+        except UserError as error:
             return SimulationResult([], [str(error)], complete=False)
 
     pool, evaluators = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(max(1, workers))

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from sam_jax.errors import UserError
 from sam_jax.types import BACKGROUND, FOREGROUND
 
 Click = tuple[tuple[int, int], int]
@@ -63,7 +64,7 @@ def first_click(ground_truth: Bool[np.ndarray, "H W"], ignore: Bool[np.ndarray, 
     """
     point, radius = deepest_pixel(ground_truth if ignore is None else ground_truth & ~ignore)
     if radius == 0:
-        raise ValueError("expected a mask with at least one pixel to click, got an empty one")
+        raise UserError("expected a mask with at least one pixel to click, got an empty one")
     return point, FOREGROUND
 
 
@@ -77,7 +78,7 @@ def random_click(
     """
     pixels = np.flatnonzero(ground_truth if ignore is None else ground_truth & ~ignore)
     if not len(pixels):
-        raise ValueError("expected a mask with at least one pixel to click, got an empty one")
+        raise UserError("expected a mask with at least one pixel to click, got an empty one")
     y, x = divmod(int(rng.choice(pixels)), ground_truth.shape[1])
     return (x, y), FOREGROUND
 

@@ -74,7 +74,7 @@ def score_images(
 
     Args:
         tasks: the argument of `score` for each image name.
-        failures: images for which `score` raises a ValueError are added; their outcome is left out.
+        failures: images for which `score` raises a UserError are added; their outcome is left out.
 
     Raises:
         ValueError: no image can be scored.
@@ -106,7 +106,7 @@ class _Failed:
 
 
 class _Attempt:
-    """A function whose ValueErrors come back as outcomes. A class, to be picklable."""
+    """A function whose UserErrors come back as outcomes. A class, to be picklable."""
 
     def __init__(self, work: Callable) -> None:
         self.work = work
@@ -114,7 +114,7 @@ class _Attempt:
     def __call__(self, task: object) -> object:
         try:
             return self.work(task)
-        except ValueError as error:
+        except UserError as error:
             return _Failed(str(error))
 
 

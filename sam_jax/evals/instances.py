@@ -259,7 +259,7 @@ def _corners(bbox: list[float]) -> tuple[float, float, float, float]:
 def _is_valid_prompt(bbox: list[float], size: tuple[int, int]) -> bool:
     try:
         Prompt(box=np.array(_corners(bbox))).check(size)
-    except ValueError:
+    except UserError:
         return False
     return True
 

@@ -112,5 +112,5 @@ def _complete_lines(lines: Iterable[str]) -> Iterator[Any]:
     for line in lines:
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # the process was ended within a line
             continue

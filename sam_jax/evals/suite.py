@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
-from sam_jax.errors import UserError
+from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.evals.report import EvalReport, Evaluation
 from sam_jax.files import write_atomically
 from sam_jax.model import model_identity
@@ -113,7 +113,7 @@ def _attempt(task: Evaluation, source: str) -> dict[str, Any]:
         report = task.evaluate()
     except FileNotFoundError as error:
         return {"status": "missing", "reason": str(error) + (f". Get the data from {source}" if source else "")}
-    except (ValueError, OSError, ImportError) as error:
+    except EXPECTED_ERRORS as error:
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return _measured(report.title, report.table, report.results)
 

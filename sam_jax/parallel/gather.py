@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from sam_jax.errors import UserError
+from sam_jax.errors import EXPECTED_ERRORS, UserError
 
 Item = TypeVar("Item")
 
@@ -25,18 +25,19 @@ def sync_processes() -> Iterator[None]:
     """Waits, at the end of the block, until all processes have finished it. An error in one is raised in all.
 
     Raises:
-        ValueError: another process's ValueError or OSError.
+        UserError: another process's UserError or OSError.
+        RuntimeError: another process has met a bug; the traceback is there.
     """
     problem: Exception | None = None
     try:
         yield
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of any kind, and raised below: the other processes would wait for this one
         problem = error
-    problems = all_gather(None if problem is None else str(problem))
+    problems = all_gather(None if problem is None else [str(problem), isinstance(problem, EXPECTED_ERRORS)])
     if problem is not None:
         raise problem
-    if first := next(filter(None, problems), None):
-        raise UserError(first)
+    for message, expected in filter(None, problems):
+        raise UserError(message) if expected else RuntimeError(f"another process failed: {message}")
 
 
 def all_gather(value: Any) -> list[Any]:

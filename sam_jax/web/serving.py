@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.web.guard import Access, is_loopback, new_token
 
 KINDS = {
@@ -83,10 +84,11 @@ def answer_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
 
-    @app.exception_handler(ValueError)
-    async def not_possible(request: Request, error: ValueError) -> JSONResponse:
+    @app.exception_handler(UserError)
+    async def not_possible(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 409)
 
+    @app.exception_handler(MissingFile)
     @app.exception_handler(FileNotFoundError)
     async def gone(request: Request, error: FileNotFoundError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 404)
@@ -95,6 +97,10 @@ def answer_errors(app: FastAPI) -> None:
     async def not_now(request: Request, error: OSError) -> JSONResponse:
         print(f"{app.title}: {error}", file=sys.stderr)
         return JSONResponse({"error": "the server could not read or write; try again"}, 503)
+
+    @app.exception_handler(Exception)  # answered and raised again, so that uvicorn logs it with its traceback
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the server has a bug, its log says where"}, 500)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -80,7 +80,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as file:
             return file.height, file.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything
         raise BadRecord("image cannot be read", path, error) from error
 
 
@@ -147,9 +147,10 @@ class PolygonFiles:
         items = []
         for pattern, folder in self.files:
             for file in find_files(root, pattern):
+                content = read_json(file)
                 try:
-                    outlines = list(self.parse(read_json(file), file))
-                except (KeyError, TypeError, AttributeError, IndexError) as error:
+                    outlines = list(self.parse(content, file))
+                except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                     raise UserError(
                         f"expected outlines in {file} as {self.parse.__name__} takes them: "
                         f"{type(error).__name__} {error}"

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
-from sam_jax.errors import MissingPackage
+from sam_jax.errors import MissingPackage, UserError
 
 WORK = ".work"  # of what is not finished: parts, and files that are being written
 CLIENTS = ("botocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are no OSErrors
@@ -93,7 +93,7 @@ class Folder:
             with file_system.open(temporary, "wb") as file:
                 yield file
             file_system.mv(temporary, path)
-        except BaseException as error:
+        except BaseException as error:  # raised again once nothing is left behind
             with contextlib.suppress(OSError):
                 file_system.rm_file(temporary)
             if isinstance(error, OSError):
@@ -142,7 +142,7 @@ def as_os_errors() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the clients share no class; what is not theirs is raised again
         if type(error).__module__.partition(".")[0] in CLIENTS:
             raise OSError(f"{error}; what is finished is kept, the same command goes on with the rest") from error
         raise
@@ -159,4 +159,9 @@ def open_url(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise MissingPackage("files are reached by fsspec; pip install 'sam_jax[beam]'") from error
-    return url_to_fs(url, use_listings_cache=False)  # other processes write too
+    try:
+        return url_to_fs(url, use_listings_cache=False)  # other processes write too
+    except ImportError as error:
+        raise MissingPackage(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"expected a path or a URL, got {url}: {error}") from error

@@ -36,7 +36,7 @@ def load_blur(name: str) -> Blur:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module's name
         raise UserError(
             f"expected MODULE:FUNCTION of a function that can be imported, got {name!r}: {error}; is its folder in "
             "PYTHONPATH?"
@@ -87,7 +87,7 @@ def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur |
     else:
         try:
             blurred = blur(image.copy())
-        except Exception as error:
+        except Exception as error:  # it is the user's function
             raise BadRecord("blur failed", listed.url, f"{type(error).__name__}: {error}") from error
         if getattr(blurred, "shape", None) != image.shape or getattr(blurred, "dtype", None) != np.uint8:
             got = f"{getattr(blurred, 'shape', type(blurred).__name__)} {getattr(blurred, 'dtype', '')}".strip()
@@ -124,7 +124,7 @@ def read_part(data: bytes) -> dict[str, Any]:
                 file = tar.extractfile(members[-1])
                 assert file is not None
                 return json.loads(file.read())
-    except (tarfile.TarError, IndexError) as error:
+    except (tarfile.TarError, IndexError, ValueError) as error:  # ValueError: its JSON is none
         raise UserError(f"not the blocks of a tar: {error}") from error
     raise UserError("cut off")
 

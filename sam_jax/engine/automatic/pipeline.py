@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,10 +15,10 @@ from sam_jax.data.beam import POLL, open_pipeline, watching
 from sam_jax.engine.automatic.folder import WORK, as_os_errors
 from sam_jax.engine.automatic.inputs import Shard
 from sam_jax.engine.automatic.shard import Job, ShardReport, annotate_shard
+from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
 POLL_ELSEWHERE = 30.0  # seconds: looking costs requests
-KINDS = (ValueError, TypeError, OSError, ImportError)  # errors for the user
 
 
 class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]):
@@ -65,7 +66,7 @@ def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers:
         every = POLL if job.out.is_local else POLL_ELSEWHERE
         with progress.bar, watching(progress.look, every), open_pipeline(options, workers) as pipeline:
             pipeline | beam.Create(todo) | beam.Reshuffle() | RunInference(ShardAnnotator(job))
-    except (RuntimeError, *KINDS) as error:
+    except (RuntimeError, *EXPECTED_ERRORS) as error:  # Beam's own is a RuntimeError
         raise _own_error(error) from error
 
 
@@ -96,11 +97,15 @@ class _Progress:
 
 def _own_error(error: Exception) -> BaseException:
     """A worker's error without what Beam makes of it: a step's name after the message, or a traceback as text."""
-    kinds = {kind.__name__: kind for kind in KINDS}
+    kinds: list[type] = [UserError, *UserError.__subclasses__()]
+    mistakes = {kind.__name__ for kind in kinds}
     for line in reversed(f"{type(error).__name__}: {error}".splitlines()):
-        match = re.fullmatch(r"(\w+): (.*?)(?: \[while running .*)?", line.strip())
+        match = re.fullmatch(r"(?:[\w.]+\.)?(\w+): (.*?)(?: \[while running .*)?", line.strip())
         if match and "KeyboardInterrupt" in match.groups():
             return KeyboardInterrupt()
-        if match and match[1] in kinds:
-            return kinds[match[1]](match[2])
+        if match and match[1] in mistakes:
+            return UserError(match[2])
+        kind = getattr(builtins, match[1], None) if match else None
+        if match and isinstance(kind, type) and issubclass(kind, OSError):
+            return OSError(match[2])
     return error

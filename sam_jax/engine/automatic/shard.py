@@ -23,7 +23,7 @@ from sam_jax.data.images import READER_THREADS, decode_image, read_batches
 from sam_jax.engine.automatic.folder import WORK, Folder, open_url
 from sam_jax.engine.automatic.inputs import ListedImage, Shard
 from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part, read_part
-from sam_jax.errors import BadRecord
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.everything.options import GeneratorOptions
 from sam_jax.types import Record
@@ -127,7 +127,7 @@ def _annotate(
 
     with ThreadPoolExecutor(READER_THREADS) as readers, ThreadPoolExecutor(READER_THREADS) as writers:
         try:
-            for ((_, contents),) in read_batches(readers, groups, read, 1, _never):
+            for ((_, contents),) in read_batches(readers, groups, read, 1, _stop):
                 loaded = [content for content in contents if isinstance(content, _Loaded)]
                 for content in contents:
                     if not isinstance(content, _Loaded):
@@ -152,7 +152,7 @@ def _read(listed: ListedImage, check: Callable[[np.ndarray], np.ndarray]) -> _Lo
         return listed, BadRecord("image cannot be read", listed.url, f"{type(error).__name__}: {error}")
     try:
         return _Loaded(listed, encoded, check(decode_image(io.BytesIO(encoded), listed.name)))
-    except (ValueError, TypeError) as error:
+    except UserError as error:
         return listed, BadRecord("image cannot be used", listed.url, error)
 
 
@@ -204,7 +204,7 @@ def _read_parts(
         return part, len(read_part(part)["annotations"])
 
     with ThreadPoolExecutor(READER_THREADS) as readers:
-        for ((listed, (part, found)),) in read_batches(readers, listed_images, read, 1, _never):
+        for ((listed, (part, found)),) in read_batches(readers, listed_images, read, 1, _stop):
             yield listed, part, found
 
 
@@ -214,7 +214,7 @@ def _whole_parts(out: Folder, work: str) -> set[str]:
     def is_whole(name: str) -> bool:
         try:
             read_part(out.read(f"{work}/{name}"))
-        except ValueError:
+        except UserError:
             return False
         return True
 
@@ -227,6 +227,6 @@ def _part(listed: ListedImage) -> str:
     return f"{listed.id}{PART}"
 
 
-def _never(item: object, reason: str) -> None:
-    """What can't be read is caught by the reading function itself."""
-    raise RuntimeError(reason)
+def _stop(item: object, reason: str) -> None:
+    """Ends the shard: what was written a moment ago can't be read. Of images, `_read` itself says what is wrong."""
+    raise OSError(reason)

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, HTTPException, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from sam_jax.errors import EXPECTED_ERRORS
 from sam_jax.evals.rating.study import HIGHEST_RATING, LOWEST_RATING, Rating, Study
 from sam_jax.evals.rating.views import render
 from sam_jax.web.guard import Access, Guard
@@ -86,7 +87,7 @@ def create_app(study: Study, access: Access) -> FastAPI:
             raise HTTPException(404, f"expected a job of 0 to {len(study.jobs) - 1}")
         try:
             content = render(study.jobs[number], view)
-        except (OSError, ValueError) as error:
+        except EXPECTED_ERRORS as error:
             print(f"{app.title}: {error}", file=sys.stderr)
             raise HTTPException(409, "this image can't be shown") from error  # raters do not learn its path
         return Response(content, media_type="image/png")

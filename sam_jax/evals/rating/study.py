@@ -115,7 +115,7 @@ class Study:
             try:
                 with Image.open(job.picture) as image:
                     size = sorted(image.size)  # EXIF may rotate it
-            except OSError as error:
+            except Exception as error:  # Pillow's decoders raise nearly anything
                 raise UserError(f"expected an image at {job.picture}: {error}") from error
             if size != sorted(job.segmentation["size"]):
                 raise UserError(
@@ -130,7 +130,7 @@ class Study:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 rating = self._parse(json.loads(line))
-            except ValueError as error:
+            except (json.JSONDecodeError, UserError) as error:
                 raise UserError(f"line {number} of {self._file} is no rating: {error}") from error
             ratings[rating.job] = rating  # the last rating of a job counts
         return ratings

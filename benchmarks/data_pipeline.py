@@ -105,7 +105,7 @@ def main() -> None:
                 rng = np.random.default_rng(0)
 
                 def whole(e: Example, c: DataConfig = config, r=rng, s: int = size, a: bool = augment) -> object:
-                    return prepare_example(e, r, VIT_B, c, s, a)
+                    return prepare_example(e, r, VIT_B.image_size, c, s, a)
 
                 took = seconds(whole, examples)
                 print(f"loss {size:4d}, {label}: one example {1e3 * took:6.1f} ms, {1 / took:5.1f} images/s")

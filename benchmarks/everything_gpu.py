@@ -83,7 +83,7 @@ class Clock:
 
 
 def model_config(options: argparse.Namespace, model: str) -> SamConfig:
-    return dataclasses.replace(SIZES[model], image_size=options.image_size)
+    return SIZES[model].with_image_size(options.image_size)
 
 
 def find_image_files(options: argparse.Namespace) -> list[ImageFile]:
@@ -219,8 +219,9 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
             )
             features = torch.nn.functional.gelu(seen[0][:, :, ::4, ::4].float()).permute(0, 2, 3, 1).cpu().numpy()
         hook.remove()
-        h, w = -(-size.numpy() // config.patch_size)
-        return fit_readout(features[:, :h, :w], output.iou_scores[0].float().cpu().numpy(), points / config.patch_size)
+        stride = config.encoder.stride
+        h, w = -(-size.numpy() // stride)
+        return fit_readout(features[:, :h, :w], output.iou_scores[0].float().cpu().numpy(), points / stride)
 
     def load(request: dict[str, Any]) -> Any:
         loaded.clear()

@@ -58,7 +58,7 @@ def main() -> None:
         seconds = []
         for example in examples:
             start = time.process_time()
-            prepare_example(example, rng, VIT_H, DataConfig(), side, augment=True)
+            prepare_example(example, rng, VIT_H.image_size, DataConfig(), side, augment=True)
             seconds.append(time.process_time() - start)
         print(f"loss at {side}: {statistics.median(seconds) * 1e3:.0f} ms of a core an image")
     start = time.process_time()

@@ -50,16 +50,16 @@ def official_model(params: Params, config: SamConfig) -> Any:
     model = Sam(
         image_encoder=ImageEncoderViT(
             img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.encoder_dim,
-            depth=config.encoder_depth,
-            num_heads=config.encoder_heads,
-            mlp_ratio=config.encoder_mlp_ratio,
+            patch_size=config.encoder.patch_size,
+            embed_dim=config.encoder.dim,
+            depth=config.encoder.depth,
+            num_heads=config.encoder.heads,
+            mlp_ratio=config.encoder.mlp_ratio,
             out_chans=config.prompt_dim,
             norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            window_size=config.window_size,
-            global_attn_indexes=config.global_attention_blocks,
+            window_size=config.encoder.window_size,
+            global_attn_indexes=config.encoder.global_attention_blocks,
         ),
         prompt_encoder=PromptEncoder(
             embed_dim=config.prompt_dim,
@@ -76,8 +76,8 @@ def official_model(params: Params, config: SamConfig) -> Any:
             iou_head_depth=config.iou_head_depth,
             iou_head_hidden_dim=config.iou_head_hidden_dim,
         ),
-        pixel_mean=list(config.pixel_mean),
-        pixel_std=list(config.pixel_std),
+        pixel_mean=list(config.encoder.pixel_mean),
+        pixel_std=list(config.encoder.pixel_std),
     )
     state = state_from_params(params, config, "official")
     model.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, strict=True)

@@ -58,7 +58,8 @@ class HuggingFacePredictor:
     def set_image(self, image: np.ndarray) -> None:
         frame, (h, w) = fit_image(image, self.config.image_size)
         pixels = np.zeros((1, 3, *frame.shape[:2]), np.float32)
-        colours = (frame[:h, :w] - np.float32(self.config.pixel_mean)) / np.float32(self.config.pixel_std)
+        encoder = self.config.encoder
+        colours = (frame[:h, :w] - np.float32(encoder.pixel_mean)) / np.float32(encoder.pixel_std)
         pixels[0, :, :h, :w] = colours.transpose(2, 0, 1)
         self.size, self.input_size = image.shape[:2], (h, w)
         with torch.inference_mode():

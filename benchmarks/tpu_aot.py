@@ -142,7 +142,7 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
     devices = topology_devices(topology)
     chip, count = CHIPS[topology.partition(":")[0]], len(devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    make = functools.partial(make_optimizer, config.optimizer, config.model)
+    make = functools.partial(make_optimizer, config.optimizer, config.model.encoder)
     params = jax.eval_shape(functools.partial(init_params, config.model), key)
     state = jax.eval_shape(functools.partial(init_state, config=config, make_optimizer=make), params, key)
     mesh = make_mesh(count // config.parallel.fsdp, config.parallel.fsdp, devices)

@@ -12,7 +12,6 @@ from the same weights: the losses of every round must agree.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -34,7 +33,7 @@ def make_config(options: argparse.Namespace, model: str, frozen: bool, rounds: t
     point_rounds, refine_rounds = rounds
     return TrainConfig(
         out=Path("unused"),
-        model=dataclasses.replace(SIZES[model], image_size=options.image_size),
+        model=SIZES[model].with_image_size(options.image_size),
         data=DataConfig(batch_size=options.batch, masks_per_image=options.masks),
         prompts=PromptConfig(point_rounds, refine_rounds, box_probability=0.0),
         loss=LossConfig(size=options.image_size // 4),
@@ -134,7 +133,7 @@ def huggingface(options: argparse.Namespace) -> Callable[[str], Any]:
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1e-5, weight_decay=0.1, fused=device == "cuda")
         made = make_batch(config)
-        pixels = (made["images"] - np.array(config.model.pixel_mean)) / np.array(config.model.pixel_std)
+        pixels = (made["images"] - np.array(config.model.encoder.pixel_mean)) / np.array(config.model.encoder.pixel_std)
         images = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32, device=device)
         return model, optimizer, images, torch.tensor(made["masks"], device=device)
 

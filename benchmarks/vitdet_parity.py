@@ -164,12 +164,12 @@ def detectron2_model(config: DetectorConfig, drawn: int = 512) -> Any:
     vit = ViT(
         img_size=e.image_size,
         patch_size=e.patch_size,
-        embed_dim=e.encoder_dim,
-        depth=e.encoder_depth,
-        num_heads=e.encoder_heads,
+        embed_dim=e.dim,
+        depth=e.depth,
+        num_heads=e.heads,
         window_size=e.window_size,
         norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        window_block_indexes=[i for i in range(e.encoder_depth) if i not in e.global_attention_blocks],
+        window_block_indexes=[i for i in range(e.depth) if i not in e.global_attention_blocks],
         use_rel_pos=True,
         pretrain_img_size=6 * e.patch_size,
     )

@@ -22,7 +22,7 @@ def get_config() -> DetectorTrainConfig:
         out=Path("runs/detector_tiny"),
         model=DetectorConfig(
             name="detector_tiny",
-            encoder=TINY,
+            encoder=TINY.encoder,
             category_ids=(1,),
             channels=64,
             fc_dim=256,

@@ -24,6 +24,7 @@ from sam_jax.config import (
     PromptConfig,
     TextConfig,
     TrainConfig,
+    ViTConfig,
 )
 
 
@@ -33,12 +34,9 @@ def get_config() -> TrainConfig:
         model=dataclasses.replace(
             TINY,
             name="shapes",
-            image_size=64,
-            encoder_dim=64,
-            encoder_depth=3,
-            encoder_heads=2,
-            global_attention_blocks=(0, 2),
-            window_size=4,
+            encoder=ViTConfig(
+                image_size=64, patch_size=8, dim=64, depth=3, heads=2, window_size=4, global_attention_blocks=(0, 2)
+            ),
             prompt_dim=64,
             decoder_heads=4,
             decoder_mlp_dim=128,

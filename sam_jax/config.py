@@ -69,6 +69,91 @@ class ModelConfig(JsonConfig):
     name: str
 
 
+def check_multiple(complaint: str, total: int, part: int) -> None:
+    """Refuses a config in which `total` is not a multiple of `part`, or one of them not positive."""
+    if part <= 0 or total <= 0 or total % part:
+        raise UserError(f"{complaint}; got {total} and {part}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(JsonConfig):
+    """What the configs of all image encoders have. Each encoder has a class of its own (sam_jax.modeling.encoders).
+
+    Attributes:
+        kind: name of the encoder in files.
+    """
+
+    kind: str = dataclasses.field(default="", init=False)
+    image_size: int = 1024  # side of the square input frame, pixels
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiple("image_size must be a multiple of the encoder's stride", self.image_size, self.stride)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the input frame per cell of the encoder's last map."""
+        raise NotImplementedError
+
+    @property
+    def features(self) -> int:
+        """Channels of the encoder's last map."""
+        raise NotImplementedError
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the encoder's last map, cells."""
+        return self.image_size // self.stride
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Reads what `to_fields` gave; of this class itself, any encoder's, which `kind` tells.
+
+        Raises:
+            UserError: of a kind that this version does not know; and as `JsonConfig.from_fields`.
+        """
+        classes: dict[str, type[Self]] = {known.kind: known for known in (cls, *cls.__subclasses__()) if known.kind}
+        kind = fields.get("kind") if isinstance(fields, Mapping) else None
+        if kind not in classes:
+            raise UserError(f"expected an image encoder of kind {' or '.join(sorted(classes))}, got {kind!r}")
+        own = {name: value for name, value in fields.items() if name != "kind"}
+        return super(EncoderConfig, classes[kind]).from_fields(own)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(EncoderConfig):
+    """A plain ViT with windowed and global attention. The defaults are ViT-B.
+
+    Reference: Kirillov et al. 2023, section A; Li et al. 2022 (ViTDet).
+    """
+
+    kind: str = dataclasses.field(default="vit", init=False)
+    patch_size: int = 16  # side of one patch, pixels
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    window_size: int = 14  # side of an attention window, patches
+    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # 0-based
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiple("the encoder's dim must be a multiple of its heads", self.dim, self.heads)
+        bad = [i for i in self.global_attention_blocks if not 0 <= i < self.depth]
+        if bad:
+            raise UserError(f"global_attention_blocks must lie in 0..{self.depth - 1} (depth - 1); got {bad}")
+
+    @property
+    def stride(self) -> int:
+        return self.patch_size
+
+    @property
+    def features(self) -> int:
+        return self.dim
+
+
 @dataclasses.dataclass(frozen=True)
 class SamConfig(ModelConfig):
     """The numbers that define one Segment Anything model.
@@ -79,14 +164,7 @@ class SamConfig(ModelConfig):
     """
 
     name: str = "vit_b"
-    image_size: int = 1024  # side of the square input frame, pixels
-    patch_size: int = 16  # side of one patch, pixels
-    encoder_dim: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    encoder_mlp_ratio: float = 4.0
-    window_size: int = 14  # side of an attention window, patches
-    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # 0-based
+    encoder: EncoderConfig = ViTConfig()
     prompt_dim: int = 256  # width of the image embedding, the prompts and the decoder
     mask_channels: int = 16  # hidden channels of the mask prompt's convolutions
     decoder_depth: int = 2
@@ -96,31 +174,18 @@ class SamConfig(ModelConfig):
     num_multimask_outputs: int = 3
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     text_dim: int = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for total, part, what in (
-            (self.image_size, self.patch_size, "image_size must be a multiple of patch_size"),
-            (self.encoder_dim, self.encoder_heads, "encoder_dim must be a multiple of encoder_heads"),
-            (
-                self.prompt_dim,
-                self.decoder_attention_downsample * self.decoder_heads,
-                "prompt_dim must be a multiple of decoder_attention_downsample * decoder_heads",
-            ),
-            (self.prompt_dim, 8, "prompt_dim must be a multiple of 8 (two 2x up-scalings, to /4 and /8)"),
-            (self.mask_channels, 4, "mask_channels must be a multiple of 4"),
-        ):
-            if part <= 0 or total <= 0 or total % part:
-                raise UserError(f"{what}; got {total} and {part}")
-        bad = [i for i in self.global_attention_blocks if not 0 <= i < self.encoder_depth]
-        if bad:
-            raise UserError(
-                f"global_attention_blocks must lie in 0..{self.encoder_depth - 1} (encoder_depth - 1); got {bad}"
-            )
+        check_multiple(
+            "prompt_dim must be a multiple of decoder_attention_downsample * decoder_heads",
+            self.prompt_dim,
+            self.decoder_attention_downsample * self.decoder_heads,
+        )
+        check_multiple("prompt_dim must be a multiple of 8 (two 2x up-scalings, to /4 and /8)", self.prompt_dim, 8)
+        check_multiple("mask_channels must be a multiple of 4", self.mask_channels, 4)
         if self.text_dim < 0 or bool(self.text_dim) != bool(self.text_encoder):
             raise UserError(
                 "text_dim and text_encoder go together, the width of an embedding and the name of the CLIP that gives "
@@ -128,9 +193,14 @@ class SamConfig(ModelConfig):
             )
 
     @property
+    def image_size(self) -> int:
+        """Side of the square input frame, pixels."""
+        return self.encoder.image_size
+
+    @property
     def grid_size(self) -> int:
-        """Side of the image embedding, patches."""
-        return self.image_size // self.patch_size
+        """Side of the image embedding, cells."""
+        return self.encoder.grid_size
 
     @property
     def low_res_size(self) -> int:
@@ -141,6 +211,10 @@ class SamConfig(ModelConfig):
     def num_mask_tokens(self) -> int:
         """Three masks for an ambiguous prompt and one (index 0) for the rest."""
         return self.num_multimask_outputs + 1
+
+    def with_image_size(self, image_size: int) -> SamConfig:
+        """Returns the same model for another input frame, `image_size` pixels wide and high."""
+        return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, image_size=image_size))
 
     def without_text(self) -> SamConfig:
         """The same model without its text prompt, as the official code knows it."""
@@ -153,34 +227,46 @@ class SamConfig(ModelConfig):
             del fields["text_dim"], fields["text_encoder"]
         return fields
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """As `JsonConfig.from_fields`; old files have the fields of the ViT among the model's own."""
+        if isinstance(fields, Mapping) and "encoder" not in fields:
+            encoder = {new: fields[old] for old, new in FLAT_ENCODER_FIELDS.items() if old in fields}
+            rest = {name: value for name, value in fields.items() if name not in FLAT_ENCODER_FIELDS}
+            fields = rest | {"encoder": {"kind": ViTConfig.kind, **encoder}}
+        return super().from_fields(fields)
+
+
+# Fields of the ViT that were the model's own, in their order there, before encoders had configs; and their names now.
+FLAT_ENCODER_FIELDS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "encoder_dim": "dim",
+    "encoder_depth": "depth",
+    "encoder_heads": "heads",
+    "encoder_mlp_ratio": "mlp_ratio",
+    "window_size": "window_size",
+    "global_attention_blocks": "global_attention_blocks",
+    "pixel_mean": "pixel_mean",
+    "pixel_std": "pixel_std",
+}
+
 
 VIT_B = SamConfig()
-VIT_L = dataclasses.replace(
-    VIT_B,
-    name="vit_l",
-    encoder_dim=1024,
-    encoder_depth=24,
-    encoder_heads=16,
-    global_attention_blocks=(5, 11, 17, 23),
-)
-VIT_H = dataclasses.replace(
-    VIT_B,
-    name="vit_h",
-    encoder_dim=1280,
-    encoder_depth=32,
-    encoder_heads=16,
-    global_attention_blocks=(7, 15, 23, 31),
-)
+VIT_L = SamConfig("vit_l", ViTConfig(dim=1024, depth=24, heads=16, global_attention_blocks=(5, 11, 17, 23)))
+VIT_H = SamConfig("vit_h", ViTConfig(dim=1280, depth=32, heads=16, global_attention_blocks=(7, 15, 23, 31)))
 # Ours, small enough to train on a CPU: patches of 8 pixels keep small regions alive in a frame of 128.
 TINY = SamConfig(
     name="tiny",
-    image_size=128,
-    patch_size=8,
-    encoder_dim=256,
-    encoder_depth=6,
-    encoder_heads=4,
-    window_size=8,
-    global_attention_blocks=(2, 5),
+    encoder=ViTConfig(
+        image_size=128,
+        patch_size=8,
+        dim=256,
+        depth=6,
+        heads=4,
+        window_size=8,
+        global_attention_blocks=(2, 5),
+    ),
     prompt_dim=128,
     decoder_heads=4,
     decoder_mlp_dim=512,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sam_jax.config import SamConfig
+from sam_jax.config import FLAT_ENCODER_FIELDS, SamConfig, ViTConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.types import Params, Prediction, Prompts
 
@@ -67,7 +68,7 @@ class Sam:
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _encode(params: Params, images: Array, sizes: Array, *, config: SamConfig, dtype: Any) -> Array:
-    return encode_image(params, normalize_images(images, sizes, config), config, dtype=dtype)
+    return encode_image(params, normalize_images(images, sizes, config.encoder), config, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "multimask_output"))
@@ -86,7 +87,18 @@ def _decode(
 
 def model_identity(model: Sam) -> str:
     """Config and params, not the name: a model of the same name may have been trained further."""
-    return params_digest(f"{model.config.to_json()} {np.dtype(model.dtype)}", model.params)
+    return params_digest(f"{_settings(model.config)} {np.dtype(model.dtype)}", model.params)
+
+
+def _settings(config: SamConfig) -> str:
+    """The config's JSON; with a ViT as it was before encoders had configs: records on disk hold digests of that."""
+    if not isinstance(config.encoder, ViTConfig):
+        return config.to_json()
+    fields = json.loads(config.to_json())
+    own, *colours = fields.pop("encoder"), "pixel_mean", "pixel_std"
+    encoder = {old: own[new] for old, new in FLAT_ENCODER_FIELDS.items() if new not in colours}
+    text = {name: fields.pop(name) for name in ("text_dim", "text_encoder") if name in fields}
+    return json.dumps({"name": fields.pop("name")} | encoder | fields | {name: own[name] for name in colours} | text)
 
 
 def params_digest(settings: str, params: Params) -> str:

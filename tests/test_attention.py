@@ -11,9 +11,9 @@ import pytest
 
 from sam_jax.config import TINY
 from sam_jax.modeling import decode_masks, encode_prompts, init_params
+from sam_jax.modeling.attention import attend, attend_in_cache, fold_relative_positions
 from sam_jax.modeling.common import gelu
-from sam_jax.modeling.image_encoder import attend, attend_in_cache, fold_relative_positions
-from sam_jax.modeling.transformer import Attention
+from sam_jax.modeling.transformer import DecoderAttention
 from sam_jax.types import FOREGROUND, NOT_A_POINT, PAD, Prompts
 
 DIM, HEADS = 16, 2
@@ -41,7 +41,7 @@ def attention_case(query_shape, key_shape, *, downsample=1, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     q = jax.random.normal(keys[0], (2, *query_shape, DIM))
     k, v = (jax.random.normal(key, (2, *key_shape, DIM)) for key in keys[1:3])
-    module = Attention(DIM, HEADS, downsample, 0.0, jnp.float32)
+    module = DecoderAttention(DIM, HEADS, downsample, 0.0, jnp.float32)
     return module, module.init(keys[3], q, k, v, None, True), (q, k, v)
 
 
@@ -119,7 +119,8 @@ def test_gelu_and_its_gradient_equal_the_library_formula():
 
 @pytest.fixture(scope="module")
 def small_model():
-    config = dataclasses.replace(TINY, image_size=64, encoder_depth=1, global_attention_blocks=())
+    encoder = dataclasses.replace(TINY.encoder, image_size=64, depth=1, global_attention_blocks=())
+    config = dataclasses.replace(TINY, encoder=encoder)
     return config, init_params(config, jax.random.key(0))
 
 

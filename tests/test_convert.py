@@ -17,19 +17,24 @@ from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_ch
 from sam_jax.checkpoints.guess import guess_config
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.checkpoints.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_shapes
-from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L
+from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L, ViTConfig
 
 # No published number in it, so that no default can stand in for one.
 ODD = dataclasses.replace(
     TINY,
     name="odd",
-    image_size=48,
-    encoder_dim=24,
-    encoder_depth=2,
-    encoder_heads=3,
-    encoder_mlp_ratio=3.0,
-    window_size=5,
-    global_attention_blocks=(1,),
+    encoder=ViTConfig(
+        image_size=48,
+        pixel_mean=(1.5, 2.25, 100.1),
+        pixel_std=(51.0, 52.5, 53.7),
+        patch_size=8,
+        dim=24,
+        depth=2,
+        heads=3,
+        mlp_ratio=3.0,
+        window_size=5,
+        global_attention_blocks=(1,),
+    ),
     prompt_dim=16,
     mask_channels=8,
     decoder_depth=1,
@@ -38,8 +43,6 @@ ODD = dataclasses.replace(
     num_multimask_outputs=2,
     iou_head_depth=4,
     iou_head_hidden_dim=12,
-    pixel_mean=(1.5, 2.25, 100.1),
-    pixel_std=(51.0, 52.5, 53.7),
 )
 
 
@@ -56,6 +59,12 @@ def ours(params, tmp_path):
     path = tmp_path / "ours.safetensors"
     save_checkpoint(path, params, ODD)
     return path
+
+
+def with_colours_of(model, config):
+    """The encoder of `config` with the colour normalisation of `model`."""
+    colours = {"pixel_mean": model.encoder.pixel_mean, "pixel_std": model.encoder.pixel_std}
+    return dataclasses.replace(config.encoder, **colours)
 
 
 def assert_same(a, b):
@@ -99,7 +108,7 @@ def test_a_folder_saved_by_hugging_face_is_read(params, tmp_path):
     model = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(ODD)))
     model.save_pretrained(tmp_path / "folder")
     loaded, config = load_any(tmp_path / "folder")
-    assert dataclasses.replace(config, name="odd", pixel_mean=ODD.pixel_mean, pixel_std=ODD.pixel_std) == ODD
+    assert dataclasses.replace(config, name="odd", encoder=with_colours_of(ODD, config)) == ODD
     kernel = loaded["mask_decoder"]["output_upscaling_0"]["kernel"]  # (h, w, in, out) of a transposed convolution
     weight = model.mask_decoder.upscale_conv1.weight.detach().numpy()
     np.testing.assert_array_equal(kernel[1, 0], weight[:, :, 1, 0])
@@ -108,8 +117,8 @@ def test_a_folder_saved_by_hugging_face_is_read(params, tmp_path):
 @pytest.mark.parametrize(("config", "entries"), [(VIT_B, 314), (VIT_L, 482), (VIT_H, 594)], ids=lambda x: str(x)[:20])
 def test_published_sizes_have_the_official_names_and_shapes(config, entries):
     shapes = foreign_shapes(config, "official")
-    D, d = config.encoder_dim, config.encoder_dim // config.encoder_heads
-    last = config.encoder_depth - 1
+    D, d = config.encoder.dim, config.encoder.dim // config.encoder.heads
+    last = config.encoder.depth - 1
     assert len(shapes) == entries
     expected = {
         "image_encoder.pos_embed": (1, 64, 64, D),
@@ -166,7 +175,7 @@ def test_hugging_face_defaults_are_vit_b():
 def test_the_processor_of_a_written_folder_scales_colours_as_we_do(ours, tmp_path):
     convert_file(ours, tmp_path / "folder")
     content = json.loads((tmp_path / "folder" / "preprocessor_config.json").read_text())
-    np.testing.assert_allclose(np.multiply(content["image_mean"], 255), ODD.pixel_mean)
+    np.testing.assert_allclose(np.multiply(content["image_mean"], 255), ODD.encoder.pixel_mean)
     assert content["size"] == {"longest_edge": 48}
     assert content["pad_size"] == {"height": 48, "width": 48}
 
@@ -238,10 +247,9 @@ def test_a_known_size_is_found_by_its_shapes(config, naming):
 
 def test_an_official_file_of_another_size_gives_its_config_by_its_shapes():
     widths = {"prompt_dim": VIT_B.prompt_dim, "decoder_heads": VIT_B.decoder_heads}
-    colours = {"pixel_mean": VIT_B.pixel_mean, "pixel_std": VIT_B.pixel_std}
-    config = dataclasses.replace(ODD, name="custom", **widths, **colours)
+    config = dataclasses.replace(ODD, name="custom", encoder=with_colours_of(VIT_B, ODD), **widths)
     assert guess_config(foreign_shapes(config, "official"), "official", "a file") == config
-    half = dataclasses.replace(VIT_B, name="custom", image_size=512)
+    half = dataclasses.replace(VIT_B, name="custom").with_image_size(512)
     assert guess_config(foreign_shapes(half, "official"), "official", "a file") == half
 
 

@@ -357,4 +357,4 @@ def test_a_pickle_is_converted_by_the_command(tmp_path, monkeypatch, capsys):
     assert load_detector(tmp_path / "b.safetensors")[1].name == "narrow"
     assert run("convert", tmp_path / "a.pkl", tmp_path / "b.safetensors") == 2
     assert run("convert", tmp_path / "a.pkl", tmp_path / "b.pth") == 2
-    assert PRETRAINING[-1] == SMALL.encoder.encoder_dim
+    assert PRETRAINING[-1] == SMALL.encoder.dim

@@ -62,7 +62,7 @@ def test_as_many_boxes_are_drawn_as_there_are_and_positives_come_first(positives
 def test_one_batch_is_learned_by_heart():
     config = make_detector_config(model=dataclasses.replace(DETECTOR, cascade=False))
     batch, key = make_batch(), jax.random.key(1)
-    make = functools.partial(make_optimizer, config.optimizer, SMALL)
+    make = functools.partial(make_optimizer, config.optimizer, SMALL.encoder)
     state = init_state(init_detector(config.model, jax.random.key(0)), key, config, make)
     run = functools.partial(train_step, config=config, optimizer=make(state.params))
     step = jax.jit(run, donate_argnums=0)

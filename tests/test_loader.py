@@ -157,7 +157,7 @@ def test_validation_batches_are_fixed_without_repetition_and_filled_up(source):
 
 def prepare(example, **changes):
     config = dataclasses.replace(DataConfig(masks_per_image=8, min_area=1), **changes)
-    row = prepare_example(example, np.random.default_rng(0), SMALL, config, SMALL.image_size, augment=True)
+    row = prepare_example(example, np.random.default_rng(0), SMALL.image_size, config, SMALL.image_size, augment=True)
     return stack_rows([row], 8, SMALL.image_size)
 
 
@@ -199,7 +199,7 @@ def test_masks_are_drawn_uniformly(tmp_path):
     counts = np.zeros(6, int)
     rng = np.random.default_rng(0)
     for _ in range(150):
-        row = prepare_example(example, rng, SMALL, config, 64, augment=False)
+        row = prepare_example(example, rng, SMALL.image_size, config, 64, augment=False)
         counts[[patch.top // 10 for patch in row.patches]] += 1
     assert counts.sum() == 300
     assert counts.min() > 30

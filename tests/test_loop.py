@@ -74,7 +74,7 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config, monke
         patch.setattr(sam, "init_params", None)  # refused before a model is made: 20 to 45 s on a CPU
         with pytest.raises(FileExistsError, match="resume"):
             train(run_config)
-    other = dataclasses.replace(SMALL, encoder_dim=64)
+    other = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, dim=64))
     with pytest.raises(ValueError, match="another model"):
         train(dataclasses.replace(run_config, model=other), resume=True)
 
@@ -179,12 +179,11 @@ def test_batches_are_a_function_of_seed_and_number(tmp_path):
 @pytest.mark.parametrize("flip", [False, True])
 def test_masks_boxes_and_pixels_stay_together_under_scaling_cropping_and_flipping(tmp_path, flip):
     example = write_examples(tmp_path, 1)[0]
-    model = dataclasses.replace(SMALL, image_size=128)
     config = DataConfig(
         masks_per_image=3, scale_range=(0.6, 1.6), flip_probability=float(flip), colour_jitter=0.0, min_area=30
     )
     for seed in range(8):
-        row = prepare_example(example, np.random.default_rng(seed), model, config, 128, augment=True)
+        row = prepare_example(example, np.random.default_rng(seed), 128, config, 128, augment=True)
         (image,), ((h, w),), (masks,), (boxes,), (valid,) = stack_rows([row], 3, 128)[:5]
         assert not image[h:].any()
         assert not image[:, w:].any()
@@ -200,7 +199,7 @@ def test_large_masks_are_dropped(tmp_path):
     everything, half = np.ones((40, 60), bool), np.ones((40, 60), bool)
     half[:, 30:] = False
     example = Example(tmp_path / "x.png", (40, 60), (encode_rle(everything), encode_rle(half)), "synthetic")
-    row = prepare_example(example, np.random.default_rng(0), SMALL, DataConfig(masks_per_image=4), 32, augment=False)
+    row = prepare_example(example, np.random.default_rng(0), 64, DataConfig(masks_per_image=4), 32, augment=False)
     assert stack_rows([row], 4, 32).valid.tolist() == [[True, False, False, False]]
 
 

@@ -1,6 +1,5 @@
 """Masked-autoencoder weights become the start of an encoder."""
 
-import dataclasses
 import re
 
 import jax
@@ -10,16 +9,16 @@ import torch
 from safetensors.numpy import save_file
 
 from cases.models import SMALL
-from sam_jax.checkpoints import load_mae_encoder
+from sam_jax.checkpoints import load_pretrained_encoder
 from sam_jax.modeling import init_params
 
 GRID = 5  # of the autoencoder; the encoder has 8
 
 
-def mae_state(config=SMALL, patch: int = 6) -> dict[str, np.ndarray]:
+def mae_state(config=SMALL.encoder, patch: int = 6) -> dict[str, np.ndarray]:
     """The tensors of a published file, random."""
     rng = np.random.default_rng(0)
-    D = config.encoder_dim
+    D = config.dim
     shapes = {
         "cls_token": (1, 1, D),
         "mask_token": (1, 1, 16),
@@ -30,7 +29,7 @@ def mae_state(config=SMALL, patch: int = 6) -> dict[str, np.ndarray]:
         "norm.bias": (D,),
         "decoder_blocks.0.norm1.weight": (16,),
     }
-    for i in range(config.encoder_depth):
+    for i in range(config.depth):
         for name, fan_out, fan_in in (
             ("attn.qkv", 3 * D, D),
             ("attn.proj", D, D),
@@ -55,7 +54,7 @@ def test_positions_patches_and_blocks_come_from_the_autoencoder(params, suffix, 
         torch.save({"model": {name: torch.from_numpy(value) for name, value in state.items()}}, path)
     else:
         save_file(state, path)
-    encoder = load_mae_encoder(path, params, SMALL)["image_encoder"]
+    encoder = load_pretrained_encoder(path, params, SMALL.encoder)["image_encoder"]
 
     def interpolate(grid: np.ndarray, side: int) -> np.ndarray:
         """PyTorch's bicubic, over the last two axes."""
@@ -80,7 +79,7 @@ def test_positions_of_the_same_grid_are_not_touched(params, tmp_path):
     state = mae_state(patch=8)
     state["pos_embed"] = np.random.default_rng(1).normal(size=(1, 65, 32)).astype(np.float32)
     save_file(state, tmp_path / "mae.safetensors")
-    encoder = load_mae_encoder(tmp_path / "mae.safetensors", params, SMALL)["image_encoder"]
+    encoder = load_pretrained_encoder(tmp_path / "mae.safetensors", params, SMALL.encoder)["image_encoder"]
     np.testing.assert_array_equal(encoder["pos_embed"].reshape(64, 32), state["pos_embed"][0, 1:])
     np.testing.assert_array_equal(
         encoder["patch_embed_proj"]["kernel"], state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
@@ -94,11 +93,11 @@ def test_all_that_does_not_fit_is_named(params, tmp_path):
     state["blocks.2.norm1.bias"] = np.zeros(32, np.float32)
     save_file(state, tmp_path / "mae.safetensors")
     with pytest.raises(ValueError, match="does not fit") as error:
-        load_mae_encoder(tmp_path / "mae.safetensors", params, SMALL)
+        load_pretrained_encoder(tmp_path / "mae.safetensors", params, SMALL.encoder)
     for part in ("missing blocks.0.norm1.bias", "blocks.1.mlp.fc1.bias gives shape (3,)", "extra blocks.2.norm1.bias"):
         assert re.search(re.escape(part), str(error.value))
     save_file({"weight": np.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="expected a masked autoencoder"):
-        load_mae_encoder(tmp_path / "other.safetensors", params, dataclasses.replace(SMALL))
+        load_pretrained_encoder(tmp_path / "other.safetensors", params, SMALL.encoder)
     with pytest.raises(FileNotFoundError):
-        load_mae_encoder(tmp_path / "none.pth", params, SMALL)
+        load_pretrained_encoder(tmp_path / "none.pth", params, SMALL.encoder)

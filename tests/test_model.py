@@ -27,7 +27,7 @@ def params():
 @pytest.fixture(scope="module")
 def images():
     pixels = np.random.default_rng(0).integers(0, 256, (B, 64, 64, 3)).astype(np.uint8)
-    return normalize_images(pixels, np.array([[64, 40 + i] for i in range(B)]), SMALL)
+    return normalize_images(pixels, np.array([[64, 40 + i] for i in range(B)]), SMALL.encoder)
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +140,11 @@ def test_bfloat16_stays_near_float32(params, images, prompts, predict, expected)
 
 def test_padding_is_zero_after_normalisation():
     images = np.full((1, 64, 64, 3), 200, np.uint8)
-    pixels = np.asarray(normalize_images(images, np.array([[30, 50]]), SMALL))[0]
+    pixels = np.asarray(normalize_images(images, np.array([[30, 50]]), SMALL.encoder))[0]
     assert (pixels[30:] == 0).all()
     assert (pixels[:, 50:] == 0).all()
-    np.testing.assert_allclose(pixels[0, 0], (200 - np.array(SMALL.pixel_mean)) / np.array(SMALL.pixel_std), rtol=1e-6)
+    mean, std = np.array(SMALL.encoder.pixel_mean), np.array(SMALL.encoder.pixel_std)
+    np.testing.assert_allclose(pixels[0, 0], (200 - mean) / std, rtol=1e-6)
 
 
 def test_an_image_of_another_size_and_a_mesh_too_large_are_named(params):

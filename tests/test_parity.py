@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict
 from cases.torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
 from sam_jax.checkpoints.format import expected_shapes
 from sam_jax.checkpoints.hub import default_cache_dir, load_model
-from sam_jax.config import VIT_B, VIT_H, VIT_L
+from sam_jax.config import VIT_B, VIT_H, VIT_L, ViTConfig
 from sam_jax.data.images import read_image
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts
-from sam_jax.modeling.image_encoder import ImageEncoder
+from sam_jax.modeling.encoders.vit import ViT
 from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.predictor import SamPredictor
 from sam_jax.types import PAD, Prompts
@@ -32,16 +32,11 @@ TOLERANCE = 5e-5
 # blocks, the real decoder and a narrow one.
 CONFIGS = {
     "b": dataclasses.replace(
-        VIT_B, image_size=128, encoder_dim=128, encoder_heads=2, encoder_depth=2, global_attention_blocks=(1,)
+        VIT_B, encoder=ViTConfig(image_size=128, dim=128, heads=2, depth=2, global_attention_blocks=(1,))
     ),
     "l": dataclasses.replace(
         VIT_L,
-        image_size=128,
-        encoder_dim=192,
-        encoder_heads=3,
-        encoder_depth=3,
-        window_size=3,
-        global_attention_blocks=(1,),
+        encoder=ViTConfig(image_size=128, dim=192, heads=3, depth=3, window_size=3, global_attention_blocks=(1,)),
         prompt_dim=64,
         decoder_heads=4,
         decoder_mlp_dim=96,
@@ -51,12 +46,7 @@ CONFIGS = {
     ),
     "h": dataclasses.replace(
         VIT_H,
-        image_size=80,
-        encoder_dim=160,
-        encoder_heads=2,
-        encoder_depth=2,
-        window_size=4,
-        global_attention_blocks=(0,),
+        encoder=ViTConfig(image_size=80, dim=160, heads=2, depth=2, window_size=4, global_attention_blocks=(0,)),
     ),
 }
 
@@ -96,7 +86,7 @@ class Case:
 
         @jax.jit
         def encode(params, pixels):
-            captured = ImageEncoder(self.config).apply(
+            captured = ViT(self.config.encoder).apply(
                 {"params": params["image_encoder"]},
                 pixels,
                 capture_intermediates=lambda module, _: module.name in stages,

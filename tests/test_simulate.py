@@ -1,7 +1,5 @@
 """The simulated annotator keeps to the paper's rules."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from sam_jax.config import TINY, PromptConfig
 from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule, sample_pixel
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Batch
 
-MODEL = dataclasses.replace(TINY, image_size=64)
+MODEL = TINY.with_image_size(64)
 SIDE = 32  # of the masks: half the input frame
 
 

@@ -122,7 +122,7 @@ def test_embeddings_of_a_frozen_encoder_take_the_place_of_images(params):
     config = make_config(finetune=FinetuneConfig("^mask_decoder/"), prompts=ONE_ROUND)
     state, step = start(config, params)
     batch = make_batch()
-    images = normalize_images(jnp.asarray(batch.images), jnp.asarray(batch.sizes), SMALL)
+    images = normalize_images(jnp.asarray(batch.images), jnp.asarray(batch.sizes), SMALL.encoder)
     embeddings = np.asarray(encode_image(params, images, SMALL))
     _, expected = step(state, batch, KEY)
     _, cached = step(state, batch._replace(images=None, embeddings=embeddings), KEY)

@@ -77,7 +77,7 @@ def test_the_learning_rate_warms_up_and_steps_down():
 
 def test_layer_decay_grows_towards_the_output_and_spares_the_decoder():
     params = jax.eval_shape(functools.partial(init_params, SMALL), jax.random.key(0))
-    scales = layer_scales(params, SMALL, 0.5)
+    scales = layer_scales(params, SMALL.encoder, 0.5)
     encoder = scales["image_encoder"]
     assert encoder["pos_embed"] == encoder["patch_embed_proj"]["kernel"] == 0.5**3
     assert encoder["blocks_0"]["attn"]["qkv"]["kernel"] == 0.5**2
@@ -118,7 +118,7 @@ def test_rematerialisation_changes_nothing():
 def test_a_step_never_calls_back_to_the_host_and_holds_no_array_of_a_device():
     """What `jax.transfer_guard` does not see on a CPU: transfers from the device to the host inside the step."""
     config = make_config()
-    make = functools.partial(make_optimizer, config.optimizer, SMALL)
+    make = functools.partial(make_optimizer, config.optimizer, SMALL.encoder)
     params = jax.eval_shape(functools.partial(init_params, SMALL), jax.random.key(0))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, config=config, make_optimizer=make), params, key)
@@ -149,12 +149,13 @@ def test_one_batch_overfits_and_the_fourier_matrix_stays():
 
 def test_positions_resize_to_a_larger_image_and_refuse_another_model():
     params = init_params(SMALL, jax.random.key(0))
-    large = dataclasses.replace(SMALL, name="large", image_size=128)
+    large = dataclasses.replace(SMALL, name="large").with_image_size(128)
     expected = jax.eval_shape(functools.partial(init_params, large), jax.random.key(0))
     resized = resize_positions(params, SMALL, large)
     assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, expected)
-    with pytest.raises(ValueError, match="encoder_depth"):
-        resize_positions(params, SMALL, dataclasses.replace(SMALL, encoder_depth=4))
+    deeper = dataclasses.replace(SMALL.encoder, depth=4)
+    with pytest.raises(ValueError, match=r"encoder\.depth"):
+        resize_positions(params, SMALL, dataclasses.replace(SMALL, encoder=deeper))
 
 
 def test_gradients_reach_every_parameter_but_the_fourier_matrix():

@@ -22,11 +22,11 @@ from sam_jax.checkpoints.format import (
     rewrite,
     write_tensors,
 )
-from sam_jax.checkpoints.mae import resize_bicubic
 from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.detection.config import DETECTORS, DetectorConfig
 from sam_jax.detection.detector import init_detector
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.modeling.encoders.vit_names import resize_bicubic
 from sam_jax.types import Params
 
 POSITIONS = "backbone.net.pos_embed"
@@ -122,7 +122,7 @@ def from_detectron2(
     config = _guess(state, source) if config is None else config
     expected = detectron2_shapes(config)
     if POSITIONS in state and (side := _grid_side(state[POSITIONS].shape)):
-        expected[POSITIONS] = (1, side**2 + 1, config.encoder.encoder_dim)
+        expected[POSITIONS] = (1, side**2 + 1, config.encoder.features)
     compare_shapes(state, expected, f"{source} does not fit model {config.name!r}")
     flat = {}
     for name in detector_shapes(config):
@@ -139,7 +139,7 @@ def from_detectron2(
 def detectron2_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of detectron2's model, with the position embeddings of the usual pre-training."""
     shapes = {detectron2_name(name, config): _their_shape(name, s) for name, s in detector_shapes(config).items()}
-    return shapes | {POSITIONS: (1, PRETRAINING_GRID**2 + 1, config.encoder.encoder_dim)}
+    return shapes | {POSITIONS: (1, PRETRAINING_GRID**2 + 1, config.encoder.features)}
 
 
 def detectron2_name(ours: str, config: DetectorConfig) -> str:
@@ -192,10 +192,10 @@ def _guess(state: Mapping[str, np.ndarray], source: str) -> DetectorConfig:
         "roi_heads.box_predictor.0.cls_score.bias" if cascade else "roi_heads.box_predictor.cls_score.bias"
     )
     width, classes = state[POSITIONS].shape[-1], None if scores is None else len(scores) - 1
-    alike = [c for c in DETECTORS.values() if (c.encoder.encoder_dim, c.cascade) == (width, cascade)]
+    alike = [c for c in DETECTORS.values() if (c.encoder.features, c.cascade) == (width, cascade)]
     same = [c for c in alike if c.num_classes == classes]
     if not alike or (classes is not None and not same):
-        known = ", ".join(sorted({f"{c.encoder.encoder_dim} with {c.num_classes}" for c in DETECTORS.values()}))
+        known = ", ".join(sorted({f"{c.encoder.features} with {c.num_classes}" for c in DETECTORS.values()}))
         raise UserError(
             f"{source} has embeddings {width} wide and {classes} classes; published detectors have {known}: "
             "give the config"

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoints.format import CONFIG_KEY, load_checkpoint, save_checkpoint
-from sam_jax.checkpoints.guess import POSITIONS, guess_config
+from sam_jax.checkpoints.guess import guess_config, recognise
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.checkpoints.layout import Naming, params_from_state, state_from_params, without_text_prompt
+from sam_jax.checkpoints.layout import params_from_state, state_from_params, without_text_prompt
 from sam_jax.clip.config import ClipConfig
-from sam_jax.config import SIZES, SamConfig
+from sam_jax.config import SamConfig
 from sam_jax.errors import AlreadyExists, MissingFile, MissingPackage, UserError
 from sam_jax.files import replacing, write_atomically
+from sam_jax.modeling.encoders import known_sizes
 from sam_jax.types import Params
 
 State = dict[str, np.ndarray]
@@ -64,7 +65,7 @@ def load_any(path: str | Path, config: SamConfig | None = None) -> tuple[Params,
         return params, agree_on_config(config, own, path)
     else:
         state = _read_safetensors(path)
-    naming = _naming(state, path)
+    naming = recognise(state, str(path)).naming
     if naming == "huggingface" and path.is_file() and (path.parent / "config.json").is_file():
         config = agree_on_config(config, _read_huggingface_config(path.parent), path)
     if config is None:
@@ -78,7 +79,7 @@ def convert_file(src: str | Path, dst: str | Path, *, config: SamConfig | None =
     Args:
         src: any kind that `load_any` reads.
         dst: `*.pth` or `*.pt`: official, needs PyTorch; `*.safetensors`: ours; any other name: a Hugging Face folder.
-            Beside a `.pth` of a model that is not in `sam_jax.config.SIZES` its config is written to `DST.config.json`.
+            Beside a `.pth` of a model that is of no known size its config is written to `DST.config.json`.
         config: see `load_any`.
         overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
 
@@ -246,16 +247,6 @@ def agree_on_config(given: Config | None, own: Config, path: Path) -> Config:
     return own
 
 
-def _naming(state: State, path: Path) -> Naming:
-    for naming, positions in POSITIONS.items():
-        if positions in state:
-            return naming
-    raise UserError(
-        f"expected a Segment Anything checkpoint with a tensor {' or '.join(POSITIONS.values())}, "
-        f"{path} has {len(state)} others: {sorted(state)[:8]}"
-    )
-
-
 def _config_beside(path: Path) -> Path:
     """Where the config of a `.pth` is: the official code would not load a file with anything but tensors in it."""
     return path.with_name(f"{path.name}.config.json")
@@ -272,7 +263,7 @@ def _write_pytorch(path: Path, state: State, config: SamConfig) -> None:
     torch = _import_torch(path)
     with replacing(path) as temporary:
         torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
-        if config in SIZES.values():  # its shapes tell
+        if config in known_sizes().values():  # its shapes tell
             _config_beside(path).unlink(missing_ok=True)
         else:
             write_atomically(_config_beside(path), config.to_json() + "\n")

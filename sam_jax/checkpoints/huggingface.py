@@ -7,8 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sam_jax.config import SIZES, VIT_B, SamConfig
+from sam_jax.checkpoints.layout import encoder_names
+from sam_jax.config import VIT_B, EncoderConfig, SamConfig
 from sam_jax.errors import UserError
+from sam_jax.modeling.encoders import known_sizes
+from sam_jax.modeling.encoders.base import HuggingFaceNames
 
 SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 
@@ -29,32 +32,19 @@ def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
             "Hugging Face's SamModel has an IoU head of at least 2 layers; "
             f"model {config.name!r} has iou_head_depth {config.iou_head_depth}"
         )
-    frame = {"image_size": config.image_size, "patch_size": config.patch_size}
     return {
         "_name_or_path": config.name,
         "architectures": ["SamModel"],
         "model_type": "sam",
         "vision_config": {
-            **frame,
-            "model_type": "sam_vision_model",
-            "hidden_size": config.encoder_dim,
+            **_encoder_format(config.encoder).to_section(config.encoder),
             "output_channels": config.prompt_dim,
-            "num_hidden_layers": config.encoder_depth,
-            "num_attention_heads": config.encoder_heads,
-            "num_channels": 3,
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
-            "qkv_bias": True,
-            "use_abs_pos": True,
-            "use_rel_pos": True,
-            "window_size": config.window_size,
-            "global_attn_indexes": list(config.global_attention_blocks),
             "num_pos_feats": config.prompt_dim // 2,
-            "mlp_dim": int(config.encoder_dim * config.encoder_mlp_ratio),
         },
         "prompt_encoder_config": {
-            **frame,
             "model_type": "sam_prompt_encoder",
+            "image_size": config.image_size,
+            "patch_size": config.encoder.stride,
             "hidden_size": config.prompt_dim,
             "mask_input_channels": config.mask_channels,
             "num_point_embeddings": 4,
@@ -90,8 +80,8 @@ def preprocessor_to_huggingface(config: SamConfig) -> dict[str, Any]:
         "do_pad": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": [value / 255 for value in config.pixel_mean],
-        "image_std": [value / 255 for value in config.pixel_std],
+        "image_mean": [value / 255 for value in config.encoder.pixel_mean],
+        "image_std": [value / 255 for value in config.encoder.pixel_std],
         "mask_pad_size": {"height": low_res, "width": low_res},
         "mask_size": {"longest_edge": low_res},
         "pad_size": square,
@@ -130,14 +120,7 @@ def config_from_huggingface(
     try:
         config = SamConfig(
             name=str(content.get("_name_or_path") or "custom"),
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            encoder_dim=vision["hidden_size"],
-            encoder_depth=vision["num_hidden_layers"],
-            encoder_heads=vision["num_attention_heads"],
-            encoder_mlp_ratio=vision["mlp_dim"] / vision["hidden_size"],
-            window_size=vision["window_size"],
-            global_attention_blocks=tuple(vision["global_attn_indexes"]),
+            encoder=_encoder_format(VIT_B.encoder).from_section(vision),
             prompt_dim=vision["output_channels"],
             mask_channels=prompts["mask_input_channels"],
             decoder_depth=decoder["num_hidden_layers"],
@@ -166,12 +149,21 @@ def config_from_huggingface(
         )
 
     if preprocessor is not None:
-        config = dataclasses.replace(
-            config,
-            pixel_mean=_colour(preprocessor.get("image_mean"), config.pixel_mean),
-            pixel_std=_colour(preprocessor.get("image_std"), config.pixel_std),
+        encoder = dataclasses.replace(
+            config.encoder,
+            pixel_mean=_colour(preprocessor.get("image_mean"), config.encoder.pixel_mean),
+            pixel_std=_colour(preprocessor.get("image_std"), config.encoder.pixel_std),
         )
-    return next((size for size in SIZES.values() if dataclasses.replace(config, name=size.name) == size), config)
+        config = dataclasses.replace(config, encoder=encoder)
+    sizes = known_sizes().values()
+    return next((size for size in sizes if dataclasses.replace(config, name=size.name) == size), config)
+
+
+def _encoder_format(config: EncoderConfig) -> HuggingFaceNames[Any]:
+    """`encoder_names` with the encoder's part of the config, too."""
+    names = encoder_names(config, "huggingface")
+    assert isinstance(names, HuggingFaceNames)
+    return names
 
 
 def _colour(fractions: list[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:

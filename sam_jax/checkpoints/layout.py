@@ -9,34 +9,38 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.checkpoints.format import check_params, expected_shapes
-from sam_jax.config import SamConfig
+from sam_jax.config import EncoderConfig, SamConfig
 from sam_jax.errors import UserError
+from sam_jax.modeling.encoders import encoder_of
+from sam_jax.modeling.encoders.base import Rules, TensorNames
 from sam_jax.types import Params
 
 Naming = Literal["official", "huggingface"]
 TEXT_PROMPT = "text_projection"  # in prompt_encoder; neither the official code nor Hugging Face has it
-Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+ENCODER = "image_encoder/"  # what the names of its params begin with; its own names follow its own rules
+PREFIXES: dict[Naming, str] = {"official": "image_encoder.", "huggingface": "vision_encoder."}  # of its tensors
+FORMATS: dict[Naming, str] = {"official": "official", "huggingface": "Hugging Face"}
 
-# Applied one after the other to `path/to/param` of our tree.
-OFFICIAL_RULES: Rules = (
-    (r"patch_embed_proj", "patch_embed/proj"),
+# Applied one after the other to `path/to/param` of our tree, to get to PyTorch's ways.
+PYTORCH_RULES: Rules = (
     (r"_(\d+)(?=/|$)", r"/\1"),
     (r"/(kernel|scale)$", "/weight"),
-    (r"(point_embeddings/\d|not_a_point_embed|no_mask_embed|iou_token|mask_tokens)$", r"\1/weight"),
     (r"/", "."),
+)
+# Applied before those, to what is not the encoder's.
+OFFICIAL_RULES: Rules = (
+    (r"(point_embeddings_\d|not_a_point_embed|no_mask_embed|iou_token|mask_tokens)$", r"\1/weight"),
 )
 
 # Applied to official names.
 HUGGINGFACE_RULES: Rules = (
     (r"^image_encoder\.", "vision_encoder."),
-    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-    (r"\.blocks\.", ".layers."),
     (r"\.norm", ".layer_norm"),  # norm1..4, norm_final_attn
     (r"\.neck\.(\d)", lambda m: ".neck." + ("conv1", "layer_norm1", "conv2", "layer_norm2")[int(m[1])]),
     (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
@@ -68,11 +72,16 @@ class ForeignTensor:
 def foreign_tensors(config: SamConfig, naming: Naming) -> list[ForeignTensor]:
     """Every tensor of a checkpoint of this config."""
     tensors = []
+    encoder_rules = encoder_names(config.encoder, naming).rules
     for ours, shape in expected_shapes(config).items():
         axes = _axes(ours, len(shape))
-        name = _rename(ours, OFFICIAL_RULES)
+        if ours.startswith(ENCODER):
+            name = ENCODER + rename(ours.removeprefix(ENCODER), encoder_rules)
+        else:
+            name = rename(ours, OFFICIAL_RULES)
+        name = rename(name, PYTORCH_RULES)
         if naming == "huggingface":
-            name = _rename(name, (*HUGGINGFACE_RULES, *_mlp_rules(config)))
+            name = rename(name, (*HUGGINGFACE_RULES, *_mlp_rules(config)))
         tensors.append(ForeignTensor(ours, name, tuple(shape[axis] for axis in axes), axes))
     return tensors
 
@@ -135,7 +144,23 @@ def without_text_prompt(params: Params, config: SamConfig) -> tuple[Params, SamC
     return params | {"prompt_encoder": prompt_encoder}, config.without_text()
 
 
-def _rename(name: str, rules: Rules) -> str:
+def encoder_names(config: EncoderConfig, naming: Naming) -> TensorNames[Any]:
+    """Returns how checkpoints of that kind name the tensors of an image encoder.
+
+    Raises:
+        UserError: there are none with this encoder.
+    """
+    encoder = encoder_of(config)
+    names = {"official": encoder.official, "huggingface": encoder.huggingface}[naming]
+    if names is None:
+        raise UserError(
+            f"the {config.kind} encoder has no {FORMATS[naming]} checkpoint format; keep the model as *.safetensors"
+        )
+    return names
+
+
+def rename(name: str, rules: Rules) -> str:
+    """Applies rules one after the other."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sam_jax.config import DataConfig, SamConfig
+from sam_jax.config import DataConfig
 from sam_jax.data.examples import Example
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.resample import Patch, resample_runs
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 def prepare_example(
     example: Example,
     rng: np.random.Generator,
-    model: SamConfig,
+    image_size: int,
     config: DataConfig,
     loss_size: int,
     augment: bool,
@@ -40,10 +40,13 @@ def prepare_example(
     decoded at full size: JPEG's own reduction would be faster and give other pixels. Masks are drawn first, and only
     those go from their run lengths to the loss's resolution (`resample_runs`).
 
+    Args:
+        image_size: side of the input frame, pixels.
+
     Raises:
         BadRecord: the image or a mask cannot be read, or they have different sizes.
     """
-    side, Q = model.image_size, config.masks_per_image
+    side, Q = image_size, config.masks_per_image
     H, W = example.size
     if H < 1 or W < 1:
         raise BadRecord("image without pixels", example.where)
@@ -96,10 +99,10 @@ def prepare_example(
     return Row(canvas, (h, w), tuple(patches), np.array(boxes, np.float32).reshape(-1, 4))
 
 
-def empty_row(model: SamConfig) -> Row:
+def empty_row(image_size: int) -> Row:
     """In place of an example that can't be used: a black image without masks."""
-    side = model.image_size
-    return Row(np.zeros((side, side, 3), np.uint8), (side, side), (), np.zeros((0, 4), np.float32))
+    size = (image_size, image_size)
+    return Row(np.zeros((*size, 3), np.uint8), size, (), np.zeros((0, 4), np.float32))
 
 
 def stack_rows(rows: Sequence[Row], masks_per_image: int, loss_size: int) -> Batch:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from sam_jax.config import DataConfig, SamConfig
+from sam_jax.config import DataConfig, EncoderConfig, SamConfig
 from sam_jax.data.augment import Row, empty_row, prepare_example, stack_rows
 from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.examples import Example, Source
@@ -30,7 +30,7 @@ Element = tuple[Row, BadRecord | None, np.ndarray | None]
 def make_loader(
     source: Source,
     *,
-    model: SamConfig,
+    model: SamConfig | EncoderConfig,
     config: DataConfig,
     loss_size: int,
     seed: int,
@@ -50,6 +50,7 @@ def make_loader(
 
     Args:
         source: examples by position; with worker processes it is pickled.
+        model: the model, or the encoder, whose input frame the images are fitted to.
         loss_size: side of the masks, pixels; the input frame scaled.
         first_batch: number of the first batch, from 0.
         augment: False gives the same fitted, unflipped images every time.
@@ -97,7 +98,7 @@ def make_loader(
 
 
 def fixed_batches(
-    source: Source, count: int, *, model: SamConfig, config: DataConfig, loss_size: int, seed: int
+    source: Source, count: int, *, model: SamConfig | EncoderConfig, config: DataConfig, loss_size: int, seed: int
 ) -> list[Batch]:
     """Up to `count` global batches without augmentation, always the same, for validation.
 
@@ -113,14 +114,14 @@ def fixed_batches(
         if len(rows) == count * config.batch_size:
             break
         try:
-            rows.append(prepare_example(source[index], rng, model, config, loss_size, augment=False))
+            rows.append(prepare_example(source[index], rng, model.image_size, config, loss_size, augment=False))
         except BadRecord as error:
             logger.warning("not used for validation: %s", error)
             problem = error
     if not rows:
         raise UserError(f"no image to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
     while len(rows) % config.batch_size:
-        rows.append(empty_row(model))
+        rows.append(empty_row(model.image_size))
     starts = range(0, len(rows), config.batch_size)
     return [stack_rows(rows[i : i + config.batch_size], config.masks_per_image, loss_size) for i in starts]
 
@@ -156,7 +157,7 @@ class _Guarded:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-    model: SamConfig
+    model: SamConfig | EncoderConfig
     config: DataConfig
     loss_size: int
     augment: bool
@@ -167,13 +168,14 @@ class _Prepare:
         try:
             if isinstance(record, BadRecord):
                 raise record
-            row = prepare_example(record, rng, self.model, self.config, self.loss_size, self.augment)
+            row = prepare_example(record, rng, self.model.image_size, self.config, self.loss_size, self.augment)
             problem: BadRecord | None = None
         except BadRecord as error:
-            row = empty_row(self.model)
+            row = empty_row(self.model.image_size)
             problem = error.with_traceback(None)
         if self.embeddings is None:
             return row, problem, None
+        assert isinstance(self.model, SamConfig), "an encoder alone has no embeddings"
         grid, D = self.model.grid_size, self.model.prompt_dim
         nothing = np.zeros((grid, grid, D), np.float16)
         return row, problem, nothing if problem else np.load(embedding_file(self.embeddings, index))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
-from sam_jax.config import VIT_B, VIT_H, VIT_L, ModelConfig, SamConfig
+from sam_jax.config import VIT_B, VIT_H, VIT_L, EncoderConfig, ModelConfig, SamConfig
 from sam_jax.errors import UserError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of anchors, height / width
@@ -21,7 +23,7 @@ class DetectorConfig(ModelConfig):
     """
 
     name: str = "mask_rcnn_vitdet_b"
-    encoder: SamConfig = VIT_B  # its frame, colours, patches and blocks; neck, prompts and decoder are not used
+    encoder: EncoderConfig = VIT_B.encoder
     category_ids: tuple[int, ...] = COCO_IDS  # of the classes, in their order, as result files call them
     cascade: bool = False  # three box heads, each on the boxes of the one before, and one box for all classes
     channels: int = 256  # of the pyramid and the heads
@@ -39,10 +41,10 @@ class DetectorConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder.patch_size % 4 or self.encoder.grid_size < 4:
+        if self.encoder.stride % 4 or self.encoder.grid_size < 4:
             raise UserError(
-                "expected an encoder with patches of a multiple of 4 pixels and at least 4 along a side, for the "
-                f"pyramid's strides; got patch_size {self.encoder.patch_size}, {self.encoder.grid_size} along a side"
+                "expected an encoder with a stride of a multiple of 4 pixels and at least 4 cells along a side, for "
+                f"the pyramid's strides; got stride {self.encoder.stride}, {self.encoder.grid_size} cells along a side"
             )
         if not self.category_ids:
             raise UserError("expected at least one class in category_ids, got none")
@@ -54,7 +56,7 @@ class DetectorConfig(ModelConfig):
     @property
     def strides(self) -> tuple[int, int, int, int, int]:
         """Pixels of the input frame per cell, of the maps p2 to p6."""
-        p = self.encoder.patch_size
+        p = self.encoder.stride
         return p // 4, p // 2, p, 2 * p, 4 * p
 
     @property
@@ -73,13 +75,21 @@ class DetectorConfig(ModelConfig):
         """For how many classes a box head moves a box."""
         return 1 if self.cascade else self.num_classes
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """As `JsonConfig.from_fields`; in old files the encoder is the config of a whole SAM."""
+        encoder = fields.get("encoder") if isinstance(fields, Mapping) else None
+        if isinstance(encoder, Mapping) and "kind" not in encoder:
+            fields = {**fields, "encoder": SamConfig.from_fields(encoder).encoder.to_fields()}
+        return super().from_fields(fields)
+
 
 def _published() -> dict[str, DetectorConfig]:
     detectors: dict[str, DetectorConfig] = {}
-    for encoder in (VIT_B, VIT_L, VIT_H):
+    for model in (VIT_B, VIT_L, VIT_H):
         for kind in ("mask_rcnn", "cascade_mask_rcnn"):
-            name = f"{kind}_{encoder.name.replace('vit', 'vitdet')}"
-            coco = DetectorConfig(name=name, encoder=encoder, cascade=kind.startswith("cascade"))
+            name = f"{kind}_{model.name.replace('vit', 'vitdet')}"
+            coco = DetectorConfig(name=name, encoder=model.encoder, cascade=kind.startswith("cascade"))
             lvis = dataclasses.replace(
                 coco,
                 name=f"{name}_lvis",

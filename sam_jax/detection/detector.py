@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -19,7 +18,8 @@ from sam_jax.detection.config import BOX_BINS, MASK_BINS, DetectorConfig
 from sam_jax.detection.heads import BoxHead, FeaturePyramid, MaskHead, ProposalHead
 from sam_jax.detection.nms import boxes_that_stay, pick_best
 from sam_jax.detection.roi_align import pool_boxes
-from sam_jax.modeling.image_encoder import PlainViT
+from sam_jax.modeling.common import apply
+from sam_jax.modeling.encoders import encoder_of
 from sam_jax.types import Params
 
 
@@ -41,29 +41,24 @@ class Detections(NamedTuple):
     masks: Float[Array, "B N 28 28"]  # probabilities; the mask fills its box
 
 
-def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
-    return module.apply({"params": params}, *args, **kwargs)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def init_detector(config: DetectorConfig, key: Key[Array, ""]) -> Params:
     """Random float32 params. Shapes alone: `jax.eval_shape` over this function."""
     c, keys = config, jax.random.split(key, 4 + len(config.box_weights))
-    encoder, side = c.encoder, c.encoder.image_size
-    grid = jnp.zeros((1, encoder.grid_size, encoder.grid_size, encoder.encoder_dim))
+    encoder = c.encoder
+    grid = jnp.zeros((1, encoder.grid_size, encoder.grid_size, encoder.features))
     pooled = jnp.zeros((1, 1, BOX_BINS, BOX_BINS, c.channels))
     to_mask = jnp.zeros((1, 1, MASK_BINS, MASK_BINS, c.channels))
     modules: dict[str, tuple] = {
-        "image_encoder": (PlainViT(encoder), jnp.zeros((1, side, side, 3))),
         "pyramid": (FeaturePyramid(c), grid),
         "rpn_head": (ProposalHead(c), grid[..., :1].repeat(c.channels, -1)),
         "mask_head": (MaskHead(c), to_mask, jnp.zeros((1, 1), int)),
         **{f"box_heads_{i}": (BoxHead(c), pooled) for i in range(len(c.box_weights))},
     }
-    return {
-        name: module.init(key, *arguments)["params"]
-        for key, (name, (module, *arguments)) in zip(keys, modules.items(), strict=True)
-    }
+    params = {"image_encoder": encoder_of(encoder).init(encoder, keys[0])}
+    for key, (name, (module, *arguments)) in zip(keys[1:], modules.items(), strict=True):
+        params[name] = module.init(key, *arguments)["params"]
+    return params
 
 
 def extract_features(
@@ -86,23 +81,16 @@ def extract_features(
     Raises:
         ValueError: images of another size.
     """
-    side = config.encoder.image_size
-    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise ValueError(
-            f"expected images of shape (B, {side}, {side}, 3) for detector {config.name!r}, got {images.shape}; "
-            "resize and pad them first (sam_jax.ops.transforms)"
-        )
-    module = PlainViT(config.encoder, dtype, drop_path, remat)
-    rngs = None if key is None else {"drop_path": key}
-    x = _apply(module, params["image_encoder"], images, deterministic=key is None, rngs=rngs)
-    return _apply(FeaturePyramid(config, dtype), params["pyramid"], x)
+    encoder, own = encoder_of(config.encoder), params["image_encoder"]
+    maps = encoder.apply(own, images, config.encoder, dtype=dtype, drop_path=drop_path, remat=remat, key=key)
+    return apply(FeaturePyramid(config, dtype), params["pyramid"], maps["last"])
 
 
 def score_anchors(
     params: Params, features: Sequence[Float[Array, "B h w C"]], config: DetectorConfig, *, dtype: jnp.dtype
 ) -> tuple[list[Float[Array, "B n"]], list[Float[Array, "B n 4"]]]:
     """Objectness logits and deltas of the anchors of each map."""
-    pairs = [_apply(ProposalHead(config, dtype), params["rpn_head"], x) for x in features]
+    pairs = [apply(ProposalHead(config, dtype), params["rpn_head"], x) for x in features]
     return [logits for logits, _ in pairs], [deltas for _, deltas in pairs]
 
 
@@ -160,7 +148,7 @@ def score_boxes(
     pooled = pool_boxes(features[:4], boxes, config, BOX_BINS)
     if gradient_scale != 1.0:
         pooled = gradient_scale * pooled + (1 - gradient_scale) * jax.lax.stop_gradient(pooled)
-    return _apply(BoxHead(config, dtype), params[f"box_heads_{stage}"], pooled)
+    return apply(BoxHead(config, dtype), params[f"box_heads_{stage}"], pooled)
 
 
 def score_masks(
@@ -174,7 +162,7 @@ def score_masks(
 ) -> Float[Array, "B N 28 28"]:
     """Logits of each box's mask, of its class."""
     pooled = pool_boxes(features[:4], boxes, config, MASK_BINS)
-    return _apply(MaskHead(config, dtype), params["mask_head"], pooled, classes)
+    return apply(MaskHead(config, dtype), params["mask_head"], pooled, classes)
 
 
 def refine_proposals(

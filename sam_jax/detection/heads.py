@@ -35,7 +35,7 @@ def lay_out(x: jax.Array) -> jax.Array:
 
 
 class FeaturePyramid(nn.Module):
-    """The encoder's last map (B, h, w, D) -> maps p2 to p6 with strides of 1/4, 1/2, 1, 2 and 4 patches.
+    """The encoder's last map (B, h, w, D) -> maps p2 to p6 with strides of 1/4, 1/2, 1, 2 and 4 of its own.
 
     Reference: Li et al. 2022, section 3 ("simple feature pyramid").
     """
@@ -45,7 +45,7 @@ class FeaturePyramid(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        D, dtype = self.config.encoder.encoder_dim, self.dtype
+        D, dtype = self.config.encoder.features, self.dtype
         quarter = Upconv(D, D // 2, dtype, name="simfp_2_0")(x)
         quarter = gelu(LayerNorm(dtype=dtype, name="simfp_2_1")(quarter))
         quarter = lay_out(Upconv(D // 2, D // 4, dtype, name="simfp_2_3")(quarter))

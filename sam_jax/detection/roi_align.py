@@ -61,7 +61,7 @@ def axis_weights(
 def most_cells(config: DetectorConfig) -> int:
     """How many cells a box within the image can touch on the map that it is pooled from."""
     *finer, coarsest = config.sides[:4]
-    area = (2 * config.box_size / config.encoder.patch_size) ** 2  # in cells; a box above it belongs to the next map
+    area = (2 * config.box_size / config.encoder.stride) ** 2  # in cells; a box above it belongs to the next map
     # Under h w < area and h, w <= side, (h + 3)(w + 3) is largest for the longest box.
     bounds = [min(side**2, math.ceil((side + 3) * (min(side, area / side) + 3))) for side in finer]
     return max(coarsest**2, *bounds)

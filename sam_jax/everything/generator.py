@@ -439,7 +439,7 @@ def _programs(
     at_once = 1 if devices.devices[0].platform == "cpu" else 16
 
     def encode(params: Params, images: Array, sizes: Array) -> tuple[Array, SharedImage]:
-        embeddings = encode_image(params, normalize_images(images, sizes, config), config, dtype=dtype)
+        embeddings = encode_image(params, normalize_images(images, sizes, config.encoder), config, dtype=dtype)
         return embeddings, share_image(params, embeddings, config, dtype=dtype)
 
     def segment(

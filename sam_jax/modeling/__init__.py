@@ -1,5 +1,6 @@
 """Arrays in, arrays out."""
 
+from sam_jax.modeling.image_encoder import encode_maps, map_shapes
 from sam_jax.modeling.sam import (
     EncodedPrompts,
     SharedImage,
@@ -17,8 +18,10 @@ __all__ = [
     "SharedImage",
     "decode_masks",
     "encode_image",
+    "encode_maps",
     "encode_prompts",
     "init_params",
+    "map_shapes",
     "normalize_images",
     "predict_masks",
     "share_image",

@@ -5,10 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from sam_jax.types import Params
+
+
+def apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
+    """Returns what a module makes of its arguments with these params; others beside them are not looked at."""
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 def fan_in_uniform(fan_in: int) -> Callable:
@@ -89,7 +97,7 @@ class PatchConv(nn.Module):
         return x + self.param("bias", init, (self.features,)).astype(self.dtype) if self.use_bias else x
 
 
-class Mlp(nn.Module):
+class MlpHead(nn.Module):
     """Linear layers with ReLU between them; used by the IoU head and the hypernetworks."""
 
     in_features: int

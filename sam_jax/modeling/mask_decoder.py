@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
-from sam_jax.modeling.common import LayerNorm, Mlp, einsum_float32, fan_in_uniform, gelu
+from sam_jax.modeling.common import LayerNorm, MlpHead, einsum_float32, fan_in_uniform, gelu
 from sam_jax.modeling.transformer import SharedImage, TwoWayTransformer
 
 
@@ -75,11 +75,11 @@ class MaskDecoder(nn.Module):
             name="transformer",
         )(tokens, image.reshape(B, -1, h * w, D), positions.reshape(h * w, D), token_mask, deterministic, shared)
 
-        iou_head = Mlp(D, c.iou_head_hidden_dim, M, c.iou_head_depth, self.dtype, name="iou_prediction_head")
+        iou_head = MlpHead(D, c.iou_head_hidden_dim, M, c.iou_head_depth, self.dtype, name="iou_prediction_head")
         iou_predictions = iou_head(tokens[:, :, 0])[:, :, outputs]
         hyper = jnp.stack(
             [
-                Mlp(D, D, D // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
+                MlpHead(D, D, D // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
                 for i in range(M)[outputs]
             ],
             2,

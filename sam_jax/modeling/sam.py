@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sam_jax.config import SamConfig
-from sam_jax.modeling.image_encoder import ImageEncoder
+from sam_jax.config import EncoderConfig, SamConfig
+from sam_jax.modeling.common import apply
+from sam_jax.modeling.image_encoder import EMBEDDING, encode_maps, init_image_encoder
 from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.modeling.prompt_encoder import PromptEncoder
 from sam_jax.modeling.transformer import SharedImage
@@ -38,20 +38,16 @@ class EncodedPrompts(NamedTuple):
     image_positions: Float[Array, "h w D"]
 
 
-def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
-    return module.apply({"params": params}, *args, **kwargs)
-
-
 @functools.partial(jax.jit, static_argnums=0)  # else flax runs the whole model, step by step
 def init_params(config: SamConfig, key: jax.Array) -> Params:
     """Random float32 params, initialised as PyTorch would. Shapes alone: `jax.eval_shape` over this function."""
     encoder_key, prompt_key, decoder_key = jax.random.split(key, 3)
-    side, grid, D = config.image_size, config.grid_size, config.prompt_dim
+    grid, D = config.grid_size, config.prompt_dim
     prompts = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
     sparse, mask = jnp.zeros((1, 1, 1, D)), jnp.ones((1, 1, 1), bool)
     image = jnp.zeros((1, grid, grid, D))
     return {
-        "image_encoder": ImageEncoder(config).init(encoder_key, jnp.zeros((1, side, side, 3)))["params"],
+        "image_encoder": init_image_encoder(config, encoder_key),
         "prompt_encoder": PromptEncoder(config).init(prompt_key, prompts)["params"],
         "mask_decoder": MaskDecoder(config).init(
             decoder_key, image, image[0], sparse, mask, jnp.zeros((1, 1, 1, 1, D))
@@ -60,15 +56,16 @@ def init_params(config: SamConfig, key: jax.Array) -> Params:
 
 
 def normalize_images(
-    images: UInt8[Array, "B S S 3"], sizes: Float[Array, "B 2"], config: SamConfig
+    images: UInt8[Array, "B S S 3"], sizes: Float[Array, "B 2"], encoder: EncoderConfig
 ) -> Float[Array, "B S S 3"]:
     """Images in the input frame -> the encoder's input.
 
     Args:
         images: RGB, 0-255, resized and padded on the right and bottom with anything.
         sizes: (h, w) of the part that is image. The rest becomes 0 after the normalisation, as in the official code.
+        encoder: whose colours the images get.
     """
-    pixels = (images.astype(jnp.float32) - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
+    pixels = (images.astype(jnp.float32) - jnp.array(encoder.pixel_mean)) / jnp.array(encoder.pixel_std)
     rows, cols = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
     valid = (rows[None, :, None] < sizes[:, 0, None, None]) & (cols[None, None, :] < sizes[:, 1, None, None])
     return jnp.where(valid[..., None], pixels, 0.0)
@@ -84,26 +81,12 @@ def encode_image(
     remat: bool = False,
     key: jax.Array | None = None,
 ) -> Float[Array, "B h w D"]:
-    """Normalised images -> embeddings, in `dtype`.
-
-    Args:
-        params: the whole model's params.
-        images: from `normalize_images`, S = config.image_size.
-        drop_path: rate of the last block; takes effect only with a `key`, that is in training.
-        remat: recompute blocks in the backward pass, to save memory.
-        key: random key of the drop path.
+    """Normalised images -> embeddings, in `dtype`: the map "embedding" of `encode_maps`, which has the arguments.
 
     Reference: section 3 and A of the paper; Li et al. 2022 (ViTDet).
     """
-    side = config.image_size
-    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise ValueError(
-            f"encode_image expected images of shape (B, {side}, {side}, 3) for model {config.name!r}, "
-            f"got {images.shape}; resize and pad them first (sam_jax.ops.transforms)"
-        )
-    module = ImageEncoder(config, dtype, drop_path, remat)
-    rngs = None if key is None else {"drop_path": key}
-    return _apply(module, params["image_encoder"], images, deterministic=key is None, rngs=rngs)
+    options: dict[str, Any] = {"dtype": dtype, "drop_path": drop_path, "remat": remat, "key": key}
+    return encode_maps(params, images, config, **options)[EMBEDDING]
 
 
 def encode_prompts(
@@ -125,7 +108,7 @@ def encode_prompts(
                 f"text prompts of model {config.name!r} are embeddings of CLIP {config.text_encoder!r}, "
                 f"{config.text_dim} wide, got {prompts.text_embeddings.shape[-1]}"
             )
-    return EncodedPrompts(*_apply(PromptEncoder(config, dtype), params["prompt_encoder"], prompts))
+    return EncodedPrompts(*apply(PromptEncoder(config, dtype), params["prompt_encoder"], prompts))
 
 
 def share_image(
@@ -172,7 +155,7 @@ def decode_masks(
 
     def decode(prompts: EncodedPrompts) -> Prediction:
         return Prediction(
-            *_apply(
+            *apply(
                 module,
                 params["mask_decoder"],
                 embeddings,

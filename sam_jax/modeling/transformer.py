@@ -62,7 +62,7 @@ def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
     return jnp.expand_dims(result, output.index("q"))
 
 
-class Attention(nn.Module):
+class DecoderAttention(nn.Module):
     """Multi-head attention whose inner width may be smaller than the model's.
 
     Between a few tokens and thousands of image tokens, projecting the image costs more than attending. There the
@@ -172,8 +172,8 @@ class TwoWayBlock(nn.Module):
         deterministic: bool,
         shared: SharedImage | None,
     ) -> tuple[jax.Array, jax.Array]:
-        def attention(name: str, downsample: int) -> Attention:
-            return Attention(self.dim, self.heads, downsample, self.dropout, self.dtype, name=name)
+        def attention(name: str, downsample: int) -> DecoderAttention:
+            return DecoderAttention(self.dim, self.heads, downsample, self.dropout, self.dtype, name=name)
 
         keys_and_values = {"k": shared.keys, "v": shared.values} if shared else {}
         queries = {"q": shared.queries} if shared else {}
@@ -245,7 +245,7 @@ class TwoWayTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"layers_{i}",
             )(tokens, image, positions, image_positions, token_mask, deterministic, shared if i == 0 else None)
-        final = Attention(
+        final = DecoderAttention(
             self.dim, self.heads, self.downsample, self.dropout, self.dtype, name="final_attn_token_to_image"
         )
         tokens = tokens + final(tokens + positions, image + image_positions, image, None, deterministic)

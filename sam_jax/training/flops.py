@@ -6,6 +6,8 @@ import jax
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.modeling.encoders import encoder_of
+from sam_jax.modeling.image_encoder import neck_flops
 from sam_jax.training.trainable import EncoderWork
 
 # Dense bfloat16 products, FLOP/s of a device as JAX counts them, from the makers' data sheets.
@@ -22,19 +24,8 @@ PEAK_FLOPS = {
 
 
 def encoder_flops(config: SamConfig) -> float:
-    """Of one image, forward; a product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
-    D, side, hidden = config.encoder_dim, config.grid_size, int(config.encoder_dim * config.encoder_mlp_ratio)
-    tokens = side**2
-    windows = (-(-side // config.window_size)) ** 2 if config.window_size else 1
-    flops = 2.0 * tokens * config.patch_size**2 * 3 * D
-    for block in range(config.encoder_depth):
-        if block in config.global_attention_blocks or not config.window_size:
-            attended, context = tokens, side
-        else:
-            attended, context = windows * config.window_size**2, config.window_size
-        products = 4 * D * D + 2 * context**2 * D + 2 * context * D  # qkv and proj, q k and weights v, positions
-        flops += 2.0 * attended * products + 2.0 * tokens * 2 * D * hidden
-    return flops + 2.0 * tokens * (D * config.prompt_dim + 9 * config.prompt_dim**2)
+    """Of one image, forward; a product of (n, k) and (k, m) is 2 n k m."""
+    return encoder_of(config.encoder).flops(config.encoder) + neck_flops(config)
 
 
 def decoder_flops(config: SamConfig, sparse_tokens: int) -> float:

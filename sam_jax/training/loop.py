@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from sam_jax.config import RunConfig, TrainConfig
+from sam_jax.config import RunConfig, SamConfig, TrainConfig
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
 from sam_jax.errors import NonFiniteGradients
@@ -81,6 +81,7 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
     own_batches = [local_part(batch, **part) for batch in validation_batches]
     embeddings = out / "embeddings" if config.finetune.cache_embeddings else None
     if embeddings is not None:
+        assert isinstance(task.frame, SamConfig), "a detector's start refuses it"
         cache_embeddings(train_set, params, task.frame, config, embeddings)
 
     with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
@@ -157,7 +158,7 @@ def compile_program(task: TrainingTask, params: Params) -> Wrapped:
         UserError: devices that do not fit the batch.
     """
     config = task.config
-    make = functools.partial(make_optimizer, config.optimizer, task.frame)
+    make = functools.partial(make_optimizer, config.optimizer, task.encoder)
     init = functools.partial(init_state, key=jax.random.key(config.seed), config=config, make_optimizer=make)
     trained = jax.eval_shape(init, params).params
     return wrap(

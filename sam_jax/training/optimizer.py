@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sam_jax.config import OptimizerConfig, SamConfig
+from sam_jax.config import EncoderConfig, OptimizerConfig
+from sam_jax.modeling.encoders import encoder_of
 from sam_jax.types import Params
 
 
@@ -36,30 +37,26 @@ def next_learning_rate(config: OptimizerConfig, opt_state: optax.OptState) -> Fl
     return learning_rate_schedule(config)(optax.tree.get(opt_state, "count", filtering=of_schedule))
 
 
-def layer_scales(params: Params, model: SamConfig, decay: float) -> Params:
-    """The factor on each parameter's learning rate: decay^(depth + 1 - id).
-
-    id is 0 for the patch and position embeddings, i + 1 for block i and depth + 1 for everything else, as in ViTDet.
-    """
+def layer_scales(params: Params, encoder: EncoderConfig, decay: float) -> Params:
+    """Returns the factor on each param's learning rate: decay^(n - i) in layer i of the encoder's n, else 1."""
+    layers = encoder_of(encoder).layers(encoder)
 
     def scale(path: tuple, _: jax.Array) -> float:
-        name = "/".join(entry.key for entry in path)
-        if block := re.match(r"image_encoder/blocks_(\d+)/", name):
-            layer = int(block[1]) + 1
-        else:
-            layer = 0 if re.match(r"image_encoder/(patch_embed|pos_embed)", name) else model.encoder_depth + 1
-        return decay ** (model.encoder_depth + 1 - layer)
+        part, *rest = (entry.key for entry in path)
+        name = "/".join(rest)
+        found = [i for i, pattern in enumerate(layers) if part == "image_encoder" and re.search(pattern, name)]
+        return decay ** (len(layers) - found[0]) if found else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def make_optimizer(config: OptimizerConfig, model: SamConfig, params: Params) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, encoder: EncoderConfig, params: Params) -> optax.GradientTransformation:
     """AdamW over the params that learn, which are looked at for their names and shapes only.
 
     Weight decay applies to kernels; biases, norms, tokens, position tables and adapters are exempt (the paper does not
     say; SAM 2 does this).
     """
-    scales = layer_scales(params, model, config.layer_decay)
+    scales = layer_scales(params, encoder, config.layer_decay)
 
     def decays(path: tuple, _: jax.Array) -> bool:
         return path[-1].key == "kernel"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoints import load_mae_encoder
+from sam_jax.checkpoints import load_pretrained_encoder
 from sam_jax.checkpoints.format import save_checkpoint
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.clip.config import ClipConfig
@@ -62,6 +62,7 @@ def sam_task(config: TrainConfig, params: Params, clip: ClipConfig | None = None
     return TrainingTask(
         config=config,
         frame=config.model,
+        encoder=config.model.encoder,
         mask_size=config.loss.size,
         images_at_once=config.data.batch_size // config.accumulate,
         train_step=functools.partial(train_step, config=config, clip=clip),
@@ -122,7 +123,7 @@ def initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfig
         config = dataclasses.replace(config, model=prepared(config.model))
         params = align_cross_attention(init_params(config.model, key))
     if config.init_encoder_from is not None:
-        params = load_mae_encoder(config.init_encoder_from, params, config.model)
+        params = load_pretrained_encoder(config.init_encoder_from, params, config.model.encoder)
     if clip is not None:
         params = params | {CLIP: {"visual": clip.params["visual"]}}
     return config, jax.tree.map(jnp.asarray, params), None if clip is None else clip.config

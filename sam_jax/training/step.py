@@ -150,7 +150,7 @@ def run_rounds(
         embeddings = batch.embeddings
     else:
         assert batch.images is not None
-        images = normalize_images(batch.images, batch.sizes, model)
+        images = normalize_images(batch.images, batch.sizes, model.encoder)
         encoder_key = jax.random.fold_in(drop_key, numbers[0]) if training else None
         embeddings = encode_image(
             params,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.config import RunConfig, SamConfig
+from sam_jax.config import EncoderConfig, RunConfig, SamConfig
 from sam_jax.training.step import TrainState
 from sam_jax.types import Batch, Params
 
@@ -27,6 +27,7 @@ class TrainingTask:
     Attributes:
         config: the run's config, with the model that is trained, which may come from the start of the run.
         frame: the config whose input frame the images are fitted into.
+        encoder: the config of the image encoder.
         mask_size: side at which the target masks are kept, pixels.
         images_at_once: images that all devices together work on at a time.
         train_step: (state, batch, key, *, optimizer, axis_name) -> (state, metrics), as `wrap` takes it.
@@ -44,7 +45,8 @@ class TrainingTask:
     """
 
     config: RunConfig
-    frame: SamConfig
+    frame: SamConfig | EncoderConfig
+    encoder: EncoderConfig
     mask_size: int
     images_at_once: int
     train_step: Callable[..., tuple[TrainState, Metrics]]

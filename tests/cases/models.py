@@ -8,12 +8,9 @@ from sam_jax.detection.config import DetectorConfig
 
 SMALL = dataclasses.replace(
     TINY,
-    image_size=64,
-    encoder_dim=32,
-    encoder_depth=2,
-    encoder_heads=2,
-    window_size=3,
-    global_attention_blocks=(1,),
+    encoder=dataclasses.replace(
+        TINY.encoder, image_size=64, dim=32, depth=2, heads=2, window_size=3, global_attention_blocks=(1,)
+    ),
     prompt_dim=32,
     decoder_depth=1,
     decoder_heads=2,
@@ -25,7 +22,7 @@ WITH_TEXT = dataclasses.replace(SMALL, text_dim=SMALL_CLIP.embedding_dim, text_e
 
 DETECTOR = DetectorConfig(
     name="smallest",
-    encoder=SMALL,
+    encoder=SMALL.encoder,
     category_ids=(1,),
     cascade=True,
     channels=16,

@@ -51,7 +51,7 @@ def make_detector_config(**changes) -> DetectorTrainConfig:
 
 def start(config: TrainConfig, params):
     """The state at step 0 and the compiled step."""
-    make = functools.partial(make_optimizer, config.optimizer, config.model)
+    make = functools.partial(make_optimizer, config.optimizer, config.model.encoder)
     state = init_state(params, jax.random.key(0), config, make)
     return state, jax.jit(functools.partial(train_step, config=config, optimizer=make(state.params)))
 

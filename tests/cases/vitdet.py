@@ -9,22 +9,13 @@ from typing import Any
 import numpy as np
 
 from sam_jax.checkpoints.detector import POSITIONS, detectron2_shapes
-from sam_jax.config import VIT_B
+from sam_jax.config import ViTConfig
 from sam_jax.detection.config import DetectorConfig
 
 # Windows that need padding, maps with odd sides, and boxes on all four maps.
 SMALL = DetectorConfig(
     name="small",
-    encoder=dataclasses.replace(
-        VIT_B,
-        name="small",
-        image_size=160,
-        encoder_dim=32,
-        encoder_depth=2,
-        encoder_heads=2,
-        window_size=4,
-        global_attention_blocks=(1,),
-    ),
+    encoder=ViTConfig(image_size=160, dim=32, depth=2, heads=2, window_size=4, global_attention_blocks=(1,)),
     category_ids=(1, 2, 3, 5, 8),
     channels=16,
     fc_dim=32,

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.checkpoints import load_mae_encoder
+from sam_jax.checkpoints import load_pretrained_encoder
 from sam_jax.checkpoints.detector import save_detector
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.detection.detector import Detections, init_detector
 from sam_jax.errors import UserError
-from sam_jax.modeling.resize import resize_positions
+from sam_jax.modeling.encoders import encoder_of
+from sam_jax.modeling.image_encoder import is_neck
 from sam_jax.ops.draw import draw_masks
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
@@ -37,6 +38,7 @@ def detector_task(config: DetectorTrainConfig) -> TrainingTask:
     return TrainingTask(
         config=config,
         frame=config.model.encoder,
+        encoder=config.model.encoder,
         mask_size=config.mask_size,
         images_at_once=config.data.batch_size,
         train_step=functools.partial(train_step, config=config),
@@ -79,23 +81,25 @@ def initial_params(config: DetectorTrainConfig) -> Params:
     """
     if config.init_from is not None and config.init_encoder_from is not None:
         raise UserError("expected one start of the image encoder, got init-from and init-encoder-from")
+    if config.finetune.cache_embeddings:
+        raise UserError("expected no finetune.cache-embeddings: a detector has no embeddings of images; leave it out")
     encoder, learned = config.model.encoder, {}
     if config.init_from is not None:
         start = load_model(config.init_from)
-        new = dataclasses.replace(start.config, image_size=encoder.image_size)
-        resized = resize_positions(start.params, start.config, new)["image_encoder"]
-        learned = {name: value for name, value in resized.items() if not name.startswith("neck_")}
-        wanted = jax.eval_shape(functools.partial(init_detector, config.model), jax.random.key(0))["image_encoder"]
+        old = start.config.encoder
+        own = {name: value for name, value in start.params["image_encoder"].items() if not is_neck(name)}
+        learned = encoder_of(old).resize(own, old, dataclasses.replace(old, image_size=encoder.image_size))
+        wanted = jax.eval_shape(functools.partial(encoder_of(encoder).init, encoder), jax.random.key(0))
         if jax.tree.map(jnp.shape, learned) != jax.tree.map(jnp.shape, wanted):
             raise UserError(
-                f"expected an image encoder like that of model.encoder ({encoder.name}), {config.init_from} has "
-                f"another ({start.config.name}); change model.encoder or init-from"
+                f"expected an image encoder like that of model.encoder ({encoder}), {config.init_from} has "
+                f"another ({old}); change model.encoder or init-from"
             )
     params = init_detector(config.model, jax.random.key(config.seed))
     if learned:
         params = params | {"image_encoder": learned}
     if config.init_encoder_from is not None:
-        params = load_mae_encoder(config.init_encoder_from, params, encoder)
+        params = load_pretrained_encoder(config.init_encoder_from, params, encoder)
     return jax.tree.map(jnp.asarray, params)
 
 

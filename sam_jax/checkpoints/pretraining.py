@@ -1,0 +1,62 @@
+"""Weights of a published model, as of a masked autoencoder -> the start of an image encoder."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sam_jax.checkpoints.files import read_state
+from sam_jax.checkpoints.layout import ENCODER, PYTORCH_RULES, rename
+from sam_jax.config import EncoderConfig
+from sam_jax.errors import UserError
+from sam_jax.modeling.encoders import encoder_of
+from sam_jax.types import Params
+
+
+def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderConfig) -> Params:
+    """Returns params with the image encoder's from its published pre-training; the rest, with the neck, as it was.
+
+    For the ViT that is a masked autoencoder: the published `mae_pretrain_vit_{base,large,huge}.pth`, or the same
+    tensors as safetensors. Absolute positions are resized to the grid of `config`, patch kernels to its patch (ViT-H
+    has 14 x 14), both bicubic; the class token is dropped; relative positions start at zero.
+
+    Args:
+        params: of a whole model, a SAM or a detector, with "image_encoder".
+
+    Raises:
+        MissingFile, MissingPackage: as `load_any`.
+        UserError: the encoder has no such start; another model, or one of another size; names all tensors that do
+            not fit.
+
+    Reference: paper, section A "Image encoder"; Li et al. 2022 (ViTDet).
+    """
+    encoder = encoder_of(config)
+    start = encoder.pretraining
+    if start is None:
+        raise UserError(f"the {config.kind} encoder has no published pre-training to start from; leave {path} out")
+    state = read_state(Path(path))
+    if any(name not in state for name in start.landmarks):
+        raise UserError(f"expected {start.what} with {' and '.join(start.landmarks)}, {path} has {sorted(state)[:8]}")
+    own = jax.eval_shape(functools.partial(encoder.init, config), jax.random.key(0))
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(own, sep="/").items()}
+    wanted = {
+        name: rename(rename(name, start.rules), PYTORCH_RULES) for name in shapes if not re.search(start.zeros, name)
+    }
+    problems = [f"missing {theirs}" for theirs in wanted.values() if theirs not in state]
+    problems += [f"extra {name}" for name in state if name not in wanted.values() and not re.match(start.unused, name)]
+    learned = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in wanted}
+    for ours, theirs in wanted.items():
+        if theirs not in state:
+            continue
+        learned[ours] = start.convert(theirs, state[theirs], config)
+        if learned[ours].shape != shapes[ours]:
+            problems.append(f"{theirs} gives shape {learned[ours].shape}, expected {shapes[ours]}")
+    if problems:
+        raise UserError(f"{path} does not fit the {config.kind} encoder of the model:\n  " + "\n  ".join(problems))
+    flat = flatten_dict(params, sep="/") | {ENCODER + name: value for name, value in learned.items()}
+    return unflatten_dict(flat, sep="/")

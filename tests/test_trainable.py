@@ -13,7 +13,7 @@ from cases.training import make_batch, make_config, start
 from sam_jax.config import FinetuneConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.training.step import model_params
-from sam_jax.training.trainable import FOURIER_MATRIX, encoder_is_frozen, join_params, split_params
+from sam_jax.training.trainable import FOURIER_MATRIX, encoder_work, join_params, split_params
 
 KEY = jax.random.key(0)
 ONE_ROUND = PromptConfig(point_rounds=0, refine_rounds=0)
@@ -45,8 +45,8 @@ def test_splitting_and_joining_gives_the_same_model(params, config):
 def test_a_regular_expression_chooses_what_learns(params):
     trained, _ = split_params(params, FinetuneConfig("^mask_decoder/"), KEY)
     assert names(trained) == {name for name in names(params) if name.startswith("mask_decoder/")}
-    assert encoder_is_frozen(trained)
-    assert not encoder_is_frozen(split_params(params, FinetuneConfig(), KEY)[0])
+    assert encoder_work(params, FinetuneConfig("^mask_decoder/")) == "frozen"
+    assert encoder_work(params, FinetuneConfig()) == "trained"
 
 
 def test_adapters_learn_in_place_of_their_kernels(params):

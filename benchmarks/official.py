@@ -12,8 +12,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from PIL import Image
 
-from sam_jax.checkpoints import state_from_params
-from sam_jax.checkpoints.format import expected_shapes
+from sam_jax.checkpoints import expected_shapes, state_from_params
 from sam_jax.config import SamConfig
 from sam_jax.types import Params
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from official import official_model, random_params, use_official
 
-from sam_jax.checkpoints import load_any, state_from_params
+from sam_jax.checkpoints import SAM, load_checkpoint, state_from_params
 from sam_jax.checkpoints.huggingface import config_to_huggingface
 from sam_jax.config import VIT_B, SamConfig
 from sam_jax.data.images import read_image
@@ -125,7 +125,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     image = read_image(arguments.image)
-    params, config = load_any(arguments.weights, VIT_B) if arguments.weights else (random_params(VIT_B), VIT_B)
+    params, config = (
+        load_checkpoint(arguments.weights, SAM, VIT_B) if arguments.weights else (random_params(VIT_B), VIT_B)
+    )
     ours = SamPredictor(Sam(config, params))
     ours.set_image(image)
     embedding = np.asarray(ours.get_image_embedding()).transpose(0, 3, 1, 2)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from sam_jax.checkpoints.ritm import state_from_params
+from sam_jax.checkpoints import expected_shapes, state_from_params
 from sam_jax.ritm import RitmConfig
-from sam_jax.ritm.checkpoint import expected_shapes
 from sam_jax.types import Params
 
 
@@ -63,7 +62,7 @@ def original_model(params: Params, config: RitmConfig) -> Any:
         norm_radius=config.click_radius,
         with_prev_mask=config.previous_mask,
     )
-    state = {name: torch.tensor(array) for name, array in state_from_params(params, config).items()}
+    state = {name: torch.tensor(array) for name, array in state_from_params(params, config, "published").items()}
     missing, extra = model.load_state_dict(state, strict=False)
     assert not extra
     assert all(name.endswith("num_batches_tracked") for name in missing), missing

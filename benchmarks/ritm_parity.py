@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from ritm_original import original_logits, original_model, original_predictor, random_params, use_original
 
-from sam_jax.checkpoints.ritm import load_ritm, load_ritm_params
+from sam_jax.checkpoints import RITM, load_checkpoint, load_ritm
 from sam_jax.data.images import read_image
 from sam_jax.evals.clicks import next_click
 from sam_jax.ritm import RITM_SIZES, THRESHOLD, Ritm, RitmConfig, RitmPredictor
@@ -141,7 +141,7 @@ def main() -> None:
     if mask is not None and mask.shape != image.shape[:2]:
         sys.exit(f"expected a mask of the image's size {image.shape[:2]}, got {mask.shape}")
     if arguments.weights:
-        params, config = load_ritm_params(arguments.weights)
+        params, config = load_checkpoint(arguments.weights, RITM)
         networks = {config: params}
     else:
         networks = {RITM_SIZES[name]: random_params(RITM_SIZES[name]) for name in arguments.networks}

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import save_checkpoint
 from sam_jax.checkpoints.hub import load_clip, load_model
 from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.crops import crop_objects, square_boxes

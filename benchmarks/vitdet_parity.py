@@ -30,7 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # for cases
 
 from cases.vitdet import CASES, SIZES, SMALL, make_images, random_state, summary
-from sam_jax.checkpoints.detector import from_detectron2
+from sam_jax.checkpoints import params_from_state
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.detector import (
     detect_objects,
@@ -287,7 +287,7 @@ def compare_losses(cascade: bool) -> dict[str, tuple[float, float]]:
     sampling = SamplingConfig(drawn, 0.5, boxes=drawn, box_positives=0.5, pre_nms=config.pre_nms)
     training = DetectorTrainConfig(Path(), config, sampling=sampling, drop_path=0.0)
     batch = Batch(images, np.full((2, 2), side), masks, boxes, valid)
-    params, _ = from_detectron2(random_state(config), config)
+    params = params_from_state(random_state(config), config, "detectron2")
     losses = functools.partial(detector_losses, config=training, training=True, axis_name=None)
     run = jax.jit(lambda *arguments: losses(*arguments)[0])
     ours = {name: float(value) for name, value in run(params, batch, jax.random.key(0), jnp.arange(2)).items()}
@@ -335,7 +335,7 @@ def main() -> None:
 
 def compare(config: DetectorConfig) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
     """detectron2's results, and how far ours are from them: each part on what detectron2 gives it."""
-    model, (params, _) = detectron2_model(config), from_detectron2(random_state(config), config)
+    model, params = detectron2_model(config), params_from_state(random_state(config), config, "detectron2")
     errors: dict[str, tuple[float, float]] = {}
 
     def note(part: str, ours: Any, theirs: Any) -> None:

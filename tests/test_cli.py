@@ -13,7 +13,7 @@ from PIL import Image
 from cases.images import make_image
 from cases.models import SMALL
 from sam_jax import read_image
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import save_checkpoint
 from sam_jax.commands import main as cli
 from sam_jax.commands.demo import DEMO_PROMPTS
 from sam_jax.modeling import init_params

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from cases.models import SMALL_CLIP
-from sam_jax.checkpoints.clip import clip_state_from_params, config_from_huggingface, load_any_clip
-from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.checkpoints import CLIP, SAM, expected_shapes, load_checkpoint, save_checkpoint, state_from_params
+from sam_jax.checkpoints.clip import config_from_huggingface
 from sam_jax.clip.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import embed_images, embed_tokens, init_clip_params
 from sam_jax.clip.tokenizer import tokenize
@@ -66,7 +66,7 @@ def assert_same_embeddings(config: ClipConfig, folder: Path) -> None:
     """A Hugging Face folder, read by us, gives the embeddings that transformers gives."""
     theirs = reference(config)
     theirs.save_pretrained(folder)
-    params, read = load_any_clip(folder)
+    params, read = load_checkpoint(folder, CLIP)
     assert dataclasses.replace(read, name=config.name) == config
     images = np.random.default_rng(0).normal(size=(2, config.image_size, config.image_size, 3)).astype(np.float32)
     tokens = tokenize(TEXTS)
@@ -122,16 +122,16 @@ class _Towers(torch.nn.Module):
 
 
 def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypatch):
-    state = clip_state_from_params(params, SMALL_CLIP)
+    state = state_from_params(params, SMALL_CLIP, "openai")
     for name in ("visual.transformer.resblocks.1.attn.in_proj_weight", "token_embedding.weight", "ln_final.weight"):
         assert name in state  # OpenAI's names
     torch.jit.save(torch.jit.script(_Towers(state)), tmp_path / "clip.pt")
     torch.save({name: torch.tensor(value) for name, value in state.items()}, tmp_path / "state.pt")
-    loaded, config = load_any_clip(tmp_path / "state.pt")
+    loaded, config = load_checkpoint(tmp_path / "state.pt", CLIP)
     assert dataclasses.replace(config, name="small") == SMALL_CLIP
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    loaded, config = load_any_clip(tmp_path / "clip.pt")
+    loaded, config = load_checkpoint(tmp_path / "clip.pt", CLIP)
     assert dataclasses.replace(config, name="small") == SMALL_CLIP
     half = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), dict(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, half)
@@ -139,15 +139,15 @@ def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypa
 
 def test_ours_is_written_and_read_and_not_taken_for_a_sam(params, tmp_path):
     save_checkpoint(tmp_path / "clip.safetensors", params, SMALL_CLIP)
-    loaded, config = load_any_clip(tmp_path / "clip.safetensors")
+    loaded, config = load_checkpoint(tmp_path / "clip.safetensors", CLIP)
     assert config == SMALL_CLIP
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
     with pytest.raises(ValueError, match=r"expected a checkpoint of Segment Anything, .* is a CLIP"):
-        load_checkpoint(tmp_path / "clip.safetensors")
+        load_checkpoint(tmp_path / "clip.safetensors", SAM)
     with pytest.raises(ValueError, match="not the one given"):
-        load_any_clip(tmp_path / "clip.safetensors", CLIP_L14_336)
+        load_checkpoint(tmp_path / "clip.safetensors", CLIP, CLIP_L14_336)
     with pytest.raises(FileNotFoundError):
-        load_clip_checkpoint(tmp_path / "nowhere.safetensors")
+        load_checkpoint(tmp_path / "nowhere.safetensors", CLIP)
 
 
 class _Code:
@@ -156,17 +156,17 @@ class _Code:
 
 
 def test_bad_checkpoints_are_called_so(params, tmp_path):
-    state = clip_state_from_params(params, SMALL_CLIP)
+    state = state_from_params(params, SMALL_CLIP, "openai")
     del state["ln_final.weight"]
     torch.save({name: torch.tensor(value) for name, value in state.items()}, tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"missing ln_final\.weight"):
-        load_any_clip(tmp_path / "state.pt")
+        load_checkpoint(tmp_path / "state.pt", CLIP)
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
     with pytest.raises(ValueError, match="ResNet"):
-        load_any_clip(tmp_path / "resnet.pt")
+        load_checkpoint(tmp_path / "resnet.pt", CLIP)
     torch.save({"a": _Code()}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="tensors alone"):
-        load_any_clip(tmp_path / "code.pt")
+        load_checkpoint(tmp_path / "code.pt", CLIP)
     import pickle
     import zipfile
 
@@ -174,7 +174,7 @@ def test_bad_checkpoints_are_called_so(params, tmp_path):
         archive.writestr("x/code/a.py", "")
         archive.writestr("x/data.pkl", pickle.dumps(_Code(), protocol=2))
     with pytest.raises(ValueError, match="no tensor"):
-        load_any_clip(tmp_path / "script.pt")
+        load_checkpoint(tmp_path / "script.pt", CLIP)
     with pytest.raises(ValueError, match=r"vision_config\.hidden_act"):
         config_from_huggingface({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}})
 

@@ -12,11 +12,19 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoints import convert_file, files, load_any, params_from_state, state_from_params
-from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_checkpoint
-from sam_jax.checkpoints.guess import guess_config
+from sam_jax.checkpoints import (
+    SAM,
+    convert_checkpoint,
+    expected_shapes,
+    foreign_shapes,
+    load_checkpoint,
+    params_from_state,
+    published,
+    save_checkpoint,
+    state_from_params,
+)
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.checkpoints.layout import SHARED_MATRIX, SHARED_MATRIX_ALIAS, foreign_shapes
+from sam_jax.checkpoints.sam import SHARED_MATRIX, SHARED_MATRIX_ALIAS, guess_config
 from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L, ViTConfig
 
 # No published number in it, so that no default can stand in for one.
@@ -77,25 +85,25 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("other", ["official.pth", "official.pt", "huggingface"])
 def test_there_and_back_is_bit_exact(ours, params, tmp_path, other):
-    convert_file(ours, tmp_path / other)
-    convert_file(tmp_path / other, tmp_path / "back.safetensors")
+    convert_checkpoint(ours, tmp_path / other)
+    convert_checkpoint(tmp_path / other, tmp_path / "back.safetensors")
     back, config = load_checkpoint(tmp_path / "back.safetensors")
     assert_same(back, params)
     assert config == ODD
 
 
 def test_the_three_formats_in_a_circle_are_bit_exact(ours, params, tmp_path):
-    convert_file(ours, tmp_path / "a.pth")
-    convert_file(tmp_path / "a.pth", tmp_path / "folder")
-    convert_file(tmp_path / "folder", tmp_path / "b.pth")
+    convert_checkpoint(ours, tmp_path / "a.pth")
+    convert_checkpoint(tmp_path / "a.pth", tmp_path / "folder")
+    convert_checkpoint(tmp_path / "folder", tmp_path / "b.pth")
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pth", "b.pth"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert_same(load_any(tmp_path / "folder" / "model.safetensors")[0], params)  # the file in the folder does, too
+    assert_same(load_checkpoint(tmp_path / "folder" / "model.safetensors")[0], params)  # or the file in it
 
 
 def test_a_written_folder_is_a_hugging_face_model(ours, params, tmp_path):
-    convert_file(ours, tmp_path / "folder")
+    convert_checkpoint(ours, tmp_path / "folder")
     model, info = transformers.SamModel.from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not any(info.values()), info  # nothing missing, unexpected or misshapen
     state = {name: torch.from_numpy(array) for name, array in state_from_params(params, ODD, "huggingface").items()}
@@ -107,7 +115,7 @@ def test_a_written_folder_is_a_hugging_face_model(ours, params, tmp_path):
 def test_a_folder_saved_by_hugging_face_is_read(params, tmp_path):
     model = transformers.SamModel(transformers.SamConfig(**config_to_huggingface(ODD)))
     model.save_pretrained(tmp_path / "folder")
-    loaded, config = load_any(tmp_path / "folder")
+    loaded, config = load_checkpoint(tmp_path / "folder")
     assert dataclasses.replace(config, name="odd", encoder=with_colours_of(ODD, config)) == ODD
     kernel = loaded["mask_decoder"]["output_upscaling_0"]["kernel"]  # (h, w, in, out) of a transposed convolution
     weight = model.mask_decoder.upscale_conv1.weight.detach().numpy()
@@ -173,7 +181,7 @@ def test_hugging_face_defaults_are_vit_b():
 
 
 def test_the_processor_of_a_written_folder_scales_colours_as_we_do(ours, tmp_path):
-    convert_file(ours, tmp_path / "folder")
+    convert_checkpoint(ours, tmp_path / "folder")
     content = json.loads((tmp_path / "folder" / "preprocessor_config.json").read_text())
     np.testing.assert_allclose(np.multiply(content["image_mean"], 255), ODD.encoder.pixel_mean)
     assert content["size"] == {"longest_edge": 48}
@@ -234,7 +242,7 @@ def test_a_training_scripts_file_in_half_precision_is_read(tmp_path):
         for name, shape in foreign_shapes(TINY, "official").items()
     }
     torch.save({"model": state, "epoch": 3}, tmp_path / "tiny.pth")
-    params, config = load_any(tmp_path / "tiny.pth")
+    params, config = load_checkpoint(tmp_path / "tiny.pth")
     assert config == TINY
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
@@ -242,23 +250,23 @@ def test_a_training_scripts_file_in_half_precision_is_read(tmp_path):
 @pytest.mark.parametrize("naming", ["official", "huggingface"])
 @pytest.mark.parametrize("config", SIZES.values(), ids=lambda config: config.name)
 def test_a_known_size_is_found_by_its_shapes(config, naming):
-    assert guess_config(foreign_shapes(config, naming), naming, "a file") == config
+    assert guess_config(foreign_shapes(config, naming), "a file", naming) == config
 
 
 def test_an_official_file_of_another_size_gives_its_config_by_its_shapes():
     widths = {"prompt_dim": VIT_B.prompt_dim, "decoder_heads": VIT_B.decoder_heads}
     config = dataclasses.replace(ODD, name="custom", encoder=with_colours_of(VIT_B, ODD), **widths)
-    assert guess_config(foreign_shapes(config, "official"), "official", "a file") == config
+    assert guess_config(foreign_shapes(config, "official"), "a file", "official") == config
     half = dataclasses.replace(VIT_B, name="custom").with_image_size(512)
-    assert guess_config(foreign_shapes(half, "official"), "official", "a file") == half
+    assert guess_config(foreign_shapes(half, "official"), "a file", "official") == half
 
 
 def test_shapes_that_leave_the_heads_of_the_decoder_open_need_a_config(ours, params, tmp_path):
-    convert_file(ours, tmp_path / "odd.pth")
+    convert_checkpoint(ours, tmp_path / "odd.pth")
     (tmp_path / "odd.pth.config.json").unlink()
     with pytest.raises(ValueError, match=r"odd\.pth has a decoder of width 16.*give the config"):
-        load_any(tmp_path / "odd.pth")
-    loaded, config = load_any(tmp_path / "odd.pth", ODD)
+        load_checkpoint(tmp_path / "odd.pth")
+    loaded, config = load_checkpoint(tmp_path / "odd.pth", SAM, ODD)
     assert config == ODD
     assert_same(loaded, params)
 
@@ -266,32 +274,32 @@ def test_shapes_that_leave_the_heads_of_the_decoder_open_need_a_config(ours, par
 def test_an_official_file_that_fits_no_size_is_compared_with_the_nearest_one():
     shapes = foreign_shapes(VIT_B, "official")
     del shapes["mask_decoder.iou_token.weight"]
-    assert guess_config(shapes, "official", "a file") == VIT_B  # whose missing tensor the caller then names
+    assert guess_config(shapes, "a file", "official") == VIT_B  # whose missing tensor the caller then names
     with pytest.raises(ValueError, match=r"\(1, 6, 6, 24\).*give it"):
-        guess_config({"image_encoder.pos_embed": (1, 6, 6, 24)}, "official", "a file")
+        guess_config({"image_encoder.pos_embed": (1, 6, 6, 24)}, "a file", "official")
 
 
 def test_the_config_beside_a_pth_is_there_only_where_the_shapes_do_not_tell(ours, tmp_path):
     beside = tmp_path / "x.pth.config.json"
-    convert_file(ours, tmp_path / "x.pth")
+    convert_checkpoint(ours, tmp_path / "x.pth")
     assert beside.is_file()
     beside.write_text("{")
     with pytest.raises(ValueError, match=r"x\.pth\.config\.json"):
-        load_any(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth")
     zeros = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(TINY).items()}
     save_checkpoint(tmp_path / "tiny.safetensors", unflatten_dict(zeros, sep="/"), TINY)
-    convert_file(tmp_path / "tiny.safetensors", tmp_path / "x.pth", overwrite=True)
+    convert_checkpoint(tmp_path / "tiny.safetensors", tmp_path / "x.pth", overwrite=True)
     assert not beside.exists()
-    assert load_any(tmp_path / "x.pth")[1] == TINY
+    assert load_checkpoint(tmp_path / "x.pth")[1] == TINY
 
 
 def test_a_config_that_is_not_the_files_own_is_refused(ours, tmp_path):
-    convert_file(ours, tmp_path / "folder")
-    convert_file(ours, tmp_path / "odd.pth")
+    convert_checkpoint(ours, tmp_path / "folder")
+    convert_checkpoint(ours, tmp_path / "odd.pth")
     for path in (ours, tmp_path / "folder", tmp_path / "odd.pth"):
-        assert load_any(path, ODD)[1] == ODD
+        assert load_checkpoint(path, SAM, ODD)[1] == ODD
         with pytest.raises(ValueError, match="decoder_heads"):
-            load_any(path, dataclasses.replace(ODD, decoder_heads=4))
+            load_checkpoint(path, SAM, dataclasses.replace(ODD, decoder_heads=4))
 
 
 class Payload:
@@ -314,7 +322,7 @@ class Payload:
 def test_a_file_that_is_no_checkpoint_is_called_so(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"expected a .*checkpoint") as error:
-        load_any(tmp_path / name)
+        load_checkpoint(tmp_path / name)
     assert name in str(error.value)
 
 
@@ -332,22 +340,22 @@ def test_files_of_other_things_are_called_so(tmp_path):
         "folder": "config.json",
     }.items():
         with pytest.raises(ValueError, match=message):
-            load_any(tmp_path / name)
+            load_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_any(tmp_path / "nowhere.pth")
+        load_checkpoint(tmp_path / "nowhere.pth")
 
 
 def test_an_existing_destination_stays_unless_told(ours, tmp_path):
     for name in ("x.pth", "x.safetensors", "folder"):
-        convert_file(ours, tmp_path / name)
+        convert_checkpoint(ours, tmp_path / name)
     (tmp_path / "folder" / "notes.txt").write_text("mine")
     for name in ("x.pth", "x.safetensors", "folder"):
         with pytest.raises(FileExistsError, match=name):
-            convert_file(ours, tmp_path / name)
-        convert_file(ours, tmp_path / name, overwrite=True)
+            convert_checkpoint(ours, tmp_path / name)
+        convert_checkpoint(ours, tmp_path / name, overwrite=True)
     assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match=r"model\.onnx"):
-        convert_file(ours, tmp_path / "model.onnx")
+        convert_checkpoint(ours, tmp_path / "model.onnx")
 
 
 def test_a_failed_conversion_leaves_nothing(ours, tmp_path, monkeypatch):
@@ -355,18 +363,21 @@ def test_a_failed_conversion_leaves_nothing(ours, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(published, "save_file", fail)
     for name in ("x.pth", "folder"):
         with pytest.raises(OSError, match="disk full"):
-            convert_file(ours, tmp_path / name)
+            convert_checkpoint(ours, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["ours.safetensors"]
 
 
 def test_without_pytorch_hugging_face_works_and_pth_says_what_to_install(ours, params, tmp_path, monkeypatch):
-    convert_file(ours, tmp_path / "x.pth")
+    convert_checkpoint(ours, tmp_path / "x.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    convert_file(ours, tmp_path / "folder")
-    assert_same(load_any(tmp_path / "folder")[0], params)
-    for action in (lambda: load_any(tmp_path / "x.pth", ODD), lambda: convert_file(ours, tmp_path / "y.pth")):
+    convert_checkpoint(ours, tmp_path / "folder")
+    assert_same(load_checkpoint(tmp_path / "folder")[0], params)
+    for action in (
+        lambda: load_checkpoint(tmp_path / "x.pth", ODD),
+        lambda: convert_checkpoint(ours, tmp_path / "y.pth"),
+    ):
         with pytest.raises(ImportError, match=r"pip install 'sam_jax\[convert\]'"):
             action()

@@ -18,14 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cases.vitdet import CASES, PRETRAINING, SIZES, SMALL, make_images, random_state, summary
-from sam_jax.checkpoints.detector import (
-    POSITIONS,
-    detector_shapes,
-    detectron2_shapes,
-    from_detectron2,
-    load_detector,
-    save_detector,
-)
+from sam_jax.checkpoints import DETECTOR, expected_shapes, load_checkpoint, params_from_state, save_checkpoint
+from sam_jax.checkpoints.detector import POSITIONS, detectron2_shapes, guess_config
 from sam_jax.commands import main as cli
 from sam_jax.detection.boxes import decode_boxes, encode_boxes, pairwise_iou
 from sam_jax.detection.config import COCO_IDS, DETECTORS, DetectorConfig
@@ -50,7 +44,7 @@ def frames() -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def first_half():
     """Params, maps and proposals; all cases have the same."""
-    params, _ = from_detectron2(random_state(SMALL), SMALL)
+    params = params_from_state(random_state(SMALL), SMALL, "detectron2")
 
     @jax.jit
     def run(params, pixels, sizes):
@@ -76,7 +70,7 @@ def test_maps_and_proposals_are_detectron2s():
 @pytest.mark.parametrize("case", ["mask_rcnn", "cascade_lvis"])  # one head and softmax, three and sigmoid
 def test_detections_are_detectron2s(case):
     config = CASES[case]
-    params, _ = from_detectron2(random_state(config), config)
+    params = params_from_state(random_state(config), config, "detectron2")
     found = jax.jit(functools.partial(find_objects, config=config))(params, *first_half(), frames()[1])
     found = jax.device_get(found)
     for i, b in enumerate(RECORDED[case]["detections"]):
@@ -217,9 +211,9 @@ def test_detectron2s_pickles_give_what_their_arrays_hold(state, protocol, tmp_pa
     path = tmp_path / "model_final.pkl"
     extra = {"pixel_mean": np.zeros((3, 1, 1), np.float32)}
     path.write_bytes(pickle.dumps({"model": OrderedDict(state | extra), "__author__": "x"}, protocol=protocol))
-    params, config = load_detector(path, SMALL)
+    params, config = load_checkpoint(path, DETECTOR, SMALL)
     assert config == SMALL
-    expected, _ = from_detectron2(state, SMALL)
+    expected = params_from_state(state, SMALL, "detectron2")
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
@@ -243,10 +237,10 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_not_run(state, tmp_
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            load_detector(tmp_path / name, SMALL)
+            load_checkpoint(tmp_path / name, DETECTOR, SMALL)
     assert not target.exists()
     with pytest.raises(ValueError, match=r"posix\.mkdir|nt\.mkdir"):
-        load_detector(tmp_path / "call.pkl")
+        load_checkpoint(tmp_path / "call.pkl")
 
 
 def test_all_tensors_that_do_not_fit_are_named_at_once(state, tmp_path):
@@ -258,19 +252,19 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(state, tmp_path):
     path = tmp_path / "detector.pth"
     torch.save({"model": {name: torch.from_numpy(value) for name, value in bad.items()}}, path)
     with pytest.raises(ValueError, match=r"missing roi_heads\.mask_head\.deconv\.weight") as error:
-        load_detector(path, SMALL)
+        load_checkpoint(path, DETECTOR, SMALL)
     for part in ("extra backbone.net.norm.weight", "roi_heads.box_head.fc1.weight has shape (2, 2)", POSITIONS):
         assert part in str(error.value)
 
 
 def test_our_own_file_gives_back_params_and_config(state, tmp_path):
-    params, _ = from_detectron2(state, SMALL)
-    save_detector(tmp_path / "a.safetensors", params, SMALL)
-    loaded, config = load_detector(tmp_path / "a.safetensors")
+    params = params_from_state(state, SMALL, "detectron2")
+    save_checkpoint(tmp_path / "a.safetensors", params, SMALL)
+    loaded, config = load_checkpoint(tmp_path / "a.safetensors")
     assert config == SMALL
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     with pytest.raises(ValueError, match="does not fit model 'small'"):
-        save_detector(tmp_path / "b.safetensors", {"pyramid": params["pyramid"]}, SMALL)
+        save_checkpoint(tmp_path / "b.safetensors", {"pyramid": params["pyramid"]}, SMALL)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_vitdet_b", "cascade_mask_rcnn_vitdet_h_lvis"])
@@ -279,9 +273,9 @@ def test_published_sizes_are_known_by_their_shapes(name):
     shapes = detectron2_shapes(config)
     state = {tensor: np.broadcast_to(np.float32(0), shape) for tensor, shape in shapes.items() if "mlp" not in tensor}
     with pytest.raises(ValueError, match=f"model {name!r}") as error:  # and nothing but those is missing
-        from_detectron2(state)
+        params_from_state(state, guess_config({tensor: x.shape for tensor, x in state.items()}, name), "detectron2")
     assert str(error.value).count("\n") == sum("mlp" in tensor for tensor in shapes)
-    assert sum(int(np.prod(shape)) for shape in detector_shapes(config).values()) > 1e8
+    assert sum(int(np.prod(shape)) for shape in expected_shapes(config).values()) > 1e8
     assert DetectorConfig.from_json(config.to_json()) == config
     assert len(COCO_IDS) == 80
 
@@ -292,7 +286,7 @@ def test_published_sizes_are_known_by_their_shapes(name):
 @pytest.fixture(scope="module")
 def detector(state, tmp_path_factory):
     path = tmp_path_factory.mktemp("detector") / "small.safetensors"
-    save_detector(path, from_detectron2(state, SMALL)[0], SMALL)
+    save_checkpoint(path, params_from_state(state, SMALL, "detectron2"), SMALL)
     return path
 
 
@@ -354,7 +348,7 @@ def test_a_pickle_is_converted_by_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DETECTORS, "narrow", dataclasses.replace(SMALL, name="narrow"))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": random_state(SMALL)}))
     assert run("convert", tmp_path / "a.pkl", tmp_path / "b.safetensors") == 0
-    assert load_detector(tmp_path / "b.safetensors")[1].name == "narrow"
+    assert load_checkpoint(tmp_path / "b.safetensors")[1].name == "narrow"
     assert run("convert", tmp_path / "a.pkl", tmp_path / "b.safetensors") == 2
     assert run("convert", tmp_path / "a.pkl", tmp_path / "b.pth") == 2
     assert PRETRAINING[-1] == SMALL.encoder.dim

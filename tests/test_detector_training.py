@@ -9,8 +9,7 @@ import pytest
 
 from cases.models import DETECTOR, SMALL
 from cases.training import make_batch, make_detector_config, write_examples
-from sam_jax.checkpoints.detector import load_detector
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.config import DataConfig, FinetuneConfig, ParallelConfig
 from sam_jax.data import training_sets
 from sam_jax.detection.detector import init_detector
@@ -99,9 +98,9 @@ def run_config(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_leaves_a_detector_on_the_frozen_encoder(run_config):
-    whole, config = load_detector(train(dataclasses.replace(run_config, steps=2)).path)
+    whole, config = load_checkpoint(train(dataclasses.replace(run_config, steps=2)).path)
     assert config == run_config.model
-    params, _ = load_detector(train(run_config, resume=True).path)
+    params, _ = load_checkpoint(train(run_config, resume=True).path)
     start = initial_params(run_config)
     jax.tree.map(np.testing.assert_array_equal, params["image_encoder"], jax.device_get(start["image_encoder"]))
     assert (params["pyramid"]["simfp_2_0"]["kernel"] != whole["pyramid"]["simfp_2_0"]["kernel"]).any()

@@ -12,8 +12,7 @@ from PIL import Image
 from cases.app import read_events
 from cases.models import DETECTOR, SMALL
 from cases.training import write_examples
-from sam_jax.checkpoints.detector import save_detector
-from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.commands import main as cli
 from sam_jax.detection.detector import init_detector
@@ -274,7 +273,7 @@ def test_what_people_made_of_pre_filled_masks_is_counted(project):
 
 def test_a_detector_and_everything_mode_propose_masks_of_the_images_size(small, tmp_path):
     path = tmp_path / "detector.safetensors"
-    save_detector(path, init_detector(DETECTOR, jax.random.key(1)), DETECTOR)
+    save_checkpoint(path, init_detector(DETECTOR, jax.random.key(1)), DETECTOR)
     images = [np.random.default_rng(0).integers(0, 255, size, np.uint8) for size in ((40, 60, 3), (50, 30, 3))]
     model = load_model(small)
     for proposer, batch in (

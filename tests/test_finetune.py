@@ -16,7 +16,7 @@ import pytest
 from cases.models import SMALL
 from cases.processes import parallel_options, start_two
 from cases.training import write_examples
-from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.commands import main as cli
 from sam_jax.modeling import init_params
 from sam_jax.training.watch import read_metrics

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from cases.models import SMALL
-from sam_jax.checkpoints import hub
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import hub, save_checkpoint
 from sam_jax.checkpoints.hub import CLIP_RELEASES, Release, default_cache_dir, download, load_clip, load_model
 from sam_jax.clip.config import CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
@@ -149,12 +148,12 @@ def test_a_released_name_is_downloaded_converted_once_and_then_needs_no_network(
     params = jax.device_get(init_params(SMALL, jax.random.key(0)))
     conversions = []
 
-    def load_any(path, config=None):
-        assert path.read_bytes() == CONTENT
-        conversions.append(path)
-        return params, config
+    def convert(src, dst, *, config):
+        assert src.read_bytes() == CONTENT
+        conversions.append(src)
+        save_checkpoint(dst, params, config)
 
-    monkeypatch.setattr("sam_jax.checkpoints.load_any", load_any, raising=False)
+    monkeypatch.setattr(hub, "convert_checkpoint", convert)
     releases = {"small": release(server.url)}
     for _ in range(2):
         model = load_model("small", cache_dir=tmp_path, releases=releases)
@@ -180,7 +179,7 @@ def test_a_path_is_loaded_and_an_unknown_name_lists_the_known_ones(tmp_path):
 def test_a_released_clip_is_downloaded_and_read_without_pytorch(server, tmp_path, monkeypatch):
     config = ClipConfig("small", 8, 4, 16, 1, 2, 16, 1, 2, 77, 49408, 8)
     params = jax.device_get(init_clip_params(config, jax.random.key(0)))
-    monkeypatch.setattr("sam_jax.checkpoints.clip.load_any_clip", lambda path, config: (params, config))
+    monkeypatch.setattr(hub, "convert_checkpoint", lambda src, dst, *, config: save_checkpoint(dst, params, config))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     for _ in range(2):

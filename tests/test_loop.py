@@ -17,8 +17,7 @@ from PIL import Image
 
 from cases.models import SMALL
 from cases.training import write_examples
-from sam_jax.checkpoints import load_any
-from sam_jax.checkpoints.format import load_checkpoint
+from sam_jax.checkpoints import load_checkpoint
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.augment import prepare_example, stack_rows
@@ -63,7 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
     jax.tree.map(np.testing.assert_array_equal, load_run(run_config.out, "best")[0], whole)
     target = run_config.out / "official.pth"
     assert cli.main(["export", str(run_config.out), str(target), "--step", "2"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, load_any(target)[0], load_run(run_config.out, 2)[0])
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(target)[0], load_run(run_config.out, 2)[0])
     with pytest.raises(FileNotFoundError, match=r"step 3 .*\[2, 4\]"):
         load_run(run_config.out, 3)
 

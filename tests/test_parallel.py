@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from cases.models import SMALL
 from cases.processes import run_two
 from cases.training import make_batch, make_config
-from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.config import ParallelConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.parallel.mesh import make_mesh, param_shardings

@@ -15,7 +15,7 @@ import torch
 from flax.traverse_util import flatten_dict
 
 from cases.torch_reference import params_of, reference_embedding, reference_masks, reference_model, split_prompt
-from sam_jax.checkpoints.format import expected_shapes
+from sam_jax.checkpoints import expected_shapes
 from sam_jax.checkpoints.hub import default_cache_dir, load_model
 from sam_jax.config import VIT_B, VIT_H, VIT_L, ViTConfig
 from sam_jax.data.images import read_image

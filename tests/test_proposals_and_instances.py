@@ -12,8 +12,7 @@ from cases.lvis import SIZE, write_case
 from cases.models import DETECTOR, SMALL
 from cases.training import make_detector_config
 from sam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor
-from sam_jax.checkpoints.detector import save_detector
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import save_checkpoint
 from sam_jax.evals import instances
 from sam_jax.evals.ground_truth import read_ground_truth
 from sam_jax.evals.instances import InstancesConfig
@@ -223,12 +222,12 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
 @pytest.mark.slow
 def test_a_detector_of_anything_and_the_model_run_end_to_end(data, monkeypatch):
     params = initial_params(make_detector_config())
-    save_detector(data / "detector.safetensors", params, DETECTOR)
+    save_checkpoint(data / "detector.safetensors", params, DETECTOR)
     config = instances_config(data, detector=data / "detector.safetensors")
     with pytest.raises(ValueError, match="LVIS's categories"):
         dataclasses.replace(config, class_agnostic=True).evaluate()
     change(data / "annotations.json", lambda c: [category.pop("frequency") for category in c["categories"]])
-    save_detector(data / "other.safetensors", params, dataclasses.replace(DETECTOR, category_ids=(77,)))
+    save_checkpoint(data / "other.safetensors", params, dataclasses.replace(DETECTOR, category_ids=(77,)))
     with pytest.raises(ValueError, match="safetensors knows 77; --class-agnostic"):
         dataclasses.replace(config, detector=data / "other.safetensors").evaluate()
     config = dataclasses.replace(config, class_agnostic=True)

@@ -10,19 +10,20 @@ import torch
 from ritm_original import random_params
 
 from cases.ritm import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
-from sam_jax.checkpoints.ritm import (
-    config_from_published,
+from sam_jax.checkpoints import (
+    expected_shapes,
+    foreign_shapes,
     load_ritm,
     params_from_state,
-    published_tensors,
+    save_checkpoint,
     state_from_params,
 )
+from sam_jax.checkpoints.ritm import config_from_published
 from sam_jax.commands.main import main
 from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
 from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn
-from sam_jax.ritm.checkpoint import expected_shapes, save_ritm
 from sam_jax.ritm.model import look, place, probabilities
 from sam_jax.ritm.network import click_disks, predict_logits
 from sam_jax.ritm.predictor import padded_side
@@ -53,7 +54,7 @@ def arguments(model):
 
 def published(params, config):
     """What a published checkpoint holds."""
-    state = {name: torch.tensor(array) for name, array in state_from_params(params, config).items()}
+    state = {name: torch.tensor(array) for name, array in state_from_params(params, config, "published").items()}
     counters = [name.replace("running_var", "num_batches_tracked") for name in state if name.endswith("running_var")]
     state |= {name: torch.tensor(7) for name in counters}
     return {
@@ -210,7 +211,7 @@ def test_exact_parameter_counts_of_the_original(name, parameters, statistics):
 
 
 def test_every_published_name_is_there():
-    names = {tensor.name: tensor.shape for tensor in published_tensors(RITM_SIZES["hrnet32"])}
+    names = foreign_shapes(RITM_SIZES["hrnet32"], "published")
     assert len(names) == 1895 - 314  # each norm's counter of batches is left out
     head = "feature_extractor.ocr_distri_head"
     for name, shape in {
@@ -231,7 +232,7 @@ def test_a_published_checkpoint_is_read_written_as_ours_and_read_again(tiny, tmp
     torch.save(published(tiny, TINY), tmp_path / "tiny.pth")
     first = load_ritm(tmp_path / "tiny.pth")
     assert dataclasses.replace(first.config, name="tiny") == TINY
-    save_ritm(tmp_path / "tiny.safetensors", first.params, first.config)
+    save_checkpoint(tmp_path / "tiny.safetensors", first.params, first.config)
     second = load_ritm(tmp_path / "tiny.safetensors")
     assert second.config == first.config
     for params in (first.params, second.params):
@@ -241,12 +242,12 @@ def test_a_published_checkpoint_is_read_written_as_ours_and_read_again(tiny, tmp
 
 def test_the_command_converts_once_and_overwrites_when_asked(tiny, tmp_path, capsys):
     torch.save(published(tiny, TINY), tmp_path / "tiny.pth")
-    command = ["convert", str(tmp_path / "tiny.pth"), str(tmp_path / "new" / "tiny.safetensors"), "--ritm"]
+    command = ["convert", str(tmp_path / "tiny.pth"), str(tmp_path / "new" / "tiny.safetensors")]
     assert main(command) == 0
     assert main(command) == 2
     assert "exists" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
-    assert main([*command[:2], str(tmp_path / "tiny.pt"), "--ritm"]) == 2
+    assert main([*command[:2], str(tmp_path / "tiny.pt")]) == 2
     assert "*.safetensors" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, load_ritm(tmp_path / "new" / "tiny.safetensors").params, tiny)
 
@@ -259,12 +260,12 @@ def test_published_configs_are_known_by_name():
 
 
 def test_all_tensors_that_do_not_fit_are_named_at_once(tiny):
-    state = state_from_params(tiny, TINY)
+    state = state_from_params(tiny, TINY, "published")
     del state["maps_transform.0.bias"]
     state["feature_extractor.more"] = np.zeros(2)
     state["feature_extractor.conv1.weight"] = np.zeros((64, 4, 3, 3))
-    with pytest.raises(ValueError, match=r"it does not fit RITM 'tiny'") as error:
-        params_from_state(state, TINY, "it")
+    with pytest.raises(ValueError, match=r"it does not fit model 'tiny'") as error:
+        params_from_state(state, TINY, "published", "it")
     for part in ("missing maps_transform.0.bias (16,)", "extra feature_extractor.more (2,)", "has shape (64, 4, 3, 3)"):
         assert part in str(error.value)
 
@@ -336,7 +337,7 @@ def test_bad_clicks_are_explained(tiny):
 
 
 def test_an_evaluation_takes_ritm_by_its_path(tiny, tmp_path, played):
-    save_ritm(tmp_path / "some.safetensors", tiny, TINY)
+    save_checkpoint(tmp_path / "some.safetensors", tiny, TINY)
     segmenter = open_segmenter(f"ritm:{tmp_path / 'some.safetensors'}", "tiny")
     assert segmenter.name == "ritm some"
     assert segmenter.identity == RitmSegmenter(Ritm(TINY, tiny)).identity

@@ -11,8 +11,7 @@ from flax.traverse_util import flatten_dict
 from cases.images import make_image
 from cases.models import SMALL, SMALL_CLIP, WITH_TEXT
 from sam_jax import Clip, Prompt, Sam, SamConfig, SamPredictor, predict_batch
-from sam_jax.checkpoints import convert_file, load_any
-from sam_jax.checkpoints.format import expected_shapes, load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import convert_checkpoint, expected_shapes, load_checkpoint, save_checkpoint
 from sam_jax.clip.network import init_clip_params
 from sam_jax.config import VIT_B
 from sam_jax.modeling import decode_masks, encode_prompts, init_params
@@ -98,7 +97,7 @@ def test_texts_go_with_points_boxes_and_masks_in_any_mix_and_batch(predictor, mo
     for q, prompt in enumerate(prompts):
         alone = predictor.predict_prompts([prompt])
         np.testing.assert_allclose(together.low_res_logits[q], alone.low_res_logits[0], atol=1e-5)
-    batch = predict_batch(model, [make_image(*SIZE), make_image(64, 33, 2)], [prompts, prompts[:1]], clip=clip)
+    batch = predict_batch(model, [make_image(*SIZE), make_image(64, 33, seed=2)], [prompts, prompts[:1]], clip=clip)
     np.testing.assert_allclose(batch[0].low_res_logits, together.low_res_logits, atol=1e-5)
     _, _, logits = predictor.predict(np.array([[30, 20]]), np.array([1]), text="a wheel")
     np.testing.assert_allclose(logits, together.low_res_logits[1], atol=1e-5)
@@ -157,11 +156,11 @@ def test_a_text_prompt_is_kept_in_our_format_and_left_out_of_others(model, tmp_p
     loaded, config = load_checkpoint(tmp_path / "ours.safetensors")
     assert config == WITH_TEXT
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    convert_file(tmp_path / "ours.safetensors", tmp_path / "copy.safetensors")
-    assert load_any(tmp_path / "copy.safetensors")[1] == WITH_TEXT
+    convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "copy.safetensors")
+    assert load_checkpoint(tmp_path / "copy.safetensors")[1] == WITH_TEXT
     for target in ("official.pth", "huggingface"):
-        convert_file(tmp_path / "ours.safetensors", tmp_path / target)
-        loaded, config = load_any(tmp_path / target)
+        convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / target)
+        loaded, config = load_checkpoint(tmp_path / target)
         assert (config.text_dim, config.text_encoder) == (0, "")
         flat, whole = flatten_dict(loaded, sep="/"), flatten_dict(params, sep="/")
         assert whole.keys() - flat.keys() == {f"prompt_encoder/text_projection/{part}" for part in ("kernel", "bias")}

@@ -10,8 +10,8 @@ from PIL import Image
 
 from cases.models import SMALL_CLIP as CLIP
 from cases.models import WITH_TEXT
-from sam_jax.checkpoints.format import save_checkpoint
-from sam_jax.checkpoints.layout import without_text_prompt
+from sam_jax.checkpoints import save_checkpoint
+from sam_jax.checkpoints.sam import without_text_prompt
 from sam_jax.clip.network import init_clip_params
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig

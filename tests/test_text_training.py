@@ -10,7 +10,7 @@ import pytest
 from cases.models import SMALL, WITH_TEXT
 from cases.training import make_batch, make_config
 from sam_jax import Clip, Prompt, SamPredictor, load_model
-from sam_jax.checkpoints.format import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import init_clip_params
 from sam_jax.config import FinetuneConfig, ParallelConfig, PromptConfig, TextConfig

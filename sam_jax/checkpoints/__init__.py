@@ -1,18 +1,43 @@
-"""Checkpoints between this project, the official code and Hugging Face, in every direction.
+"""Checkpoints: every family of models in one file format of ours, and in those that others publish."""
 
-Only reading and writing `.pth` files needs PyTorch.
-"""
-
-from sam_jax.checkpoints.files import check_destination, convert_file, load_any, save_any
-from sam_jax.checkpoints.layout import params_from_state, state_from_params
+from sam_jax.checkpoints.clip import CLIP
+from sam_jax.checkpoints.detector import DETECTOR
+from sam_jax.checkpoints.family import Checkpoint, Family
+from sam_jax.checkpoints.files import (
+    check_destination,
+    convert_checkpoint,
+    expected_shapes,
+    export_checkpoint,
+    foreign_shapes,
+    load_checkpoint,
+    params_from_state,
+    save_checkpoint,
+    state_from_params,
+)
+from sam_jax.checkpoints.hub import load_clip, load_detector, load_model, load_ritm
 from sam_jax.checkpoints.pretraining import load_pretrained_encoder
+from sam_jax.checkpoints.ritm import RITM
+from sam_jax.checkpoints.sam import SAM
 
 __all__ = [
+    "CLIP",
+    "DETECTOR",
+    "RITM",
+    "SAM",
+    "Checkpoint",
+    "Family",
     "check_destination",
-    "convert_file",
-    "load_any",
+    "convert_checkpoint",
+    "expected_shapes",
+    "export_checkpoint",
+    "foreign_shapes",
+    "load_checkpoint",
+    "load_clip",
+    "load_detector",
+    "load_model",
     "load_pretrained_encoder",
+    "load_ritm",
     "params_from_state",
-    "save_any",
+    "save_checkpoint",
     "state_from_params",
 ]

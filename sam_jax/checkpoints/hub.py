@@ -12,28 +12,32 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import jax.numpy as jnp
 from filelock import FileLock
 from tqdm import tqdm
 
-from sam_jax.checkpoints.format import load_checkpoint, load_clip_checkpoint, save_checkpoint
+from sam_jax.checkpoints.clip import CLIP
+from sam_jax.checkpoints.detector import DETECTOR
+from sam_jax.checkpoints.family import C, Checkpoint, Family
+from sam_jax.checkpoints.files import convert_checkpoint, load_checkpoint
+from sam_jax.checkpoints.ritm import RITM
+from sam_jax.checkpoints.sam import SAM
 from sam_jax.clip.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, ClipConfig
 from sam_jax.clip.model import Clip
 from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+from sam_jax.detection.config import DetectorConfig
+from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
 from sam_jax.model import Sam
-from sam_jax.types import Params
+from sam_jax.ritm.model import Ritm
 
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 1 << 20
-
-
-C = TypeVar("C", SamConfig, ClipConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Release(Generic[C]):
 
     @property
     def file_name(self) -> str:
+        """The last part of the address."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -91,7 +96,7 @@ def load_model(
     cache_dir: str | Path | None = None,
     releases: Mapping[str, Release[SamConfig]] = RELEASES,
 ) -> Sam:
-    """A model, ready to predict.
+    """Loads a SAM model, ready to predict.
 
     Args:
         name_or_path: `tiny` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), or the path of a
@@ -101,25 +106,16 @@ def load_model(
         releases: what the names mean.
 
     Raises:
-        ValueError: an unknown name, a file that is no checkpoint, or a download that is not the published one.
-        ConnectionError: the download failed; what came of it is kept and the next call goes on from there.
-        ImportError: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
+        UserError: an unknown name, a file that is no checkpoint, or a download that is not the published one.
+        DownloadFailed: what came of it is kept and the next call goes on from there.
+        MissingPackage: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
     """
-    name = str(name_or_path)
-    if name == "tiny":
+    if str(name_or_path) == "tiny":
         with resources.as_file(resources.files("sam_jax") / "assets" / "tiny.safetensors") as path:
-            params, config = load_checkpoint(path)
-    elif name in releases:
-        params, config = load_checkpoint(_converted(releases[name], Path(cache_dir or default_cache_dir())))
-    elif Path(name).exists():
-        from sam_jax.checkpoints import load_any
-
-        params, config = load_any(Path(name))
+            params, config = load_checkpoint(path, SAM)
     else:
-        raise UserError(
-            f"expected a model's name ({', '.join(['tiny', *releases])}) or the path of a checkpoint, got {name!r}, "
-            "which is neither; look at the spelling"
-        )
+        names = ("tiny", *releases)
+        params, config = _load(name_or_path, SAM, releases, cache_dir, names, needs_pytorch=True)
     return Sam(config, params, dtype)
 
 
@@ -130,7 +126,7 @@ def load_clip(
     cache_dir: str | Path | None = None,
     releases: Mapping[str, Release[ClipConfig]] = CLIP_RELEASES,
 ) -> Clip:
-    """A CLIP, ready to embed texts and objects.
+    """Loads a CLIP, ready to embed texts and objects.
 
     Args:
         name_or_path: `clip_b32`, `clip_b16`, `clip_l14`, `clip_l14_336` (downloaded once, from OpenAI; no PyTorch
@@ -138,51 +134,82 @@ def load_clip(
         dtype, cache_dir, releases: as of `load_model`.
 
     Raises:
-        ValueError, ConnectionError, ImportError: as `load_model`.
+        UserError, DownloadFailed, MissingPackage: as `load_model`.
     """
-    from sam_jax.checkpoints.clip import load_any_clip
-
-    name = str(name_or_path)
-    if name in releases:
-        target = Path(cache_dir or default_cache_dir()) / f"{name}.safetensors"
-        params, config = load_clip_checkpoint(_convert_once(releases[name], target, load_any_clip))
-    elif Path(name).exists():
-        params, config = load_any_clip(Path(name))
-    else:
-        raise UserError(
-            f"expected a CLIP's name ({', '.join(releases)}) or the path of a checkpoint, got {name!r}, which is "
-            "neither; look at the spelling"
-        )
+    params, config = _load(name_or_path, CLIP, releases, cache_dir, releases)
     return Clip(config, params, dtype)
 
 
+def load_ritm(path: str | Path) -> Ritm:
+    """Loads a RITM model, to answer clicks with `sam_jax.ritm.RitmPredictor`.
+
+    Args:
+        path: of our file, or of a published `.pth`, which needs PyTorch.
+
+    Raises:
+        UserError, MissingPackage: as `load_checkpoint`.
+    """
+    params, config = load_checkpoint(path, RITM)
+    return Ritm(config, params)
+
+
+def load_detector(path: str | Path, config: DetectorConfig | None = None, *, dtype: Any = jnp.float32) -> Detector:
+    """Loads a ViTDet detector.
+
+    Args:
+        path: of our file, or of detectron2's (.pkl; .pth, which needs PyTorch; its tensors as .safetensors).
+        config: of a detectron2 file; None: the published detector with the same width, heads and classes.
+        dtype: of the arithmetic.
+
+    Raises:
+        UserError, MissingPackage: as `load_checkpoint`.
+    """
+    params, config = load_checkpoint(path, DETECTOR, config)
+    return Detector(config, params, dtype)
+
+
 def default_cache_dir() -> Path:
+    """Returns the folder of downloaded models: SAM_JAX_CACHE, else `sam_jax` in XDG_CACHE_HOME, else in ~/.cache."""
     if folder := os.environ.get("SAM_JAX_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam_jax"
 
 
-def _converted(release: Release[SamConfig], cache_dir: Path) -> Path:
-    """Path of the release in our format; downloads and converts it where it is not there yet."""
+def _load(
+    name_or_path: str | Path,
+    family: Family[C],
+    releases: Mapping[str, Release[C]],
+    cache_dir: str | Path | None,
+    names: Iterable[str],
+    *,
+    needs_pytorch: bool = False,
+) -> Checkpoint[C]:
+    name = str(name_or_path)
+    if name in releases:
+        folder = Path(cache_dir or default_cache_dir())
+        return load_checkpoint(_converted(releases[name], folder, needs_pytorch), family)
+    if Path(name).exists():
+        return load_checkpoint(name, family)
+    raise UserError(
+        f"expected the name of a model ({', '.join(names)}) or the path of {family.label}, got {name!r}, which is "
+        "neither; look at the spelling"
+    )
+
+
+def _converted(release: Release[Any], cache_dir: Path, needs_pytorch: bool) -> Path:
+    """Returns the path of the release in our format; downloads and converts it where it is not there yet."""
     target = cache_dir / Path(release.file_name).with_suffix(".safetensors")
-    if not target.exists() and importlib.util.find_spec("torch") is None:
+    if target.exists():
+        return target
+    if needs_pytorch and importlib.util.find_spec("torch") is None:
         raise MissingPackage(
             f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
             f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
         )
-    from sam_jax.checkpoints import load_any
-
-    return _convert_once(release, target, load_any)
-
-
-def _convert_once(
-    release: Release[C], target: Path, load: Callable[[Path, C], tuple[Params, SamConfig | ClipConfig]]
-) -> Path:
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                save_checkpoint(target, *load(download(release, target.parent), release.config))
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            convert_checkpoint(download(release, cache_dir), target, config=release.config)
     return target
 
 

@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sam_jax.checkpoints.layout import encoder_names
 from sam_jax.config import VIT_B, EncoderConfig, SamConfig
 from sam_jax.errors import UserError
-from sam_jax.modeling.encoders import known_sizes
+from sam_jax.modeling.encoders import encoder_of, known_sizes
 from sam_jax.modeling.encoders.base import HuggingFaceNames
 
 SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
@@ -160,8 +159,7 @@ def config_from_huggingface(
 
 
 def _encoder_format(config: EncoderConfig) -> HuggingFaceNames[Any]:
-    """`encoder_names` with the encoder's part of the config, too."""
-    names = encoder_names(config, "huggingface")
+    names = encoder_of(config).names("huggingface")
     assert isinstance(names, HuggingFaceNames)
     return names
 

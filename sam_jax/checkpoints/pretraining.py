@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoints.files import read_state
-from sam_jax.checkpoints.layout import ENCODER, PYTORCH_RULES, rename
+from sam_jax.checkpoints.family import ENCODER, PYTORCH_RULES, param_shapes, rename
+from sam_jax.checkpoints.published import read_published
 from sam_jax.config import EncoderConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.encoders import encoder_of
@@ -29,7 +27,7 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
         params: of a whole model, a SAM or a detector, with "image_encoder".
 
     Raises:
-        MissingFile, MissingPackage: as `load_any`.
+        MissingFile, MissingPackage: as `load_checkpoint`.
         UserError: the encoder has no such start; another model, or one of another size; names all tensors that do
             not fit.
 
@@ -39,11 +37,10 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
     start = encoder.pretraining
     if start is None:
         raise UserError(f"the {config.kind} encoder has no published pre-training to start from; leave {path} out")
-    state = read_state(Path(path))
+    state = read_published(Path(path)).state
     if any(name not in state for name in start.landmarks):
         raise UserError(f"expected {start.what} with {' and '.join(start.landmarks)}, {path} has {sorted(state)[:8]}")
-    own = jax.eval_shape(functools.partial(encoder.init, config), jax.random.key(0))
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(own, sep="/").items()}
+    shapes = param_shapes(encoder.init, config)
     wanted = {
         name: rename(rename(name, start.rules), PYTORCH_RULES) for name in shapes if not re.search(start.zeros, name)
     }

@@ -27,9 +27,9 @@ class Export:
 
     def run(self) -> None:
         """Writes the target."""
-        from sam_jax.checkpoints import check_destination, save_any
+        from sam_jax.checkpoints import check_destination, export_checkpoint
         from sam_jax.training.export import load_run
 
         check_destination(self.target, overwrite=self.overwrite)
-        save_any(self.target, *load_run(self.run_folder, self.step), overwrite=self.overwrite)
+        export_checkpoint(self.target, *load_run(self.run_folder, self.step), overwrite=self.overwrite)
         print(f"wrote {self.target}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from tqdm import tqdm
 
 from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file
 from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_image
-from sam_jax.detection.config import DetectorConfig
-from sam_jax.detection.detector import Detections, detect_objects
+from sam_jax.detection.model import Detector
 from sam_jax.detection.results import to_results
 from sam_jax.errors import UserError
 from sam_jax.files import replacing
-from sam_jax.modeling import normalize_images
 from sam_jax.ops.transforms import fit_image
-from sam_jax.types import Params
 
 
 class Target(NamedTuple):
@@ -76,14 +70,12 @@ def find_targets(inputs: Sequence[Path], images: Path | None, out: Path) -> list
 
 
 def detect_images(
-    params: Params,
-    config: DetectorConfig,
+    detector: Detector,
     targets: Sequence[Target],
     out: Path,
     *,
     batch_size: int = 1,
     masks: bool = True,
-    dtype: Any = jnp.float32,
 ) -> Report:
     """Writes the objects of all images as one JSON list, in the order of the images, with a progress bar.
 
@@ -92,18 +84,16 @@ def detect_images(
     Args:
         batch_size: images that are computed together.
         masks: write each object's segmentation.
-        dtype: of the arithmetic.
 
     Raises:
         OSError: the file can't be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    params = jax.tree.map(jnp.asarray, params)
     report = Report()
 
     def read(target: Target) -> Frame:
         image = read_image(target.path)
-        return Frame(image.shape[:2], *fit_image(image, config.encoder.image_size))
+        return Frame(image.shape[:2], *fit_image(image, detector.config.encoder.image_size))
 
     def fail(target: Target, reason: str) -> None:
         report.failures[target.path] = reason
@@ -120,10 +110,10 @@ def detect_images(
                 frames = [frame for _, frame in batch]
                 filled = [*frames, *[frames[-1]] * (batch_size - len(batch))]  # one program for all batches
                 pixels, sizes = np.stack([x.pixels for x in filled]), np.array([x.input_size for x in filled])
-                found = jax.device_get(detect_batch(params, pixels, sizes, config=config, dtype=dtype))
+                found = jax.device_get(detector.detect(pixels, sizes))
                 for i, (target, frame) in enumerate(batch):
                     of_image = jax.tree.map(lambda x: x[i], found)  # noqa: B023
-                    for entry in to_results(of_image, frame.size, config, masks=masks):
+                    for entry in to_results(of_image, frame.size, detector.config, masks=masks):
                         file.write(",\n" if report.objects else "\n")
                         file.write(json.dumps(target.labels | entry))
                         report.objects += 1
@@ -134,9 +124,3 @@ def detect_images(
         bar.update(len(targets) - bar.n)
         file.write("\n]\n")
     return report
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def detect_batch(params: Params, pixels: Array, sizes: Array, *, config: DetectorConfig, dtype: Any) -> Detections:
-    """Objects on images in the input frame, of sizes (h, w); compiled once per number of images."""
-    return detect_objects(params, normalize_images(pixels, sizes, config.encoder), sizes, config, dtype=dtype)

@@ -155,11 +155,10 @@ class DetectorProposer:
         min_predicted_iou: float = 0.0,
         batch_size: int = 4,
     ) -> None:
-        from sam_jax.checkpoints.detector import load_detector
+        from sam_jax.checkpoints import load_detector
         from sam_jax.everything.box_masks import SamBoxes
 
-        params, self._config = load_detector(detector)
-        self._params = jax.tree.map(jax.numpy.asarray, params)
+        self._detector = load_detector(detector)
         self._segmenter = SamBoxes(model, batch_size=batch_size)
         self._min_score, self._min_predicted_iou, self.batch_size = min_score, min_predicted_iou, batch_size
         self.name = f"{name}, scores from {min_score:g}, predicted IoUs from {min_predicted_iou:g}"
@@ -179,15 +178,13 @@ class DetectorProposer:
 
     def _detect(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[dict[str, Any]]]:
         from sam_jax.detection.results import to_results
-        from sam_jax.detection.run import detect_batch
 
         filled = [*images, *[images[-1]] * (self.batch_size - len(images))]  # one program for all batches
-        pixels, sizes = zip(*(fit_image(image, self._config.encoder.image_size) for image in filled), strict=True)
-        detections = jax.device_get(
-            detect_batch(self._params, np.stack(pixels), np.array(sizes), config=self._config, dtype=jax.numpy.float32)
-        )
+        config = self._detector.config
+        pixels, sizes = zip(*(fit_image(image, config.encoder.image_size) for image in filled), strict=True)
+        detections = jax.device_get(self._detector.detect(np.stack(pixels), np.array(sizes)))
         return [
-            to_results(jax.tree.map(lambda x: x[i], detections), image.shape[:2], self._config, masks=False)  # noqa: B023
+            to_results(jax.tree.map(lambda x: x[i], detections), image.shape[:2], config, masks=False)  # noqa: B023
             for i, image in enumerate(images)
         ]
 

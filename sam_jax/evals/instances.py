@@ -17,8 +17,7 @@ import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
-from sam_jax.checkpoints.detector import load_detector
-from sam_jax.checkpoints.hub import load_model
+from sam_jax.checkpoints.hub import load_detector, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.detection.run import Target, detect_images
 from sam_jax.errors import UserError
@@ -195,7 +194,8 @@ def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Pa
         FileNotFoundError: the detector does not exist.
         UserError: the detector has other categories than the ground truth.
     """
-    params, config = load_detector(detector)
+    model = load_detector(detector)
+    config = model.config
     if ANY_CATEGORY not in ground_truth.categories and not set(config.category_ids) <= set(ground_truth.categories):
         raise UserError(
             f"expected a detector of the categories in {ground_truth.file}, {detector} knows "
@@ -207,7 +207,7 @@ def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Pa
     with sync_processes():
         if jax.process_index() == 0 and not file.exists():
             targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in ground_truth.images.values()]
-            detect_images(params, config, targets, file)  # unreadable images are reported by predict_missing
+            detect_images(model, targets, file)  # unreadable images are reported by predict_missing
     return file
 
 

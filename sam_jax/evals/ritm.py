@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.checkpoints.ritm import load_ritm
+from sam_jax.checkpoints.hub import load_ritm
 from sam_jax.evals.segmenters import Clicks, ObjectMasks, Session
 from sam_jax.model import params_digest
 from sam_jax.ritm import THRESHOLD, Ritm, RitmPredictor, ZoomIn
@@ -36,7 +36,7 @@ class RitmSegmenter:
         """Loads the model of the method `ritm:PATH`, under the name `ritm STEM` of the file.
 
         Raises:
-            FileNotFoundError, MissingPackage, UserError: as `sam_jax.checkpoints.ritm.load_ritm`.
+            FileNotFoundError, MissingPackage, UserError: as `sam_jax.checkpoints.load_ritm`.
         """
         path = Path(method.removeprefix(PREFIX))
         return cls(load_ritm(path), f"ritm {path.stem}", zoom)

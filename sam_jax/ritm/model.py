@@ -17,7 +17,7 @@ from sam_jax.types import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ritm:
-    """One RITM model. Get one from `sam_jax.ritm.load_ritm`, or build it from config and params.
+    """One RITM model. Get one from `sam_jax.checkpoints.load_ritm`, or build it from config and params.
 
     Args:
         params: nested dict of arrays, with the running statistics; moved to the default device.

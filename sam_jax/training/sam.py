@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoints import load_pretrained_encoder
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import load_pretrained_encoder, save_checkpoint
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.clip.config import ClipConfig
 from sam_jax.config import SamConfig, TrainConfig

@@ -134,6 +134,22 @@ class Encoder(Generic[C]):
     huggingface: HuggingFaceNames[C] | None = None
     pretraining: Pretraining[C] | None = None
 
+    def names(self, naming: str) -> TensorNames[C]:
+        """Returns the names in checkpoints of the whole model.
+
+        Args:
+            naming: "official" or "huggingface".
+
+        Raises:
+            UserError: there are none with this encoder.
+        """
+        names, label = (self.official, "official") if naming == "official" else (self.huggingface, "Hugging Face")
+        if names is None:
+            raise UserError(
+                f"the {self.config.kind} encoder has no {label} checkpoint format; keep the model as *.safetensors"
+            )
+        return names
+
     def init(self, config: C, key: jax.Array) -> Params:
         """Returns random float32 params of the trunk. Shapes alone: `jax.eval_shape` over this function."""
         images = jnp.zeros((1, config.image_size, config.image_size, 3))

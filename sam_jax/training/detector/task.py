@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.checkpoints import load_pretrained_encoder
-from sam_jax.checkpoints.detector import save_detector
+from sam_jax.checkpoints import load_pretrained_encoder, save_checkpoint
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.detection.detector import Detections, init_detector
 from sam_jax.errors import UserError
@@ -50,7 +49,7 @@ def detector_task(config: DetectorTrainConfig) -> TrainingTask:
         describe=describe,
         score=lambda values: -values["loss"],
         draw=draw_detections,
-        save=lambda path, params: save_detector(path, params, config.model),
+        save=lambda path, params: save_checkpoint(path, params, config.model),
         curves=(("loss",), ("found", "found_closely")),
     )
 

@@ -16,6 +16,7 @@ from sam_jax.checkpoints.clip import config_from_huggingface
 from sam_jax.clip.config import CLIP_L14_336, CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import embed_images, embed_tokens, init_clip_params
 from sam_jax.clip.tokenizer import tokenize
+from sam_jax.commands.main import main
 
 # The four published structures, small: patches an image has, depths and widths of the towers that differ.
 
@@ -121,7 +122,7 @@ class _Towers(torch.nn.Module):
         return 1
 
 
-def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypatch):
+def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypatch, capsys):
     state = state_from_params(params, SMALL_CLIP, "openai")
     for name in ("visual.transformer.resblocks.1.attn.in_proj_weight", "token_embedding.weight", "ln_final.weight"):
         assert name in state  # OpenAI's names
@@ -135,6 +136,12 @@ def test_an_openai_archive_is_read_without_running_it(params, tmp_path, monkeypa
     assert dataclasses.replace(config, name="small") == SMALL_CLIP
     half = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), dict(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, half)
+    monkeypatch.undo()
+    # The command knows by its content that it is a CLIP, which only our format holds.
+    assert main(["convert", str(tmp_path / "clip.pt"), str(tmp_path / "clip.safetensors")]) == 0
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / "clip.safetensors", CLIP).params, half)
+    assert main(["convert", str(tmp_path / "clip.pt"), str(tmp_path / "folder")]) == 2
+    assert "*.safetensors for a CLIP" in capsys.readouterr().err
 
 
 def test_ours_is_written_and_read_and_not_taken_for_a_sam(params, tmp_path):

@@ -339,8 +339,9 @@ def test_files_of_other_things_are_called_so(tmp_path):
         "other.safetensors": "image_encoder.pos_embed",
         "folder": "config.json",
     }.items():
-        with pytest.raises(ValueError, match=message):
-            load_checkpoint(tmp_path / name)
+        for family in (SAM, None):
+            with pytest.raises(ValueError, match=message):
+                load_checkpoint(tmp_path / name, family)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere.pth")
 

@@ -7,7 +7,7 @@ import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from sam_jax.errors import UserError
 
@@ -83,7 +83,7 @@ class EncoderConfig(JsonConfig):
         kind: name of the encoder in files.
     """
 
-    kind: str = dataclasses.field(default="", init=False)
+    kind: ClassVar[str] = ""
     image_size: int = 1024  # side of the square input frame, pixels
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -107,6 +107,10 @@ class EncoderConfig(JsonConfig):
         """Side of the encoder's last map, cells."""
         return self.image_size // self.stride
 
+    def to_fields(self) -> dict[str, Any]:
+        """Returns the fields, and the kind."""
+        return {"kind": self.kind} | super().to_fields()
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Reads what `to_fields` gave; of this class itself, any encoder's, which `kind` tells.
@@ -129,7 +133,7 @@ class ViTConfig(EncoderConfig):
     Reference: Kirillov et al. 2023, section A; Li et al. 2022 (ViTDet).
     """
 
-    kind: str = dataclasses.field(default="vit", init=False)
+    kind: ClassVar[str] = "vit"
     patch_size: int = 16  # side of one patch, pixels
     dim: int = 768
     depth: int = 12

@@ -144,7 +144,8 @@ def test_training_reads_the_tars_and_prepare_the_same_from_them(whole, tmp_path)
 
 @pytest.mark.slow
 def test_train_py_trains_on_the_tars(whole, tmp_path):
-    small = "--model.encoder-dim 32 --model.encoder-depth 2 --model.encoder-heads 2 --model.global-attention-blocks 1"
+    small = "--model.encoder.dim 32 --model.encoder.depth 2 --model.encoder.heads 2"
+    small += " --model.encoder.global-attention-blocks 1"
     small += " --steps 2 --data.batch-size 2 --data.workers 0 --prompts.point-rounds 1 --prompts.refine-rounds 0"
     small += " --parallel.data 1"
     command = [sys.executable, "train.py", "configs/tiny.py", "--data.path", whole, "--out", tmp_path, *small.split()]

@@ -76,6 +76,26 @@ class LayerNorm(nn.Module):
         return (centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
 
 
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with the statistics of an earlier training, which are params and do not learn; scale and bias do.
+
+    In float32 over the last axis. Training keeps params of these names as they are (`sam_jax.training.trainable`), and
+    no gradient reaches them.
+    """
+
+    epsilon: float = 1e-5  # PyTorch's default
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        scale, var = (self.param(name, ones, x.shape[-1:]) for name in ("scale", "var"))
+        bias, mean = (self.param(name, zeros, x.shape[-1:]) for name in ("bias", "mean"))
+        var, mean = jax.lax.stop_gradient((var, mean))
+        scale = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * scale + (bias - mean * scale)).astype(self.dtype)
+
+
 class PatchConv(nn.Module):
     """Convolution whose stride is its kernel size, as one matmul over patches. Kernel (p, p, in, out)."""
 

@@ -19,7 +19,7 @@ LONGEST = "longest"
 RULES: tuple[tuple[str, PartitionSpec | str], ...] = (
     # Every round of prompts uses the decoder: cut, its 4 million params would be sent again for each.
     (r"\b(prompt_encoder|mask_decoder)/", PartitionSpec()),
-    (r"(bias|scale)$", PartitionSpec()),
+    (r"(bias|scale|mean|var)$", PartitionSpec()),
     (r"", LONGEST),  # along the longest axis that `fsdp` divides; those without one lie whole on every device
 )
 

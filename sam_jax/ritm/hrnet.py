@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.modeling.common import fan_in_uniform
+from sam_jax.modeling.common import FrozenBatchNorm, fan_in_uniform
 from sam_jax.ritm.config import RitmConfig
 from sam_jax.ritm.sampling import inside, resize
 
@@ -60,18 +60,6 @@ class Conv(nn.Module):
         return x + self.param("bias", fan_in_uniform(fan_in), (self.features,)) if self.use_bias else x
 
 
-class BatchNorm(nn.Module):
-    """With the statistics of the training set."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        scale, var = (self.param(name, ones, x.shape[-1:]) for name in ("scale", "var"))
-        bias, mean = (self.param(name, zeros, x.shape[-1:]) for name in ("bias", "mean"))
-        scale = scale * jax.lax.rsqrt(var + 1e-5)
-        return x * scale + (bias - mean * scale)
-
-
 class BasicBlock(nn.Module):
     """Two convolutions and a shortcut. A row of them is one loop: see `in_a_row`."""
 
@@ -79,8 +67,8 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], level: Level) -> tuple[Float[Array, "B H W C"], None]:
-        y = nn.relu(BatchNorm(name="bn1")(Conv(self.features, 3, name="conv1")(x, level)))
-        y = BatchNorm(name="bn2")(Conv(self.features, 3, name="conv2")(y, level))
+        y = nn.relu(FrozenBatchNorm(name="bn1")(Conv(self.features, 3, name="conv1")(x, level)))
+        y = FrozenBatchNorm(name="bn2")(Conv(self.features, 3, name="conv2")(y, level))
         return nn.relu(x + y), None
 
 
@@ -92,11 +80,11 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], level: Level) -> Float[Array, "B H W D"]:
         wide = BOTTLENECK * self.features
-        y = nn.relu(BatchNorm(name="bn1")(Conv(self.features, name="conv1")(x, level)))
-        y = nn.relu(BatchNorm(name="bn2")(Conv(self.features, 3, name="conv2")(y, level)))
-        y = BatchNorm(name="bn3")(Conv(wide, name="conv3")(y, level))
+        y = nn.relu(FrozenBatchNorm(name="bn1")(Conv(self.features, name="conv1")(x, level)))
+        y = nn.relu(FrozenBatchNorm(name="bn2")(Conv(self.features, 3, name="conv2")(y, level)))
+        y = FrozenBatchNorm(name="bn3")(Conv(wide, name="conv3")(y, level))
         if x.shape[-1] != wide:
-            x = BatchNorm(name="downsample_1")(Conv(wide, name="downsample_0")(x, level))
+            x = FrozenBatchNorm(name="downsample_1")(Conv(wide, name="downsample_0")(x, level))
         return nn.relu(x + y)
 
 
@@ -121,13 +109,13 @@ class Exchange(nn.Module):
         """Features of one resolution, at another."""
         name = f"fuse_layers_{target}_{source}"
         if source > target:
-            x = BatchNorm(name=f"{name}_1")(Conv(self.widths[target], name=f"{name}_0")(x, levels[source]))
+            x = FrozenBatchNorm(name=f"{name}_1")(Conv(self.widths[target], name=f"{name}_0")(x, levels[source]))
             return resize(x, levels[source].sizes, levels[target].sizes, levels[target].shape)
         for k in range(target - source):
             last = source + k == target - 1
             width = self.widths[target if last else source]
             x = Conv(width, 3, 2, name=f"{name}_{k}_0")(x, levels[source + k])
-            x = BatchNorm(name=f"{name}_{k}_1")(x)
+            x = FrozenBatchNorm(name=f"{name}_{k}_1")(x)
             x = x if last else nn.relu(x)
         return x
 
@@ -150,9 +138,9 @@ class HRNet(nn.Module):
         Returns:
             features, 15 times the width, and their level.
         """
-        x = nn.relu(BatchNorm(name="bn1")(Conv(STEM, 3, 2, name="conv1")(images, level))) + clicks
+        x = nn.relu(FrozenBatchNorm(name="bn1")(Conv(STEM, 3, 2, name="conv1")(images, level))) + clicks
         level = level.halved()
-        x = nn.relu(BatchNorm(name="bn2")(Conv(STEM, 3, 2, name="conv2")(x, level)))
+        x = nn.relu(FrozenBatchNorm(name="bn2")(Conv(STEM, 3, 2, name="conv2")(x, level)))
         levels = [level.halved()]
         for i in range(self.config.blocks):
             x = Bottleneck(STEM, name=f"layer1_{i}")(x, levels[0])
@@ -175,6 +163,6 @@ class HRNet(nn.Module):
             if new or x.shape[-1] != width:
                 name = f"transition{number}_{b}" + ("_0" if new else "")
                 x = Conv(width, 3, 2 if new else 1, name=f"{name}_0")(x, levels[-1] if new else levels[b])
-                x = nn.relu(BatchNorm(name=f"{name}_1")(x))
+                x = nn.relu(FrozenBatchNorm(name=f"{name}_1")(x))
             wanted.append(x)
         return wanted

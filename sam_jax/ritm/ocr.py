@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sam_jax.ritm.hrnet import BatchNorm, Conv, Level
+from sam_jax.modeling.common import FrozenBatchNorm
+from sam_jax.ritm.hrnet import Conv, Level
 
 
 class Projection(nn.Module):
@@ -23,7 +24,7 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], level: Level) -> Float[Array, "B H W D"]:
         for i in range(self.depth):
             x = Conv(self.features, name=f"{2 * i}")(x, level)
-            x = nn.relu(BatchNorm(name=f"{2 * i + 1}_0")(x))
+            x = nn.relu(FrozenBatchNorm(name=f"{2 * i + 1}_0")(x))
         return x
 
 
@@ -53,11 +54,11 @@ class ContextHead(nn.Module):
     def __call__(self, features: Float[Array, "B H W C"], level: Level) -> Float[Array, "B H W 1"]:
         channels = features.shape[-1]
         coarse = Conv(channels, use_bias=True, name="aux_head_0")(features, level)
-        coarse = nn.relu(BatchNorm(name="aux_head_1")(coarse))
+        coarse = nn.relu(FrozenBatchNorm(name="aux_head_1")(coarse))
         coarse = Conv(1, use_bias=True, name="aux_head_3")(coarse, level)
 
         x = Conv(2 * self.width, 3, use_bias=True, name="conv3x3_ocr_0")(features, level)
-        x = nn.relu(BatchNorm(name="conv3x3_ocr_1")(x))
+        x = nn.relu(FrozenBatchNorm(name="conv3x3_ocr_1")(x))
         weights = jax.nn.softmax(coarse, (1, 2), where=level.inside)
         regions = jnp.einsum("bhwk,bhwd->bkd", weights, x)[:, None]
         context = ObjectAttention(self.width, name="ocr_distri_head_object_context_block")(x, regions, level)

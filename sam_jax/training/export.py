@@ -33,7 +33,7 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Para
         raise MissingFile(f"expected a training run (config.json, checkpoints) in {run}, found none")
     try:
         content = json.loads(record.read_text())
-        model = SamConfig.from_json(json.dumps(content["model"]))
+        model = SamConfig.from_fields(content["model"])
         finetune = FinetuneConfig(**content["finetune"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"expected the config of a training run in {record}: {error}") from error

@@ -141,8 +141,9 @@ def claim_folder(out: Path, config: Any, resume: bool) -> None:
     refuse_other_run(out, resume)  # again: one may have begun while the model was made
     record = out / RECORD
     if record.exists():
-        model = type(config.model).from_json(json.dumps(json.loads(record.read_text())["model"]))
+        model = type(config.model).from_fields(json.loads(record.read_text())["model"])
         if model != config.model:
             raise UserError(f"the run in {out} trains another model: {model}; this config says {config.model}")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, json.dumps(dataclasses.asdict(config), default=str, indent=1))
+    fields = dataclasses.asdict(config) | {"model": config.model.to_fields()}
+    write_atomically(record, json.dumps(fields, default=str, indent=1))

@@ -20,6 +20,7 @@ from sam_jax.errors import UserError
 from sam_jax.types import Params
 
 FOURIER_MATRIX = "prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"  # a buffer in the official code
+STATISTICS = r"/(mean|var)$"  # of frozen batch norms
 CLIP = "clip"  # beside the model's parts, in a run that trains the text prompt: the tower that embeds objects
 EncoderWork = Literal["trained", "frozen", "cached"]
 """Forward and backward, forward alone, or nothing: images were encoded before the first step."""
@@ -47,6 +48,7 @@ def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) ->
         for name, value in flat.items()
         if re.search(config.trainable, name)
         and name not in adapted | {FOURIER_MATRIX}
+        and not re.search(STATISTICS, name)
         and not name.startswith(f"{CLIP}/")
     }
     frozen = {name: value for name, value in flat.items() if name not in trained}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import tyro
 
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.files import read_text
 
 SHIPPED = Path(__file__).with_name("configs")
 PREFIXES = {"train": "", "eval": "eval_"}  # of the files' names
@@ -25,7 +26,7 @@ def list_configs(task: Task) -> dict[str, str]:
     prefix, found = PREFIXES[task], {}
     for path in sorted(SHIPPED.glob("[!_]*.py")):
         if path.stem.startswith(PREFIXES["eval"]) == (task == "eval"):
-            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            docstring = ast.get_docstring(ast.parse(read_text(path))) or ""
             found[path.stem.removeprefix(prefix)] = docstring.partition("\n")[0]
     return found
 

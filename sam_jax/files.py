@@ -14,7 +14,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from io import BufferedReader
+from importlib import resources
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +45,11 @@ def read_text(path: Path) -> str:
     return path.read_text("utf-8")
 
 
+def read_asset(name: str) -> bytes:
+    """Returns the content of a file that comes with the package."""
+    return (resources.files("sam_jax") / "assets" / name).read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
@@ -52,6 +58,16 @@ def read_json(path: Path) -> Any:
         BadRecord: it is no JSON.
     """
     return parse_json(read_bytes(path), path)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Returns the content of a file with a line of JSON per record.
+
+    Raises:
+        OSError: it can't be read.
+        BadRecord: a line is no JSON.
+    """
+    return [parse_json(line, path) for line in read_text(path).splitlines()]
 
 
 def parse_json(data: bytes | str, where: object) -> Any:
@@ -95,6 +111,11 @@ def open_to_write(path: Path, newline: str | None = None) -> TextIO:
     return path.open("w", encoding="utf-8", newline=newline)
 
 
+def open_to_write_bytes(path: Path) -> BufferedWriter:
+    """Opens a file to write its bytes from the start; for what lies at a temporary name, see `replacing`."""
+    return path.open("wb")
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a text file, which is on disk when this returns. A process that dies leaves at most a part."""
     with path.open("a", encoding="utf-8") as file:
@@ -122,6 +143,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file's whole content, text as UTF-8, in place of what is there."""
     with replacing(path) as temporary:
         write(temporary, content)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file; what is at the target is replaced."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def remove(path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,9 +41,10 @@ def store(tmp_path):
 
 WRITER = """
 import sys, uuid
+from pathlib import Path
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
-store, rle = Store(sys.argv[1]), {"size": [12, 17], "counts": sys.argv[2]}
+store, rle = Store(Path(sys.argv[1])), {"size": [12, 17], "counts": sys.argv[2]}
 while True:
     record = MaskRecord(id=uuid.uuid4().hex, picture_id=1, annotator="ann", segmentation=rle)
     store.save_mask(record)
@@ -68,9 +70,10 @@ def test_a_killed_writer_loses_no_mask_that_was_saved_and_leaves_no_half_one(sto
 
 FORKER = """
 import os, sys, uuid
+from pathlib import Path
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
-store, rle = Store(sys.argv[1]), {"size": [12, 17], "counts": sys.argv[2]}
+store, rle = Store(Path(sys.argv[1])), {"size": [12, 17], "counts": sys.argv[2]}
 def save(annotator):
     store.save_mask(MaskRecord(id=uuid.uuid4().hex, picture_id=1, annotator=annotator, segmentation=rle))
 save("before")
@@ -92,8 +95,9 @@ def test_a_forked_process_goes_on_with_a_connection_of_its_own(store):
 
 CLAIMER = """
 import sys
+from pathlib import Path
 from sam_jax.engine.store import Store
-store, annotator = Store(sys.argv[1]), sys.argv[2]
+store, annotator = Store(Path(sys.argv[1])), sys.argv[2]
 sys.stdin.readline()
 while image := store.claim(annotator):
     print(image.id, flush=True)
@@ -364,7 +368,7 @@ def test_held_out_images_are_a_share_that_adding_again_keeps(tmp_path):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.jpg", "a/../../b.jpg", "", "a\\b.jpg", "a\0.jpg"])
 def test_no_name_leads_out_of_the_folder(store, name):
     with pytest.raises(ValueError, match="below the folder"):
-        store.add_images("photos", [name])
+        store.add_images(Path("photos"), [name])
 
 
 def test_stages_are_kept_and_changes_are_events(store):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sam_jax.data.images import IMAGE_SUFFIXES, read_image
+from sam_jax.data.images import is_image_name, no_images, read_image
 from sam_jax.engine.records import StoredImage
 from sam_jax.errors import MissingFile, UserError
 
@@ -54,7 +54,7 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
         else:
             names.append(name)
     if not names and not may_be_empty:
-        raise UserError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise no_images(root)
     return Scan(sorted(names), sorted(refused))
 
 
@@ -64,7 +64,7 @@ def _files(root: Path, leave_out: Path | None) -> Iterator[str]:
         below[:] = sorted(name for name in below if not name.startswith(".") and (here / name).resolve() != leave_out)
         for name in files:
             path = here / name
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file():
+            if is_image_name(path) and not name.startswith(".") and path.is_file():
                 yield path.relative_to(root).as_posix()
 
 
@@ -94,7 +94,7 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
         FileNotFoundError, ValueError: gone, outside its folder, not an image, damaged or too large. No message tells
             where the folder is.
     """
-    path = locate(Path(stored.root), stored.name)
+    path = locate(stored.root, stored.name)
     try:
         return read_image(path, max_pixels=max_pixels)
     except UserError as error:

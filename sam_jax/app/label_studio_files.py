@@ -12,15 +12,14 @@ import io
 import json
 import urllib.error
 import urllib.request
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
-from sam_jax.data.images import IMAGE_SUFFIXES, decode_image
+from sam_jax.data.images import decode_image, is_image_name
 from sam_jax.engine.records import check_name
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 
 FOLDER = "label_studio"  # below the project's
 UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"
@@ -99,13 +98,13 @@ class LabelStudio:
             ValueError: Label Studio does not give it away, or it is no image or too large a one.
             OSError: no answer, or it can't be written.
         """
-        if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
+        if not is_image_name(file):
             raise UserError(f"expected an image, got {file[:80]!r}")
         content = self._get(file)
         decode_image(io.BytesIO(content), file, max_pixels=max_pixels)
         root = store.folder.resolve() / FOLDER
         path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, content)
         store.add_images(root, [file])
         query = "SELECT pictures.id FROM pictures JOIN roots ON roots.id = root_id WHERE path = ? AND name = ?"

@@ -7,13 +7,13 @@ import gzip
 import html
 import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from sam_jax.errors import MissingPackage, UserError, WrongType
+from sam_jax.files import read_asset
 
 MERGES = "clip_merges.txt.gz"  # in assets
 # What is merged: contractions, words of letters, single digits, runs of anything else.
@@ -65,7 +65,7 @@ def _load() -> tuple[Any, Any]:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     except ImportError as error:
         raise MissingPackage(f"text prompts need a tokenizer: pip install 'sam_jax[text]' ({error})") from error
-    packed = (resources.files("sam_jax") / "assets" / MERGES).read_bytes()
+    packed = read_asset(MERGES)
     merges = [(a, b) for a, b in (line.split() for line in gzip.decompress(packed).decode("utf-8").splitlines())]
     # Bytes first, in the order of the official vocabulary: those that print, then the rest, which are written as
     # letters from U+0100 on.

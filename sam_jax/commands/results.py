@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam_jax.files import replacing
+from sam_jax.files import make_folder, replacing, write
 from sam_jax.ops.rle import coco_bbox, encode_rle
 
 
@@ -27,11 +27,11 @@ def mask_records(masks: Sequence[np.ndarray], scores: Sequence[float]) -> list[d
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Writes PNG images and JSON, each under a temporary name first, and prints where."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, content in files.items():
         with replacing(folder / name) as temporary:
             if isinstance(content, dict):
-                temporary.write_text(json.dumps(content))
+                write(temporary, json.dumps(content))
             else:
                 Image.fromarray(content).save(temporary, "PNG")
         print(folder / name)

@@ -14,7 +14,7 @@ BAD_IN_A_ROW = 100
 
 
 @dataclasses.dataclass
-class Report:
+class PreparationReport:
     """What was prepared."""
 
     images: int = 0

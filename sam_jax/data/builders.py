@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import BadRecords, Report
+from sam_jax.data.bad_records import BadRecords, PreparationReport
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import BadRecord
 from sam_jax.ops.rle import coco_bbox, counts_from_rle
@@ -84,7 +84,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     code_path = None  # TFDS looks there for checksums of downloads, with a package that it does not require
 
     def __init__(self, *, splits: Mapping[str, Source], max_bad_fraction: float, data_dir: Path) -> None:
-        self.report = Report()
+        self.report = PreparationReport()
         self._splits = splits
         self._bad_records = BadRecords(max_bad_fraction, sum(len(source) for source in splits.values()))
         super().__init__(data_dir=data_dir)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from sam_jax.data.images import pillow_to_rgb
 from sam_jax.errors import BadRecord, MissingFile, UserError
+from sam_jax.files import open_to_read, read_bytes, read_json
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
 
 
@@ -49,7 +49,7 @@ class Example:
             return self.encoded
         offset, length = self.span or (0, -1)
         try:
-            with self.path.open("rb") as file:
+            with open_to_read(self.path) as file:
                 file.seek(offset)
                 data = file.read(length)
         except OSError as error:
@@ -111,18 +111,6 @@ def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
     return int(counts[1::2].sum())
 
 
-def read_json(data: bytes | str, where: object) -> Any:
-    """JSON from a file's content.
-
-    Raises:
-        BadRecord: it isn't.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord("JSON cannot be read", where, error) from error
-
-
 def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example]:
     """Every region of every annotator of BSDS500. Regions of different annotators overlap: the ambiguity is real.
 
@@ -139,7 +127,7 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
     examples = []
     for path in paths:
         file = root / "groundTruth" / split / f"{path.stem}.mat"
-        content = io.BytesIO(file.read_bytes())
+        content = io.BytesIO(read_bytes(file))
         try:
             truth = scipy.io.loadmat(content)["groundTruth"][0]
             maps = [annotator["Segmentation"][0, 0] for annotator in truth]
@@ -152,12 +140,11 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
 def read_grabcut(root: Path, bsds500_root: Path) -> list[Example]:
     """The GrabCut objects whose photographs are in BSDS500; value 128 of a mask is to be ignored."""
-    splits_file = root / "bsds_split_of_each_image.json"
-    splits = read_json(splits_file.read_bytes(), splits_file)
+    splits = read_json(root / "bsds_split_of_each_image.json")
     examples = []
     for stem, split in sorted(splits.items()):
         mask = root / "masks" / f"{stem}.png"
-        content = io.BytesIO(mask.read_bytes())
+        content = io.BytesIO(read_bytes(mask))
         try:
             with Image.open(content) as file:
                 values = np.asarray(file.convert("L"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sam_jax.config import LabelValues
 from sam_jax.data.examples import Example
-from sam_jax.data.images import IMAGE_SUFFIXES, find_image
+from sam_jax.data.images import find_image, image_paths
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
@@ -168,9 +168,7 @@ def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "ma
         image_folder = images or next((root / n for n in IMAGE_FOLDERS if (root / n).is_dir()), root)
         if below.is_dir():
             for stem in (
-                p.relative_to(image_folder).with_suffix("")
-                for p in _image_paths(image_folder)
-                if below not in p.parents
+                p.relative_to(image_folder).with_suffix("") for p in image_paths(image_folder) if below not in p.parents
             ):
                 if (below / stem).is_dir() or (below / f"{stem}.masks").is_dir():
                     return "masks", image_folder, below
@@ -179,7 +177,3 @@ def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "ma
     if any(path.is_dir() for path in root.rglob("*.masks")):
         return "masks", images or root, root
     return None
-
-
-def _image_paths(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)

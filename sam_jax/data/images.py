@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +23,21 @@ MAX_PIXELS = 178_956_970  # of an image that is read; where Pillow suspects a de
 READER_THREADS = 2
 Item = TypeVar("Item")
 Content = TypeVar("Content")
+
+
+def is_image_name(name: str | PurePath) -> bool:
+    """Says whether a file's name ends as an image's."""
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Returns all images below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
+
+
+def no_images(*places: object) -> UserError:
+    """Returns the error that says that no image was found, and what was looked for."""
+    return UserError(f"no images in {', '.join(map(str, places))}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
 
 
 class ImageFile(NamedTuple):
@@ -49,10 +64,7 @@ def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
     results = out.resolve()
     for given in inputs:
         if given.is_dir():
-            files = sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-            )
-            new = [ImageFile(path, PurePosixPath(path.relative_to(given).as_posix())) for path in files]
+            new = [ImageFile(path, PurePosixPath(path.relative_to(given).as_posix())) for path in image_paths(given)]
         elif given.exists():
             new = [ImageFile(given, PurePosixPath(given.name))]
         else:
@@ -67,7 +79,7 @@ def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
                     "rename one, or run them into different output folders"
                 )
     if not found:
-        raise UserError(f"no images in {', '.join(map(str, inputs))}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise no_images(*inputs)
     return list(found.values())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sam_jax.data.examples import Example
-from sam_jax.data.images import IMAGE_SUFFIXES
+from sam_jax.data.images import is_image_name
 from sam_jax.errors import BadRecord, MissingFile
 from sam_jax.ops.rle import encode_rle
 
@@ -36,7 +36,7 @@ class InteractiveSource:
             known = ", ".join(f"{images}/ with {masks}/" for images, masks in FOLDERS)
             raise MissingFile(f"expected images and masks in {root}, as {known}; found neither")
         masks = {path.stem: path for path in sorted((root / pair[1]).iterdir()) if path.is_file()}
-        image_paths = sorted(path for path in (root / pair[0]).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        image_paths = sorted(path for path in (root / pair[0]).iterdir() if is_image_name(path))
         self._files = [(path, masks.get(path.stem)) for path in image_paths]
         if not any(mask for _, mask in self._files):
             raise MissingFile(f"no image of {root / pair[0]} has a mask of its name in {root / pair[1]}")

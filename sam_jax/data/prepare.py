@@ -6,21 +6,20 @@ import contextlib
 import dataclasses
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_jax.config import DataFormat, LabelValues
-from sam_jax.data.bad_records import BadRecords, Report
+from sam_jax.data.bad_records import BadRecords, PreparationReport
 from sam_jax.data.examples import Source
 from sam_jax.data.sa1b import find_sa1b
 from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
 from sam_jax.errors import AlreadyExists, BadRecord, MissingPackage, UserError
-from sam_jax.files import replacing
+from sam_jax.files import make_folder, open_to_write, remove, replacing
 
 if TYPE_CHECKING:
     from sam_jax.data.builders import SourceBuilder
@@ -78,17 +77,17 @@ def prepare(
     if target.exists():
         raise AlreadyExists(f"{target} is there already; give another --out, or remove it")
     partial = out / f".partial_{name}"
-    partial.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial / "tfds", ignore_errors=True)  # of a run that was killed
+    make_folder(partial)
+    remove(partial / "tfds")  # of a run that was killed
     if format == "sa1b":
         report = _prepare_shards(source, images, out, partial, max_bad_fraction, beam_options, workers)
     else:
         splits = _open_splits(source, format, images, label_values)
         builder = builders.BUILDERS[format](splits=splits, max_bad_fraction=max_bad_fraction, data_dir=partial / "tfds")
         report = _prepare_splits(builder, out)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     (partial / "tfds" / name / version).rename(target)
-    shutil.rmtree(partial)
+    remove(partial)
     bad = dict(Counter(problem.reason for problem in report.problems))
     return Prepared(target, report.images, report.masks, bad)
 
@@ -103,7 +102,7 @@ def _open_splits(
     return {"train": train, "validation": validation}
 
 
-def _prepare_splits(builder: SourceBuilder, out: Path) -> Report:
+def _prepare_splits(builder: SourceBuilder, out: Path) -> PreparationReport:
     """By the builder of the format, in this process."""
     try:
         _run(builder)
@@ -120,7 +119,7 @@ def _prepare_shards(
     max_bad_fraction: float,
     beam_options: Sequence[str],
     workers: int,
-) -> Report:
+) -> PreparationReport:
     """By Beam; finished shards stay in `partial` for the next run."""
     from sam_jax.data import builders
 
@@ -128,10 +127,10 @@ def _prepare_shards(
     if not tars and not pairs:
         raise UserError(f"expected tar files, or images with JSON files of the same names, in {source}")
     folder = partial / "shards"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     shards = make_shards(tars, pairs, folder)
     run_beam(shards, beam_options, workers)
-    report, written = Report(), []
+    report, written = PreparationReport(), []
     for shard in shards:
         part = shard.read_report()
         report.images += part.images
@@ -163,9 +162,9 @@ def _list_problems(out: Path, problems: Sequence[BadRecord]) -> None:
     """One JSON object per line; no file if there is none."""
     path = out / BAD_RECORDS
     if not problems:
-        path.unlink(missing_ok=True)
+        remove(path)
         return
-    with replacing(path) as temporary, temporary.open("w") as file:
+    with replacing(path) as temporary, open_to_write(temporary) as file:
         for problem in problems:
             line = {"reason": problem.reason, "where": problem.where, "detail": problem.detail}
             file.write(json.dumps(line) + "\n")

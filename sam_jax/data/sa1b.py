@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sam_jax.data.examples import Example, check_rle, read_json
-from sam_jax.data.images import IMAGE_SUFFIXES, find_image
+from sam_jax.data.examples import Example, check_rle
+from sam_jax.data.images import find_image, is_image_name
 from sam_jax.errors import BadRecord
+from sam_jax.files import parse_json, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Sa1bSource:
         if index >= len(self._names):
             image, annotation = self.pairs[index - len(self._names)]
             try:
-                text = annotation.read_bytes()
+                text = read_bytes(annotation)
             except OSError as error:
                 raise BadRecord("JSON cannot be read", annotation, error) from error
             return parse_record(text, Example(image, (0, 0), (), DATASET))
@@ -78,7 +79,7 @@ def parse_record(text: bytes, image: Example) -> Example:
     Raises:
         BadRecord: not such JSON, no mask that is not empty, or masks of another size.
     """
-    content = read_json(text, image.where)
+    content = parse_json(text, image.where)
     try:
         size = (content["image"]["height"], content["image"]["width"])
         masks = [annotation["segmentation"] for annotation in content["annotations"]]
@@ -121,7 +122,7 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
                 if sum(span) > end:
                     whole = False
                     problems.append(BadRecord("tar cut off", path, f"in {member.name}"))
-                elif name.suffix.lower() in IMAGE_SUFFIXES:
+                elif is_image_name(name):
                     found_images[str(name.with_suffix(""))] = (member.name, span)
                 elif name.suffix.lower() == ".json":
                     annotations[str(name.with_suffix(""))] = span

@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 from sam_jax.ops.rle import coco_bbox, encode_rle
 
 COLOURS = {
@@ -105,7 +105,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> Path:
     Returns:
         path of the annotations.
     """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     images: list[dict] = []
     annotations: list[dict] = []
     for i in tqdm(range(num_images), desc="drawing shapes", unit="image"):

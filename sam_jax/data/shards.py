@@ -13,17 +13,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sam_jax.data.bad_records import Report
+from sam_jax.data.bad_records import PreparationReport
 from sam_jax.data.beam import open_pipeline, watching
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.errors import BadRecord
-from sam_jax.files import replacing, write_atomically
+from sam_jax.files import read_json, remove, replacing, write_atomically
 
 PAIRS_PER_SHARD = 1000  # of a folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class RecordShard:
     """What one worker does: the part of the source, and the file to write. Its report goes beside it, and is last."""
 
     tars: tuple[Path, ...]
@@ -42,21 +42,23 @@ class Shard:
     def is_written(self) -> bool:
         if not (self.report.exists() and self.target.exists()):
             return False
-        return json.loads(self.report.read_text())["fingerprint"] == self.fingerprint()
+        return read_json(self.report)["fingerprint"] == self.fingerprint()
 
-    def read_report(self) -> Report:
-        content = json.loads(self.report.read_text())
-        return Report(content["pictures"], content["masks"], [BadRecord(*parts) for parts in content["problems"]])
+    def read_report(self) -> PreparationReport:
+        content = read_json(self.report)
+        return PreparationReport(
+            content["pictures"], content["masks"], [BadRecord(*parts) for parts in content["problems"]]
+        )
 
 
-def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Shard]:
+def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[RecordShard]:
     """One for each tar, and for each `PAIRS_PER_SHARD` pairs."""
     parts: list[tuple[tuple[Path, ...], tuple]] = [((tar,), ()) for tar in tars]
     parts += [((), tuple(pairs[i : i + PAIRS_PER_SHARD])) for i in range(0, len(pairs), PAIRS_PER_SHARD)]
-    return [Shard(*part, folder / f"{number:06d}.array_record") for number, part in enumerate(parts)]
+    return [RecordShard(*part, folder / f"{number:06d}.array_record") for number, part in enumerate(parts)]
 
 
-def write_shard(shard: Shard) -> None:
+def write_shard(shard: RecordShard) -> None:
     """Writes the sound records of a shard, and then its report: images, masks and what was wrong."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -87,7 +89,7 @@ def write_shard(shard: Shard) -> None:
     write_atomically(shard.report, json.dumps(content))
 
 
-def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:
+def run_beam(shards: Sequence[RecordShard], options: Sequence[str], workers: int) -> None:
     """Writes the shards that are not written yet, with a progress bar.
 
     Args:
@@ -100,7 +102,7 @@ def run_beam(shards: Sequence[Shard], options: Sequence[str], workers: int) -> N
     """
     todo = [shard for shard in shards if not shard.is_written()]
     for shard in todo:
-        shard.report.unlink(missing_ok=True)
+        remove(shard.report)
     if not todo:
         return
     with tqdm(total=len(shards), unit="shard") as bar:

@@ -18,7 +18,7 @@ from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_
 from sam_jax.detection.model import Detector
 from sam_jax.detection.results import to_results
 from sam_jax.errors import UserError
-from sam_jax.files import replacing
+from sam_jax.files import make_folder, open_to_write, replacing
 from sam_jax.ops.transforms import fit_image
 
 
@@ -29,7 +29,7 @@ class Target(NamedTuple):
     labels: dict[str, Any]  # image_id, and the file's name where no annotation file has it
 
 
-class Frame(NamedTuple):
+class FittedImage(NamedTuple):
     """An image in the input frame."""
 
     size: tuple[int, int]  # (H, W) of the original
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 @dataclasses.dataclass
-class Report:
+class DetectionReport:
     """What a run did."""
 
     images: int = 0
@@ -76,7 +76,7 @@ def detect_images(
     *,
     batch_size: int = 1,
     masks: bool = True,
-) -> Report:
+) -> DetectionReport:
     """Writes the objects of all images as one JSON list, in the order of the images, with a progress bar.
 
     The file appears when all is done, whole. Images that can't be read are left out and reported.
@@ -88,19 +88,19 @@ def detect_images(
     Raises:
         OSError: the file can't be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    report = Report()
+    make_folder(out.parent)
+    report = DetectionReport()
 
-    def read(target: Target) -> Frame:
+    def read(target: Target) -> FittedImage:
         image = read_image(target.path)
-        return Frame(image.shape[:2], *fit_image(image, detector.config.encoder.image_size))
+        return FittedImage(image.shape[:2], *fit_image(image, detector.config.encoder.image_size))
 
     def fail(target: Target, reason: str) -> None:
         report.failures[target.path] = reason
 
     with (
         replacing(out) as temporary,
-        temporary.open("w") as file,
+        open_to_write(temporary) as file,
         tqdm(total=len(targets), unit="image", smoothing=0.1) as bar,
         ThreadPoolExecutor(READER_THREADS) as readers,
     ):

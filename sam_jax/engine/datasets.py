@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,13 +23,14 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from sam_jax.data.examples import Example, read_json
+from sam_jax.data.examples import Example
 from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
 from sam_jax.engine.records import KEPT, MaskRecord, Split, Stage, StoredImage, to_record
 from sam_jax.engine.statements import now
 from sam_jax.engine.store import Store
 from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.everything.formats.sa1b import sa1b_annotation
+from sam_jax.files import make_folder, parse_json, read_bytes, read_json, read_json_lines, read_text, remove, write
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
 PER_FOLDER = 1000  # images
@@ -65,7 +65,7 @@ def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
     """
     files = sorted((store.folder / FOLDERS[split]).glob("[0-9]*/version.json"))
     try:
-        return [DatasetVersion(**read_json(file.read_bytes(), file)) for file in files]
+        return [DatasetVersion(**read_json(file)) for file in files]
     except TypeError as error:
         raise UserError(f"expected files of this sam_jax in {store.folder / FOLDERS[split]}: {error}") from error
 
@@ -86,7 +86,7 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
     if split == "held_out" and automatic:
         raise UserError("expected people's masks alone to judge models on, got automatic ones")
     parent = store.folder / FOLDERS[split]
-    parent.mkdir(exist_ok=True)
+    make_folder(parent)
     with FileLock(parent / ".lock"):
         versions = list_versions(store, split)
         last = versions[-1] if versions else None
@@ -115,7 +115,7 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
                 automatic=[str(path) for path in automatic],
                 sha256=digest,
             )
-            (folder / "version.json").write_text(json.dumps(dataclasses.asdict(frozen), indent=1))
+            write(folder / "version.json", json.dumps(dataclasses.asdict(frozen), indent=1))
             folder.rename(version_folder(store, split, frozen.number))
     return frozen
 
@@ -123,12 +123,12 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
 @contextlib.contextmanager
 def _building(folder: Path) -> Iterator[Path]:
     """A new folder; what is left of it at the end goes, and what another run left there when it was killed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    remove(folder)
+    make_folder(folder)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 class _Writer:
@@ -146,7 +146,7 @@ class _Writer:
         self.origins: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self._last, self._sums = last, list[str]()
-        sums = (last / "SHA256SUMS").read_text().splitlines() if last else []
+        sums = read_text(last / "SHA256SUMS").splitlines() if last else []
         self._before = {name: digest for digest, name in (line.split("  ", 1) for line in sums)}
 
     def add(self, name: str, stored: bytes, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
@@ -159,7 +159,7 @@ class _Writer:
         self.origins.update(annotation["origin"] for annotation in annotations)
         self.models.update(annotation["model"] for annotation in annotations)
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if self._last is None or self._before.get(name) != digest or not _link(self._last / name, path):
             _write(path, stored)
         self._sums.append(f"{digest}  {name}")
@@ -176,7 +176,7 @@ class _Writer:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write(path, content)
     path.chmod(0o444)
 
 
@@ -204,7 +204,7 @@ def _write_images(store: Store, split: Split, version: _Writer) -> None:
 def _read(stored: StoredImage) -> bytes:
     if not stored.path.is_file():
         raise MissingFile(f"expected an image of the project at {stored.path}, found none; put it back")
-    return stored.path.read_bytes()
+    return read_bytes(stored.path)
 
 
 def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
@@ -225,14 +225,14 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     if not tars and not pairs:
         raise UserError(f"expected images with a JSON of masks beside each, or tars of them, in {path}; found none")
     for stored, annotation in pairs:
-        yield stored.read_bytes(), read_json(annotation.read_bytes(), annotation)
+        yield read_bytes(stored), read_json(annotation)
     problems: list[BadRecord] = []
     for tar in tars:
         for pair in pairs_of_tar(tar, problems):
             parts = [
                 Example(tar, (0, 0), (), "", span=span, member=pair.name) for span in (pair.image, pair.annotation)
             ]
-            yield parts[0].read(), read_json(parts[1].read(), parts[1].where)
+            yield parts[0].read(), parse_json(parts[1].read(), parts[1].where)
     if problems:
         raise UserError(f"{len(problems)} images in {path} can't be used, the first: {problems[0]}")
 
@@ -242,8 +242,9 @@ def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
     list that `sam-jax engine run` leaves beside its tars.
     """
     taken = {str(p.path) for p in store.images() if p.split == "held_out"} | {str(p.path) for p in store.images("done")}
-    lines = (path / "pictures.jsonl").read_text().splitlines() if (path / "pictures.jsonl").is_file() else []
-    leave_out = {row["id"] for row in map(json.loads, lines) if str(Path(row["url"]).resolve()) in taken}
+    listed = path / "pictures.jsonl"
+    rows = read_json_lines(listed) if listed.is_file() else []
+    leave_out = {row["id"] for row in rows if str(Path(row["url"]).resolve()) in taken}
     for stored, content in tqdm(read_automatic(path), "freezing automatic masks", unit="image", delay=1):
         try:
             image = {key: content["image"][key] for key in ("image_id", "width", "height")}

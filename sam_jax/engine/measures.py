@@ -7,7 +7,6 @@ minus the mask's share of its convex hull.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,12 +19,13 @@ from sam_jax.engine.datasets import AUTOMATIC, list_versions, version_folder
 from sam_jax.engine.records import KEPT, STAGES, Stage
 from sam_jax.engine.statements import from_json
 from sam_jax.engine.store import Store
+from sam_jax.files import read_json
 from sam_jax.ops.rle import Rle, decode_rle
 
 MOST_SHAPES = 20_000  # masks of a stage whose shape is measured, drawn at random
 
 
-class Shape(NamedTuple):
+class MaskShape(NamedTuple):
     size: float  # sqrt(area / area of the image)
     concavity: float  # 1 - area / area of the convex hull
     x: float  # centre, 0..1 from left to right
@@ -37,13 +37,13 @@ class StageMeasures:
     """One stage's masks."""
 
     per_image: list[int]  # accepted and edited masks of each finished image
-    shapes: Float[np.ndarray, "N 4"]  # rows are `Shape`
+    shapes: Float[np.ndarray, "N 4"]  # rows are `MaskShape`
     seconds: list[float]  # of the masks that people spent time on
     states: dict[str, int]  # "manual, accepted", ... -> masks
 
 
-def measure_shape(mask: Rle) -> Shape:
-    """Shape of a mask that isn't empty."""
+def measure_shape(mask: Rle) -> MaskShape:
+    """Returns the shape of a mask that isn't empty."""
     pixels = decode_rle(mask)
     height, width = pixels.shape
     rows, columns = np.nonzero(pixels)
@@ -54,7 +54,7 @@ def measure_shape(mask: Rle) -> Shape:
     area = len(rows)
     # The hull is drawn through the centres of the outer pixels, which it contains, as the mask does.
     concavity = 1 - area / max(area, int(hull.sum()))
-    return Shape(
+    return MaskShape(
         (area / (height * width)) ** 0.5,
         concavity,
         (float(columns.mean()) + 0.5) / width,
@@ -70,7 +70,7 @@ def measure_stages(store: Store) -> dict[Stage, StageMeasures]:
     automatic = [version for version in list_versions(store) if version.origins.get("automatic")]
     if automatic:
         folder = version_folder(store, "train", automatic[-1].number) / AUTOMATIC
-        contents = [json.loads(path.read_bytes())["annotations"] for path in sorted(folder.glob("*.json"))]
+        contents = [read_json(path)["annotations"] for path in sorted(folder.glob("*.json"))]
         found["automatic"] = StageMeasures(
             [len(annotations) for annotations in contents],
             _measure_shapes([annotation["segmentation"] for annotations in contents for annotation in annotations]),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sam_jax.engine.statements import log, now
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 
 Kind = Literal["sam", "detector"]
 ModelState = Literal["training", "dropped", "candidate", "refused", "promoted"]
@@ -128,5 +128,5 @@ def _read(row: sqlite3.Row) -> ModelVersion:
 
 def _write_copy(store: Store, model: ModelVersion) -> None:
     folder = models_folder(store, model.number)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / "model.json", json.dumps(dataclasses.asdict(model), indent=1))

@@ -35,7 +35,7 @@ class StoredImage:
     """An image of a project."""
 
     id: int
-    root: str  # folder, absolute
+    root: Path  # folder, absolute
     name: str  # path below the root, with /
     width: int  # pixels, upright; 0 until known
     height: int
@@ -43,7 +43,7 @@ class StoredImage:
 
     @property
     def path(self) -> Path:
-        return Path(self.root, self.name)
+        return self.root / self.name
 
 
 @dataclasses.dataclass(frozen=True)

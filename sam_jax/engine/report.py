@@ -14,7 +14,7 @@ from sam_jax.engine.records import Stage
 from sam_jax.engine.stages import describe_status, summarize
 from sam_jax.engine.store import Store
 from sam_jax.errors import MissingPackage
-from sam_jax.files import replacing, write_atomically
+from sam_jax.files import make_folder, replacing, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def write_report(store: Store) -> Path:
     except ImportError as error:
         raise MissingPackage("plots need matplotlib: pip install 'sam_jax[train]'") from error
     folder = store.folder / "report"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     summary, measured = summarize(store), measure_stages(store)
     text = ["# Report of the data engine", "", "```", describe_status(summary), "```", "", *_table(measured), ""]
     if measured:

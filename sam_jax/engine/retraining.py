@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from sam_jax.engine.models import (
 )
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
-from sam_jax.files import replacing
+from sam_jax.files import copy, make_folder, remove
 
 OWN_CONFIGS: dict[Kind, str] = {"sam": "engine_model", "detector": "engine_detector"}  # shipped configs
 
@@ -70,7 +69,7 @@ def retrain(
 def _only_one(store: Store, kind: Kind) -> Iterator[None]:
     """Keeps other processes from training the same; one that dies lets go."""
     folder = store.folder / "models"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / f".{kind}.lock", timeout=0):
             yield
@@ -113,7 +112,7 @@ def drop_training(store: Store, kind: Kind) -> ModelVersion | None:
         model = next((m for m in list_models(store, kind) if m.state == "training"), None)
         if model is None:
             return None
-        shutil.rmtree(models_folder(store, model.number) / "run", ignore_errors=True)
+        remove(models_folder(store, model.number) / "run")
         return change_model(store, model, "dropped", reason="given up before it was trained")
 
 
@@ -146,8 +145,7 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
     if not result.finished:
         return model  # SIGTERM or Ctrl-C
     target = store.folder / model.source
-    with replacing(target) as temporary:
-        shutil.copyfile(result.path, temporary)
-    shutil.rmtree(out / "embeddings", ignore_errors=True)
+    copy(result.path, target)
+    remove(out / "embeddings")
     reason = f"trained on dataset {model.dataset} from {describe(parent)}"
     return change_model(store, model, "candidate" if model.kind == "sam" else "promoted", reason=reason)

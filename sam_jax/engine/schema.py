@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from sam_jax.errors import UserError
+from sam_jax.files import make_folder, remove
 
 VERSION = 1
 APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
@@ -69,7 +70,7 @@ def create(path: Path) -> None:
     Raises:
         OSError: the folder can't be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         db = _connect(temporary)
@@ -87,7 +88,7 @@ def create(path: Path) -> None:
         pass
     finally:
         for ending in ("", "-wal", "-shm"):
-            temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
+            remove(temporary.with_name(temporary.name + ending))
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sam_jax.engine.records import MaskRecord, Stage, StoredImage
@@ -39,11 +40,17 @@ def stage_of(db: sqlite3.Connection) -> Stage:
     return db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()[0]
 
 
+def to_image(row: sqlite3.Row) -> StoredImage:
+    """Returns the image of a row that `IMAGE` selected."""
+    fields = dict(row)
+    return StoredImage(**fields | {"root": Path(fields["root"])})
+
+
 def image_of(db: sqlite3.Connection, picture_id: int) -> StoredImage:
     row = db.execute(f"{IMAGE} WHERE pictures.id = ?", (picture_id,)).fetchone()
     if row is None:
         raise UserError(f"there is no image {picture_id}")
-    return StoredImage(**row)
+    return to_image(row)
 
 
 def work_on(db: sqlite3.Connection, picture_id: int) -> tuple[str, str | None]:

@@ -45,8 +45,8 @@ class Store:
         ValueError: another kind of file is there, or a store that a newer version made.
     """
 
-    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
+        self.folder = folder
         self._path = self.folder / FILE
         self._local = threading.local()
         if not self._path.exists():
@@ -97,7 +97,7 @@ class Store:
 
     # Images
 
-    def add_images(self, root: Path | str, names: Iterable[str], held_out: float = 0.0) -> int:
+    def add_images(self, root: Path, names: Iterable[str], held_out: float = 0.0) -> int:
         """Adds images at the end of the queue; those that are there already stay as they are.
 
         Args:
@@ -114,7 +114,7 @@ class Store:
         """
         if not 0 <= held_out < 1:
             raise UserError(f"expected a share of held-out images of at least 0 and below 1, got {held_out}")
-        folder = str(Path(root).resolve())
+        folder = str(root.resolve())
         wanted = dict.fromkeys(check_name(name) for name in names)
         with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO roots (path) VALUES (?)", (folder,))
@@ -137,7 +137,7 @@ class Store:
     def images(self, state: str | None = None) -> list[StoredImage]:
         """All, or those that are free, open or done."""
         rows = self.rows(f"{statements.IMAGE} WHERE state = ? OR ? IS NULL ORDER BY pictures.id", (state, state))
-        return [StoredImage(**row) for row in rows]
+        return [statements.to_image(row) for row in rows]
 
     def set_size(self, picture_id: int, width: int, height: int) -> None:
         """Notes the size of an upright image, which masks must have.
@@ -175,16 +175,16 @@ class Store:
                 (annotator,),
             ).fetchone()
             if row is not None:
-                return StoredImage(**row)
+                return statements.to_image(row)
             for row in statements.free_images(db, annotator, 1):
                 statements.open_image(db, row["id"], annotator)
-                return StoredImage(**row)
+                return statements.to_image(row)
             return None
 
     def upcoming(self, annotator: str, count: int) -> list[StoredImage]:
         """The images that `claim` would open next if nobody else did. Opens none."""
         check_annotator(annotator)
-        return [StoredImage(**row) for row in statements.free_images(self._db(), annotator, count)]
+        return [statements.to_image(row) for row in statements.free_images(self._db(), annotator, count)]
 
     def finish(self, picture_id: int, annotator: str, outcome: Outcome = "done", seconds: float = 0.0) -> None:
         """Ends the work on an image. A repeated call changes nothing.
@@ -238,7 +238,7 @@ class Store:
             ).fetchall()
             for row in rows:
                 statements.free_image(db, row["id"])
-        return [StoredImage(**row) for row in rows]
+        return [statements.to_image(row) for row in rows]
 
     def back(self, annotator: str) -> StoredImage | None:
         """Opens the image again that the annotator finished or skipped last: it is the next that `claim` gives.
@@ -319,7 +319,7 @@ class Store:
             "AND NOT EXISTS (SELECT 1 FROM skips WHERE picture_id = pictures.id) ORDER BY pictures.id",
             (source,),
         )
-        return [StoredImage(**row) for row in rows]
+        return [statements.to_image(row) for row in rows]
 
     def delete_mask(self, mask_id: str, annotator: str) -> None:
         """Takes a mask away; `restore_mask` brings it back. A repeated call changes nothing."""

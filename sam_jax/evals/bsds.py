@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, read_bytes, read_json, write_atomically
 from sam_jax.parallel.gather import shard_by_process, sync_processes
 
 THRESHOLDS = np.arange(1, 100) / 100
@@ -36,7 +36,7 @@ def read_boundaries(path: Path) -> Bool[np.ndarray, "A H W"]:
         FileNotFoundError: the file does not exist.
         UserError: it is not a BSDS500 .mat file.
     """
-    content = io.BytesIO(path.read_bytes())
+    content = io.BytesIO(read_bytes(path))
     try:
         annotators = scipy.io.loadmat(content)["groundTruth"][0]
         return np.stack([annotator["Boundaries"][0, 0] for annotator in annotators]).astype(bool)
@@ -67,7 +67,7 @@ def read_edge_map(path: Path) -> Float[np.ndarray, "H W"]:
         FileNotFoundError: the file does not exist.
         UserError: it is not a greyscale image.
     """
-    content = io.BytesIO(path.read_bytes())
+    content = io.BytesIO(read_bytes(path))
     try:
         with Image.open(content) as file:
             mode, values = file.mode, np.asarray(file)
@@ -246,15 +246,15 @@ def _each_image(
 
     Several processes that see the same folder divide the images among them.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
 
     def count_or_read(id_: str) -> np.ndarray:
         digest = hashlib.sha256()
         for path in files[id_]:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_bytes(path)).digest())
         kept = out / f"{id_}.json"
         if kept.exists():
-            content = json.loads(kept.read_text())
+            content = read_json(kept)
             if content["files"] == digest.hexdigest():
                 return np.array(content["counts"])
         try:

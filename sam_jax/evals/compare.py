@@ -13,7 +13,7 @@ from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.errors import UserError
 from sam_jax.evals.records import ImageRecord, read_records
 from sam_jax.evals.report import EvalReport
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 
 RESAMPLES = 2000  # bootstrap samples
 
@@ -163,5 +163,5 @@ def plot_differences(differences: Sequence[DatasetDifference], first: str, secon
     axes.legend(loc="lower right", fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, file.getvalue())

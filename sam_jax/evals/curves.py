@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 
 HUMAN_POINT = (0.7235, 0.9014)  # human recall and precision as the edges toolbox marks them: F 0.803
 
@@ -41,5 +41,5 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], p
     axes.set_aspect("equal")
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, file.getvalue())

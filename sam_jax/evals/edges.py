@@ -36,7 +36,7 @@ from sam_jax.evals.bsds import (
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
 from sam_jax.evals.report import EvalReport
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 from sam_jax.model import Sam, model_identity
 from sam_jax.ops.boxes import box_nms
 from sam_jax.ops.edges import Planes, mask_boxes, normalize_edges, strongest_edges, thin_edges
@@ -224,7 +224,7 @@ def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) ->
         FileNotFoundError: an image does not exist.
         UserError: an image cannot be read.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     maps = {id_: out / f"{id_}.png" for id_ in images}
     todo = [id_ for id_ in shard_by_process(maps) if not maps[id_].exists()]
     with sync_processes():

@@ -27,6 +27,7 @@ from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precisi
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
 from sam_jax.everything.box_masks import BoxSegmenter, FilledBox, SamBoxes
+from sam_jax.files import read_bytes
 from sam_jax.parallel.gather import sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.prompting.prompts import Prompt
@@ -93,7 +94,7 @@ class InstancesConfig:
         methods = () if self.results is not None else self.methods
         detected = read_results(file, all_images, "bbox") if file else None
         boxes = self._boxes(ground_truth, detected) if methods else {}
-        boxes_digest = hashlib.sha256(b"annotated" if file is None else file.read_bytes()).hexdigest()
+        boxes_digest = hashlib.sha256(b"annotated" if file is None else read_bytes(file)).hexdigest()
         failures: dict[str, Failures] = {}
         results: dict[str, Any] = {}
         for method in (*methods, *given):
@@ -201,7 +202,7 @@ def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Pa
             f"expected a detector of the categories in {ground_truth.file}, {detector} knows "
             f"{shorten(config.category_ids)}; --class-agnostic leaves categories aside"
         )
-    content = hashlib.sha256(detector.read_bytes())
+    content = hashlib.sha256(read_bytes(detector))
     content.update(repr(list(ground_truth.images)).encode())
     file = out / f"detector-{content.hexdigest()[:8]}.json"
     with sync_processes():

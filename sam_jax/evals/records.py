@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_jax.errors import MissingFile, UserError
-from sam_jax.files import write_atomically
+from sam_jax.files import append_line, make_folder, read_text, remove, write_atomically
 
 MaskRecord = dict[str, Any]
 """One mask: `mask` (its index in the image), `area`, `iou` after each click, `best` IoU of the first masks."""
@@ -39,7 +39,7 @@ class RecordLog:
     """
 
     def __init__(self, folder: Path, name: str, protocol: dict[str, Any], process: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / f"{name}.jsonl"
         self._protocol = protocol
         self._part = folder / f"{name}.part-{process}.jsonl"
@@ -63,14 +63,13 @@ class RecordLog:
             write_atomically(self._part, _text([self._protocol, *kept]))
             self._written = True
         self.lines[image_key(line)] = line
-        with self._part.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._part, json.dumps(line))
 
     def finish(self, lines: Iterable[ImageRecord]) -> None:
         """Writes NAME.jsonl and deletes the parts. Process 0 calls this with all lines once all processes are done."""
         write_atomically(self.path, _text([self._protocol, *lines]))
         for part in self.path.parent.glob(self._parts):
-            part.unlink()
+            remove(part)
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[ImageRecord]]:
@@ -104,7 +103,7 @@ def _text(rows: Iterable[Any]) -> str:
 
 
 def _read(path: Path) -> tuple[Any, list[ImageRecord]]:
-    rows = list(_complete_lines(path.read_text().splitlines()))
+    rows = list(_complete_lines(read_text(path).splitlines()))
     return (rows[0], rows[1:]) if rows else (None, [])
 
 

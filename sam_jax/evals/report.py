@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EvalReport:
 
     def write(self, folder: Path) -> Path:
         """Writes report.json and report.md to a folder and returns the path of report.md."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomically(folder / "report.json", json.dumps(self.results, indent=1))
         path = folder / "report.md"
         write_atomically(path, self.table)

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sam_jax.data.examples import check_rle, read_json
+from sam_jax.data.examples import check_rle
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, shorten
 from sam_jax.evals.mask_scores import Result
-from sam_jax.files import replacing, write_atomically
+from sam_jax.files import make_folder, open_to_write, read_json, replacing, write_atomically
 
 
 class ResultFolder:
@@ -30,7 +30,7 @@ class ResultFolder:
     def __init__(self, parent: Path, name: str, identity: str) -> None:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self.path = parent / f"{name.replace(' ', '_')}-{digest}"
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
 
     def file(self, image: GroundTruthImage) -> Path:
         """Returns the path of the results of an image."""
@@ -49,7 +49,7 @@ class ResultFolder:
     def merge(self, images: Iterable[GroundTruthImage]) -> Path:
         """Merges the results of the images into one file in COCO's result format, beside the folder."""
         path = self.path.with_suffix(".results.json")
-        with replacing(path) as temporary, temporary.open("w") as file:
+        with replacing(path) as temporary, open_to_write(temporary) as file:
             file.write("[")
             before = ""
             for image in images:
@@ -62,7 +62,7 @@ class ResultFolder:
 
 def read_image_results(file: Path) -> list[Result]:
     """Reads one file of a `ResultFolder`."""
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int, list[Result]]:
@@ -83,7 +83,7 @@ def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int,
     """
     if not file.is_file():
         raise MissingFile(f"expected a file of results at {file.resolve()}, found none")
-    content = read_json(file.read_bytes(), file)
+    content = read_json(file)
     if not isinstance(content, list) or not all(isinstance(result, dict) for result in content):
         raise UserError(f"expected COCO's result format in {file}: a JSON list of objects, got {str(content)[:60]}")
     if ANY_CATEGORY in ground_truth.categories:

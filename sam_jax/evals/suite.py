@@ -16,7 +16,7 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.evals.report import EvalReport, Evaluation
-from sam_jax.files import write_atomically
+from sam_jax.files import read_json, read_text, write_atomically
 from sam_jax.model import model_identity
 from sam_jax.parallel.gather import all_gather
 from sam_jax.parallel.start import start_processes
@@ -126,10 +126,10 @@ def _read_done(folder: Path, digest: str) -> dict[str, Any]:
     done, results, table = (folder / name for name in (DONE, "report.json", "report.md"))
     if not all(path.is_file() for path in (done, results, table)):
         return {}
-    content = json.loads(done.read_text())
+    content = read_json(done)
     if content["identity"] != digest:
         return {}
-    return _measured(content["title"], table.read_text(), json.loads(results.read_text()))
+    return _measured(content["title"], read_text(table), read_json(results))
 
 
 def format_suite(title: str, outcomes: dict[str, dict[str, Any]]) -> str:

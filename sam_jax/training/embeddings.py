@@ -14,7 +14,7 @@ from sam_jax.config import RunConfig, SamConfig
 from sam_jax.data.examples import Source
 from sam_jax.data.loader import embedding_file
 from sam_jax.errors import BadRecord, UserError
-from sam_jax.files import replacing
+from sam_jax.files import make_folder, open_to_write_bytes, replacing
 from sam_jax.model import Sam
 from sam_jax.parallel.gather import shard_by_process
 from sam_jax.predictor import embed
@@ -39,7 +39,7 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
             "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
             "or data.colour-jitter; leave them out, or the cache"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     todo = [i for i in shard_by_process(range(len(source))) if not embedding_file(folder, i).exists()]
     encoder = Sam(model, params, jnp.dtype(config.dtype))
     for index in tqdm(todo, desc="encoding images once", unit="image", disable=not todo):
@@ -49,7 +49,7 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
             continue
         (embedding,) = embed(encoder, [image])
         path = embedding_file(folder, index)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, open_to_write_bytes(temporary) as file:
             np.save(file, np.asarray(embedding, np.float16))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("embeddings")

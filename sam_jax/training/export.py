@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from sam_jax.config import FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
+from sam_jax.files import read_json
 from sam_jax.training.run import RECORD, checkpoint_options
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
@@ -32,7 +32,7 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Para
     if not record.is_file() or not (run / "checkpoints").is_dir():
         raise MissingFile(f"expected a training run (config.json, checkpoints) in {run}, found none")
     try:
-        content = json.loads(record.read_text())
+        content = read_json(record)
         model = SamConfig.from_fields(content["model"])
         finetune = FinetuneConfig(**content["finetune"])
     except (KeyError, TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from tqdm import tqdm
 
 from sam_jax.errors import AlreadyExists, UserError
-from sam_jax.files import write_atomically
+from sam_jax.files import make_folder, read_json, write_atomically
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
 
@@ -141,9 +141,9 @@ def claim_folder(out: Path, config: Any, resume: bool) -> None:
     refuse_other_run(out, resume)  # again: one may have begun while the model was made
     record = out / RECORD
     if record.exists():
-        model = type(config.model).from_fields(json.loads(record.read_text())["model"])
+        model = type(config.model).from_fields(read_json(record)["model"])
         if model != config.model:
             raise UserError(f"the run in {out} trains another model: {model}; this config says {config.model}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     fields = dataclasses.asdict(config) | {"model": config.model.to_fields()}
     write_atomically(record, json.dumps(fields, default=str, indent=1))

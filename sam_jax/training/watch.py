@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sam_jax.files import replacing, write_atomically
+from sam_jax.files import append_line, make_folder, read_text, replacing, write_atomically
 from sam_jax.ops.draw import draw_masks
 from sam_jax.training.flops import peak_flops
 from sam_jax.types import Batch
@@ -56,8 +56,7 @@ class MetricsLog:
     def write(self, step: int, values: Values) -> None:
         if not self._enabled:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self._path, json.dumps({"step": step, **values}))
         if self._tensorboard is not None:
             for name, value in values.items():
                 for i, number in enumerate(value if isinstance(value, Sequence) else (value,)):
@@ -68,7 +67,7 @@ class MetricsLog:
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The records of a run; a last line that a kill has torn is left out."""
     records = []
-    for line in (out / "metrics.jsonl").read_text().splitlines():
+    for line in read_text(out / "metrics.jsonl").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
@@ -218,7 +217,7 @@ def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
 def save_preview(image: np.ndarray, out: Path, step: int) -> None:
     """Writes an image of predictions into the run's folder."""
     path = out / "predictions" / f"{step:07d}.png"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, "PNG")
 

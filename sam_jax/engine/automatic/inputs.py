@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam_jax.data.images import IMAGE_SUFFIXES
+from sam_jax.data.images import is_image_name, no_images
 from sam_jax.engine.automatic.folder import Folder, open_url
 from sam_jax.errors import MissingFile, UserError
 
@@ -67,7 +67,7 @@ def find_images(inputs: Sequence[str], out: Folder) -> list[ListedImage]:
     """
     found = {url: name for given in inputs for name, url in _find(given) if not url.startswith(f"{out.url}/")}
     if not found:
-        raise UserError(f"no images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise no_images(*inputs)
     ordered = sorted((name, url) for url, name in found.items())
     return [ListedImage(id, *entry) for id, entry in zip(_ids([name for name, _ in ordered]), ordered, strict=True)]
 
@@ -107,7 +107,7 @@ def _find(given: str) -> list[tuple[str, str]]:
         root, files = path, file_system.find(path)
     elif file_system.isfile(path):
         root = path.rpartition("/")[0]
-        if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
+        if not is_image_name(path):
             return _read_lines(given, file_system.cat_file(path), file_system.unstrip_protocol(root))
         files = [path]
     elif re.search(r"[*?\[]", path):
@@ -118,7 +118,7 @@ def _find(given: str) -> list[tuple[str, str]]:
     return [
         (file.removeprefix(root).lstrip("/"), file_system.unstrip_protocol(file))
         for file in files
-        if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
+        if is_image_name(file)
     ]
 
 

@@ -18,6 +18,7 @@ from sam_jax.engine.automatic.shard import Job, ShardReport
 from sam_jax.errors import MissingPackage, UserError
 from sam_jax.everything.folders import check_settings
 from sam_jax.everything.options import PAPER, GeneratorOptions
+from sam_jax.files import digest_file
 
 MANIFEST = "manifest.json"
 SETTINGS = "engine.settings.json"
@@ -140,8 +141,7 @@ def digest_model(name_or_path: str) -> str:
     for file in files:
         if not file.is_file():
             return ""
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(digest_file(file)))
     return digest.hexdigest()
 
 

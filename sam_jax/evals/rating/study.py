@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam_jax.data.examples import check_rle, read_json
+from sam_jax.data.examples import check_rle
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.ground_truth import GroundTruth, GroundTruthImage, shorten
 from sam_jax.evals.result_files import read_results
-from sam_jax.files import write_atomically
+from sam_jax.files import append_line, make_folder, read_json, read_text, write_atomically
 from sam_jax.ops.rle import Rle, rle_area
 
 LOWEST_RATING, HIGHEST_RATING = 1, 10
@@ -94,7 +93,7 @@ class Study:
         path = folder / "study.json"
         if not path.is_file():
             raise MissingFile(f"expected a study at {path}, found none; make one with sam-jax rate sample")
-        content = read_json(path.read_bytes(), path)
+        content = read_json(path)
         try:
             self.jobs = [RatingJob(**job) for job in content["jobs"]]
             self.sources: list[str] = list(content["sources"])
@@ -123,7 +122,7 @@ class Study:
                 )
 
     def _read(self) -> dict[int, Rating]:
-        lines = self._file.read_text().split("\n") if self._file.exists() else [""]
+        lines = read_text(self._file).split("\n") if self._file.exists() else [""]
         if lines[-1]:  # the process ended while it wrote the line
             write_atomically(self._file, "".join(f"{line}\n" for line in lines[:-1]))
         ratings = {}
@@ -158,10 +157,7 @@ class Study:
             given = self.ratings.get(rating.job)
             if given is not None and given.rater != rating.rater:
                 raise UserError(f"mask {rating.job + 1} has been rated by somebody else meanwhile")
-            with self._file.open("a") as file:
-                file.write(json.dumps(dataclasses.asdict(rating)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._file, json.dumps(dataclasses.asdict(rating)))
             self.ratings[rating.job] = rating
             self._claims.pop(rating.job, None)
 
@@ -250,9 +246,9 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> None:
         UserError: the folder has ratings of another study.
     """
     path, content = folder / "study.json", json.dumps(study)
-    if path.exists() and path.read_text() != content and (folder / "ratings.jsonl").exists():
+    if path.exists() and read_text(path) != content and (folder / "ratings.jsonl").exists():
         raise UserError(f"{folder} holds another study with ratings; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, content)
 
 

@@ -46,7 +46,10 @@ class JsonConfig:
         for name, kind in typing.get_type_hints(cls).items():
             if name in values and isinstance(kind, type) and issubclass(kind, JsonConfig):
                 values[name] = kind.from_fields(values[name])
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:  # a value of another type than its field
+            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {values}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:

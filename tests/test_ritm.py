@@ -20,6 +20,7 @@ from sam_jax.checkpoints import (
 )
 from sam_jax.checkpoints.ritm import config_from_published
 from sam_jax.commands.main import main
+from sam_jax.errors import UserError
 from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
@@ -317,6 +318,8 @@ def test_a_config_survives_json_and_names_what_it_does_not_know():
     assert RitmConfig.from_json(TINY.to_json()) == TINY
     with pytest.raises(ValueError, match="depth"):
         RitmConfig.from_json('{"depth": 3}')
+    with pytest.raises(UserError, match=r"RitmConfig.*width"):
+        RitmConfig.from_json('{"width": "wide"}')
     with pytest.raises(ValueError, match="width"):
         RitmConfig(width=0)
 

@@ -167,7 +167,7 @@ def _read_config_beside(published: Published) -> SamConfig | None:
         return None
     try:
         return SamConfig.from_json(path.read_text("utf-8"))
-    except (TypeError, ValueError) as error:
+    except ValueError as error:  # not UTF-8, or a UserError
         raise UserError(f"{path}: {error}") from error
 
 

@@ -1,0 +1,227 @@
+"""README's commands: they parse, and run as written in an empty folder with the wheel and no clone."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cases.readme import install_wheel, read_blocks, serving, write_data, write_models
+from sam_jax.commands.main import parse
+from sam_jax.config_file import load_config
+from sam_jax.engine.store import Store
+
+SECTIONS = ("Use", "Convert", "Train", "Evaluate", "Annotate")
+NOT_HERE = {"sam-jax train vit_h": "takes 256 chips"}
+NAMES = """
+import jax.numpy as jnp, numpy as np
+from sam_jax import load_model
+from sam_jax.prompting.prompts import Prompt, pack_prompts
+model = load_model("vit_b")
+params, config, side = model.params, model.config, model.config.image_size
+images = jnp.zeros((1, side, side, 3))
+prompts = pack_prompts([[Prompt(np.array([[9, 9]]), np.array([1]))]], [(side, side)], config)
+"""  # what the text before an example says that there is
+
+
+def commands(section: str) -> list[str]:
+    lines = [line for language, lines in read_blocks(section) if not language for line in lines]
+    return [command for line in lines for command in line.split(" && ")]
+
+
+@pytest.mark.parametrize("command", [c for section in SECTIONS for c in commands(section) if c.startswith("sam-jax")])
+def test_every_command_parses(command):
+    _, name, *rest = shlex.split(command)
+    if name in ("train", "eval"):
+        load_config([part for part in rest if part != "--resume"], name)
+    else:
+        parse([name, *rest])
+
+
+class Place(NamedTuple):
+    """Where commands run."""
+
+    work: Path
+    environment: dict[str, str]
+    asked: list[str]  # paths of what was downloaded
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the data that the commands name, and the environment of a user who has installed the wheel."""
+    root = tmp_path_factory.mktemp("readme")
+    work, published = root / "work", root / "published"
+    work.mkdir()
+    published.mkdir()
+    write_data(work)
+    models = write_models(work, published)
+    with serving(published) as (address, asked):
+        environment = install_wheel(root, models, address)
+        yield Place(work, environment, asked)
+
+
+def run(place, command: list[str] | str, codes=(0,)) -> str:
+    """Runs a command to its end; gives what it printed."""
+    print(f"$ {command if isinstance(command, str) else 'python ...'}", flush=True)
+    result = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=place.work,
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert result.returncode in codes, result.stderr[-3000:]
+    assert "does not provide the extra" not in result.stderr
+    return result.stdout
+
+
+def start(place, command: str, stdout=None) -> subprocess.Popen:
+    print(f"$ {command}", flush=True)
+    return subprocess.Popen(shlex.split(command), cwd=place.work, env=place.environment, stdout=stdout, text=True)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Presses Ctrl-C."""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) in (0, 130)
+
+
+def train(place, command: str) -> None:
+    """Runs a training until it has made some more steps."""
+    metrics = place.work / "runs" / command.split()[2] / "metrics.jsonl"
+
+    def steps() -> int:
+        return metrics.read_text().count('"loss"') if metrics.exists() else 0
+
+    process, before = start(place, command), steps()
+    while steps() < before + 2:
+        assert process.poll() is None
+        time.sleep(0.2)
+    stop(process)
+
+
+def open_page(place, command: str) -> tuple[subprocess.Popen, str]:
+    process = start(place, command, subprocess.PIPE)
+    line = process.stdout.readline()
+    assert "Open http" in line, line
+    return process, re.search(r"http\S+", line)[0]
+
+
+def ask(address: str, method: str, path: str, who: str, content: dict | None = None) -> dict:
+    body = None if content is None else json.dumps(content).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}api/{path}?{who}", body, headers, method=method)
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def rate(place, command: str) -> None:
+    """Rates all masks."""
+    process, address = open_page(place, command)
+    state = ask(address, "POST", "next", "rater=somebody")
+    while state["job"] is not None:
+        rating = {"job": state["job"], "rating": 5, "seconds": 1.0}
+        state = ask(address, "POST", "ratings", "rater=somebody", rating)
+    stop(process)
+
+
+def annotate(place, command: str) -> None:
+    """Keeps the true masks of all held-out images and half of the others; of none where that is done."""
+    work = place.work
+    content = json.loads((work / "photos.json").read_text())
+    process, address = open_page(place, command)
+    store = Store(work / "fruits")
+
+    def left(split: str) -> int:
+        return sum(image.split == split for image in store.images("free"))
+
+    enough = left("train") // 2
+    while left("held_out") or left("train") > enough > 2:
+        image = ask(address, "POST", "next", "annotator=somebody")["picture"]
+        (entry,) = [entry for entry in content["images"] if image["name"].endswith(entry["file_name"])]
+        for rank, annotation in enumerate(a for a in content["annotations"] if a["image_id"] == entry["id"]):
+            mask = {"segmentation": annotation["segmentation"], "rank": rank, "seconds": 2.0}
+            mask["prompts"] = [{"type": "brush", "label": 1, "size": 10, "path": [[9, 9]]}]
+            ask(address, "PUT", f"pictures/{image['id']}/masks/{uuid.uuid4().hex}", "annotator=somebody", mask)
+        finished = {"outcome": "done", "seconds": 9.0}
+        ask(address, "POST", f"pictures/{image['id']}/finish", "annotator=somebody", finished)
+    assert ask(address, "GET", "state", "annotator=somebody")["progress"]
+    stop(process)
+
+
+SPECIAL = {"sam-jax train": train, "sam-jax rate serve": rate, "sam-jax annotate": annotate}
+
+
+def follow(place, section: str) -> None:
+    for language, lines in read_blocks(section):
+        if language == "python":
+            run(place, ["python", "-c", (NAMES if "params" in lines[0] else "") + lines[0]])
+            continue
+        for command in [command for line in lines for command in line.split(" && ")]:
+            if any(command.startswith(name) for name in NOT_HERE):
+                continue
+            special = next((act for name, act in SPECIAL.items() if command.startswith(name)), None)
+            if special:
+                special(place, command)
+            else:
+                refused = command.startswith("sam-jax engine promote")  # 1: the model is not better, which is an answer
+                run(place, command, (0, 1) if refused else (0,))
+
+
+@pytest.mark.slow
+def test_use(place):
+    follow(place, "Use")
+    work = place.work
+    assert (work / "masks" / "photo_overlay.png").exists()
+    assert len(list((work / "masks").glob("*.json"))) >= 15
+    assert sorted(place.asked) == ["/ViT-L-14-336px.pt", "/sam_vit_b_01ec64.pth"]  # once each
+
+
+@pytest.mark.slow
+def test_convert(place):
+    follow(place, "Convert")
+    assert (place.work / "sam_vit_b.pth").exists()
+
+
+@pytest.mark.slow
+def test_train(place):
+    follow(place, "Train")
+    assert (place.work / "sam.pth").exists()
+    assert list((place.work / "sa1b").rglob("dataset_info.json"))
+
+
+@pytest.mark.slow
+def test_evaluate(place):
+    work = place.work
+
+    def make_results() -> None:
+        results = sorted((work / "runs/eval_instances").glob("*.results.json"))
+        for name, path in zip("ab", results[:2], strict=True):
+            os.link(path, work / f"{name}.json")
+
+    for _, lines in read_blocks("Evaluate"):
+        for line in lines:
+            for command in line.split(" && "):
+                if command.startswith("sam-jax rate sample"):
+                    make_results()
+                rate(place, command) if command.startswith("sam-jax rate serve") else run(place, command)
+    for name in ("single_point", "noc", "zero_shot", "edges", "proposals", "instances", "text"):
+        assert (work / f"runs/eval_{name}/report.md").exists(), name
+    assert (work / "rating/report.md").exists()
+
+
+@pytest.mark.slow
+def test_annotate(place):
+    follow(place, "Annotate")
+    assert (place.work / "annotated/manifest.json").exists()
+    assert (place.work / "fruits/report/report.md").exists()

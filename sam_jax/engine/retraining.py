@@ -139,7 +139,7 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
     if model.kind == "sam":
         config = dataclasses.replace(config, model_from_init=True)
     elif model.config[0] == OWN_CONFIGS["detector"]:
-        encoder = load_model(load_name(store, parent)).config
+        encoder = load_model(load_name(store, parent)).config.encoder
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
     result = train(config, resume=(out / "config.json").exists())
     if not result.finished:

@@ -21,8 +21,7 @@ from PIL import Image
 from cases.bsds import write_ground_truth
 from cases.data import sa1b_files, write_tar
 from cases.models import SMALL, SMALL_CLIP
-from sam_jax.checkpoints import save_any
-from sam_jax.checkpoints.format import save_checkpoint
+from sam_jax.checkpoints import export_checkpoint, save_checkpoint
 from sam_jax.clip.network import init_clip_params
 from sam_jax.data.shapes import write_shapes
 from sam_jax.modeling import init_params
@@ -102,7 +101,7 @@ def write_models(folder: Path, published: Path) -> dict[str, dict[str, str]]:
         for each stand-in its file name, SHA-256 and config.
     """
     params = init_params(MODEL, jax.random.key(0))
-    save_any(published / "sam_vit_b_01ec64.pth", params, MODEL)
+    export_checkpoint(published / "sam_vit_b_01ec64.pth", params, MODEL)
     os.link(published / "sam_vit_b_01ec64.pth", folder / "sam_vit_b_01ec64.pth")
     save_checkpoint(published / "ViT-L-14-336px.pt", init_clip_params(CLIP, jax.random.key(1)), CLIP)
     with_text = dataclasses.replace(MODEL, text_dim=CLIP.embedding_dim, text_encoder=CLIP.name)

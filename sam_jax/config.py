@@ -80,7 +80,7 @@ def check_multiple(complaint: str, total: int, part: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(JsonConfig):
-    """What the configs of all image encoders have. Each encoder has a class of its own (sam_jax.modeling.encoders).
+    """The base of the image encoders' configs; each encoder in `sam_jax.modeling.encoders` has a class of its own.
 
     Attributes:
         kind: name of the encoder in files.
@@ -266,13 +266,7 @@ VIT_H = SamConfig("vit_h", ViTConfig(dim=1280, depth=32, heads=16, global_attent
 TINY = SamConfig(
     name="tiny",
     encoder=ViTConfig(
-        image_size=128,
-        patch_size=8,
-        dim=256,
-        depth=6,
-        heads=4,
-        window_size=8,
-        global_attention_blocks=(2, 5),
+        image_size=128, patch_size=8, dim=256, depth=6, heads=4, window_size=8, global_attention_blocks=(2, 5)
     ),
     prompt_dim=128,
     decoder_heads=4,

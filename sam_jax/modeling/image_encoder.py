@@ -23,7 +23,7 @@ EMBEDDING = "embedding"  # the neck's map, beside those of the trunk
 
 
 class Neck(nn.Module):
-    """A map (B, h, w, C) -> (B, h, w, features): two convolutions, 1 x 1 and 3 x 3, with a norm after each."""
+    """Turns a map (B, h, w, C) into (B, h, w, features) by two convolutions, 1 x 1 and 3 x 3, each with a norm."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -46,13 +46,13 @@ def is_neck(name: str) -> bool:
 
 
 def neck_flops(config: SamConfig) -> float:
-    """Of one image, forward."""
+    """Returns the floating point operations of the neck's forward pass on one image."""
     D = config.prompt_dim
     return 2.0 * config.grid_size**2 * (config.encoder.features * D + 9 * D**2)
 
 
 def init_image_encoder(config: SamConfig, key: jax.Array) -> Params:
-    """Random float32 params of trunk and neck."""
+    """Returns random float32 params of trunk and neck."""
     trunk = encoder_of(config.encoder).init(config.encoder, key)
     last = jnp.zeros((1, config.grid_size, config.grid_size, config.encoder.features))
     return {**trunk, **Neck(config.prompt_dim).init(key, last)["params"]}
@@ -69,7 +69,7 @@ def encode_maps(
     remat: bool = False,
     key: jax.Array | None = None,
 ) -> dict[str, Float[Array, "B h w C"]]:
-    """Normalised images -> maps of the image encoder, in `dtype`.
+    """Encodes normalised images and returns the maps that are asked for, by name, in `dtype`.
 
     Args:
         params: the whole model's params.

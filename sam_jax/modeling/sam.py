@@ -63,7 +63,7 @@ def normalize_images(
     Args:
         images: RGB, 0-255, resized and padded on the right and bottom with anything.
         sizes: (h, w) of the part that is image. The rest becomes 0 after the normalisation, as in the official code.
-        encoder: whose colours the images get.
+        encoder: the config whose `pixel_mean` and `pixel_std` the images are normalised with.
     """
     pixels = (images.astype(jnp.float32) - jnp.array(encoder.pixel_mean)) / jnp.array(encoder.pixel_std)
     rows, cols = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
@@ -81,7 +81,7 @@ def encode_image(
     remat: bool = False,
     key: jax.Array | None = None,
 ) -> Float[Array, "B h w D"]:
-    """Normalised images -> embeddings, in `dtype`: the map "embedding" of `encode_maps`, which has the arguments.
+    """Encodes normalised images and returns their embeddings, in `dtype`. The arguments are those of `encode_maps`.
 
     Reference: section 3 and A of the paper; Li et al. 2022 (ViTDet).
     """

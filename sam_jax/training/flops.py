@@ -24,7 +24,7 @@ PEAK_FLOPS = {
 
 
 def encoder_flops(config: SamConfig) -> float:
-    """Of one image, forward; a product of (n, k) and (k, m) is 2 n k m."""
+    """Returns the operations of the encoder's forward pass on one image; a product of (n, k) and (k, m) is 2 n k m."""
     return encoder_of(config.encoder).flops(config.encoder) + neck_flops(config)
 
 

@@ -116,7 +116,7 @@ class Encoder(Generic[C]):
         layers: config -> regular expressions, searched in `path/to/param` below the encoder, that say which params
             belong to the first layer, the second and so on, for layer-wise learning rates. All other params of the
             model make up the layer after those.
-        flops: config -> of one image, forward.
+        flops: config -> floating point operations of the forward pass on one image.
         resize: params, config, config of another image size -> params for that size. Params that are not the
             trunk's stay.
         sizes: models with this encoder that have a name.
@@ -166,7 +166,7 @@ class Encoder(Generic[C]):
         remat: bool = False,
         key: jax.Array | None = None,
     ) -> dict[str, Float[Array, "B h w C"]]:
-        """Normalised images -> the trunk's maps by name, "last" among them, in `dtype`.
+        """Returns the trunk's maps of normalised images by name, "last" among them, in `dtype`.
 
         Args:
             params: of the trunk; others beside them are not looked at.

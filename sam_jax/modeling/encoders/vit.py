@@ -60,7 +60,7 @@ class ViTBlock(nn.Module):
 
 
 class ViT(Trunk[ViTConfig]):
-    """The maps are what each block makes of the patches, "block_0" and so on; all have the stride of the patches.
+    """The plain ViT. Its maps are the outputs of the blocks, "block_0" and so on; all have the stride of the patches.
 
     The rate of the drop path grows linearly from 0 at the first block.
     """
@@ -87,12 +87,12 @@ class ViT(Trunk[ViTConfig]):
 
 
 def vit_layers(config: ViTConfig) -> tuple[str, ...]:
-    """The patch and position embeddings, then each block, as in ViTDet."""
+    """Returns the layers of ViTDet: the patch and position embeddings are the first, then comes each block."""
     return (r"^(patch_embed|pos_embed)", *(rf"^blocks_{i}/" for i in range(config.depth)))
 
 
 def vit_flops(config: ViTConfig) -> float:
-    """A product of (n, k) and (k, m) is 2 n k m. Windows count with their padding."""
+    """Returns the operations of matrix products: (n, k) by (k, m) is 2 n k m. Windows count with their padding."""
     D, side, hidden = config.dim, config.grid_size, int(config.dim * config.mlp_ratio)
     tokens = side**2
     windows = (-(-side // config.window_size)) ** 2 if config.window_size else 1

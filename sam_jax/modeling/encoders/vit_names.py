@@ -92,7 +92,7 @@ HUGGINGFACE = HuggingFaceNames(
 
 
 def _from_autoencoder(name: str, value: np.ndarray, config: ViTConfig) -> np.ndarray:
-    """Positions lose their class token and go to the config's grid, kernels of patches to its patch, both bicubic."""
+    """Drops the class token and resizes positions to the config's grid, and kernels to its patch, both bicubically."""
     value = np.asarray(value, np.float32)
     if name == POSITIONS:
         side = round((value.shape[1] - 1) ** 0.5)
@@ -107,7 +107,7 @@ def _from_autoencoder(name: str, value: np.ndarray, config: ViTConfig) -> np.nda
 
 
 def resize_bicubic(grid: np.ndarray, side: int) -> np.ndarray:
-    """(h, w, D) -> (side, side, D) with a = -0.75 and no antialias, as PyTorch's bicubic interpolation."""
+    """Resizes (h, w, D) to (side, side, D) as PyTorch's bicubic interpolation: a = -0.75, no antialias."""
     if grid.shape[:2] == (side, side):
         return grid
     columns = [

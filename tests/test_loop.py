@@ -24,6 +24,7 @@ from sam_jax.data.augment import prepare_example, stack_rows
 from sam_jax.data.coco import read_coco
 from sam_jax.data.examples import Example
 from sam_jax.data.loader import make_loader
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training import loop, sam
 from sam_jax.training.export import load_run
@@ -76,6 +77,8 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config, monke
     other = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, dim=64))
     with pytest.raises(ValueError, match="another model"):
         train(dataclasses.replace(run_config, model=other), resume=True)
+    with pytest.raises(UserError, match="of a run whose config differs in what is trained"):
+        train(dataclasses.replace(run_config, ema_decay=0.9), resume=True)
 
 
 def test_sigterm_saves_and_the_run_can_go_on(run_config):

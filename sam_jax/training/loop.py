@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sam_jax.config import RunConfig, SamConfig, TrainConfig
 from sam_jax.data.loader import fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
-from sam_jax.errors import NonFiniteGradients
+from sam_jax.errors import NonFiniteGradients, WrongType
 from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
@@ -145,7 +145,7 @@ def start_task(config: RunConfig) -> tuple[TrainingTask, Params]:
         return start_sam(config)
     if isinstance(config, DetectorTrainConfig):
         return start_detector(config)
-    raise TypeError(f"expected a TrainConfig or a DetectorTrainConfig, got {type(config).__name__}")
+    raise WrongType(f"expected a TrainConfig or a DetectorTrainConfig, got {type(config).__name__}")
 
 
 def compile_program(task: TrainingTask, params: Params) -> Wrapped:

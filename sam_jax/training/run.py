@@ -54,10 +54,17 @@ class Checkpoints:
 
     def latest(self) -> Restored | None:
         """Returns what the last checkpoint holds; None without one."""
-        if self._manager.latest_step() is None:
+        step = self._manager.latest_step()
+        if step is None:
             return None
         restore = {"state": ocp.args.StandardRestore(self._program.template), "data": ocp.args.JsonRestore()}
-        restored = self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**restore))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**restore))
+        except Exception as error:  # of Orbax: another tree, other shapes, damaged files
+            raise UserError(
+                f"the checkpoint of step {step} in {self._manager.directory} is damaged, or of a run whose config "
+                f"differs in what is trained, such as optimizer, EMA or finetune: {error}"
+            ) from error
         key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
         return Restored(self._program.place(restored.state), restored.data["batches"], key)
 

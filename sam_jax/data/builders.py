@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecords, PreparationReport
 from sam_jax.data.examples import Example, Source
-from sam_jax.errors import BadRecord
+from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.rle import coco_bbox, counts_from_rle
 
 
@@ -96,17 +96,21 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return {name: self._generate_examples(name, source) for name, source in self._splits.items()}
 
     def _generate_examples(self, split: str, source: Source) -> Iterator[tuple[str, dict]]:
+        before, problem = self.report.images, None
         for index in tqdm(range(len(source)), split, unit="image", smoothing=0.1):
             try:
                 record = to_record(source[index])
             except BadRecord as error:
                 self.report.problems.append(error)
                 self._bad_records.count(error)
+                problem = error
                 continue
             self._bad_records.count(None)
             self.report.images += 1
             self.report.masks += len(record["masks"])
             yield f"{index:012d}", record
+        if self.report.images == before:  # TFDS writes no split without records
+            raise UserError(f"no record of split {split} can be used; the last one: {problem}")
 
 
 class SamCoco(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -36,7 +36,7 @@ def load_blur(name: str) -> Blur:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module's name
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no module's name
         raise UserError(
             f"expected MODULE:FUNCTION of a function that can be imported, got {name!r}: {error}; is its folder in "
             "PYTHONPATH?"

@@ -92,6 +92,9 @@ def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int,
     for i, result in enumerate(content):
         if not fields <= result.keys():
             raise UserError(f"expected {', '.join(sorted(fields))} in each result of {file}, number {i} has not all")
+        for key in ("image_id", "category_id"):
+            if not isinstance(result[key], int | str):
+                raise UserError(f"expected {key} of result {i} of {file} to be a number or a text, got {result[key]}")
     for key, known in (("image_id", ground_truth.images), ("category_id", ground_truth.categories)):
         unknown = dict.fromkeys(result[key] for result in content if result[key] not in known)
         if unknown:

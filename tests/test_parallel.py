@@ -72,10 +72,12 @@ def expected(programs, params):
 
 
 def play(program, params):
-    state, metrics = program.step(program.init(params), global_batch(), run_key())
+    state, key = program.init(params), program.replicate(run_key())
+    with jax.transfer_guard("disallow"):
+        state, metrics = program.step(state, global_batch(), key)
     first = jax.device_get(program.whole(state))
     evaluation = jax.device_get(program.evaluate(state, global_batch(), run_key()))
-    second, _ = program.step(state, global_batch(), run_key())
+    second, _ = program.step(state, global_batch(), key)
     return first, jax.device_get(metrics), evaluation, jax.device_get(program.whole(second))
 
 
@@ -171,7 +173,9 @@ def _run_process(address: str, process: str, mode: str, folder: str) -> None:
     half = jax.tree.map(lambda x: x[4 * int(process) :][:4], global_batch())
     params, _ = load_checkpoint(Path(folder) / "start.safetensors")
     program = compile_program(sam_task(config, params), params)
-    state, metrics = program.step(program.init(params), half, run_key())
+    state, key = program.init(params), program.replicate(run_key())
+    with jax.transfer_guard("disallow"):
+        state, metrics = program.step(state, half, key)
     evaluation = program.evaluate(state, half, run_key())
     learned = program.whole(state).params
     if mode != "pmap":

@@ -51,7 +51,10 @@ def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
     Args:
         batch: this process's part, the whole if there is one process.
     """
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(x)), batch)
+    sharding = batch_sharding(mesh)
+    # Of several processes JAX takes this transfer for one that nobody asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def param_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec | str]] = RULES) -> Any:

@@ -120,7 +120,12 @@ def _with_pmap(
     devices = devices[:count]
     own = [device for device in devices if device.process_index == jax.process_index()]
     pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
-    run_step = pmap(functools.partial(step, axis_name=AXIS), in_axes=(0, 0, None), donate_argnums=0)
+
+    def step_with_key_data(state: Any, batch: Any, data: Array) -> tuple[Any, Any]:
+        # Of several processes pmap sends a key by way of the host, and its data not.
+        return step(state, batch, jax.random.wrap_key_data(data), axis_name=AXIS)
+
+    run_step = pmap(step_with_key_data, in_axes=(0, 0, None), donate_argnums=0)
     run_evaluate = pmap(functools.partial(evaluate, axis_name=AXIS), in_axes=(0, 0, None))
     run_preview = jax.jit(preview)
     copy = pmap(lambda _, state: state, in_axes=(0, None))
@@ -137,7 +142,7 @@ def _with_pmap(
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
     def run(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
-        state, metrics = run_step(state, cut(batch), key)
+        state, metrics = run_step(state, cut(batch), jax.random.key_data(key))
         return state, first(metrics)
 
     local = SingleDeviceSharding(own[0])

@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from sam_jax.config import FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import read_json
-from sam_jax.training.run import RECORD, checkpoint_options
+from sam_jax.training.run import RECORD, best_step, checkpoint_options
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
@@ -41,10 +41,9 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Para
     handlers.add("state", ocp.args.StandardRestore)
     folder, options = run.resolve() / "checkpoints", checkpoint_options()
     with ocp.CheckpointManager(folder, options=options, handler_registry=handlers) as manager:
-        if step == "best":
-            step = manager.best_step()
-        elif step is None:
-            step = manager.latest_step()
+        if step == "best" and (step := best_step(manager)) is None:
+            raise MissingFile(f"expected a checkpoint that was validated in {run}, there is none; leave out best")
+        step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise MissingFile(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
         device = SingleDeviceSharding(jax.local_devices()[0])

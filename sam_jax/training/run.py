@@ -24,6 +24,7 @@ from sam_jax.parallel.wrap import Wrapped
 from sam_jax.training.step import TrainState
 
 RECORD = "config.json"  # in a run's folder
+UNSCORED = -math.inf
 
 
 class Restored(NamedTuple):
@@ -43,8 +44,8 @@ class Checkpoints:
     def __init__(self, out: Path, keep: int, program: Wrapped) -> None:
         self._manager = ocp.CheckpointManager(out / "checkpoints", options=checkpoint_options(keep))
         self._program = program
-        best = self._manager.best_step()
-        self._best = -math.inf if best is None else read_score(self._manager.metrics(best))
+        best = best_step(self._manager)
+        self._best = UNSCORED if best is None else read_score(self._manager.metrics(best))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -83,15 +84,24 @@ class Checkpoints:
         """
         position = {"batches": step, "key": np.asarray(jax.random.key_data(key)).tolist()}
         saved = {"state": ocp.args.StandardSave(self._program.whole(state)), "data": ocp.args.JsonSave(position)}
-        metrics = None if score is None or math.isnan(score) else {"score": score}
+        metrics = {} if score is None or math.isnan(score) else {"score": score}
         self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics, force=force)
-        if metrics is not None:
-            self._best = max(self._best, metrics["score"])
+        self._best = max(self._best, read_score(metrics))
 
 
-def read_score(metrics: Any) -> float:
-    """Returns the score that was saved with a checkpoint."""
-    return metrics["score"]
+def read_score(metrics: dict[str, float]) -> float:
+    """Returns the score that was saved with a checkpoint, and one below all others if it was not validated."""
+    return metrics.get("score", UNSCORED)
+
+
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+    """Returns the step whose checkpoint has the highest score; None if no checkpoint was validated.
+
+    Args:
+        manager: with `checkpoint_options`.
+    """
+    step = manager.best_step()
+    return None if step is None or read_score(manager.metrics(step)) == UNSCORED else step
 
 
 def checkpoint_options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
@@ -100,10 +110,8 @@ def checkpoint_options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
     Args:
         keep: last checkpoints to keep besides it; None: all.
     """
-    last, best = (
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(get_metric_fn=read_score, n=1, keep_checkpoints_without_metrics=False),
-    )
+    last = checkpoint_managers.LatestN(keep)
+    best = checkpoint_managers.BestN(get_metric_fn=read_score, n=1, keep_checkpoints_without_metrics=False)
     policy = checkpoint_managers.AnyPreservationPolicy([last, best])
     return ocp.CheckpointManagerOptions(best_fn=read_score, preservation_policy=policy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -20,8 +21,8 @@ class Export:
     """The run's folder."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
-    step: int | None = None
-    """Of the checkpoint; without it the last."""
+    step: int | Literal["best"] | None = None
+    """Of the checkpoint, or best: the one that validated best; without it the last."""
     overwrite: bool = False
     """Replace the target if it exists."""
 

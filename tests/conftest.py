@@ -14,7 +14,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
+import jaxtyping
 import pytest
+
+# Annotations of the array core are checked at every call: dtypes and shapes by jaxtyping, the rest by beartype, for
+# which an int is a float. Left out are the modules that answer bad input themselves.
+CHECKED = ["sam_jax.ops", "sam_jax.prompting.simulate", "sam_jax.prompting.text"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import sam_jax
 

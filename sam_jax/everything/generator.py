@@ -366,7 +366,7 @@ class SamAutomaticMaskGenerator:
                     # Only the bytes of its box are looked at, and one below: the last bit must be zero.
                     left, top, right, bottom = found_boxes[row]
                     part = bits[row, left : right + 1, top // 8 : (bottom + 1) // 8 + 1]
-                    runs[j] = counts_from_bits(part, image_sizes[position], (x0 + left, y0 + top // 8 * 8))
+                    runs[j] = counts_from_bits(part, image_sizes[position], (int(x0 + left), int(y0 + top // 8 * 8)))
                 found[position].append(
                     _Candidates(
                         iou[rows],
@@ -422,7 +422,7 @@ class SamAutomaticMaskGenerator:
                 kept[i] = not c.drop_small_masks or mask.sum() >= c.min_mask_region_area
         candidates = candidates._replace(boxes=boxes, counts=runs).take(np.flatnonzero(kept))
         threshold = max(c.box_nms_thresh, c.crop_nms_thresh)
-        return candidates.take(box_nms(candidates.boxes, untouched[kept], threshold))
+        return candidates.take(box_nms(candidates.boxes, untouched[kept].astype(np.float32), threshold))
 
 
 def _xywh(box: np.ndarray) -> list[int]:

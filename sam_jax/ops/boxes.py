@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Real
 
 
 def box_nms(
-    boxes: Float[np.ndarray, "N 4"],
-    scores: Float[np.ndarray, " N"],
+    boxes: Real[np.ndarray, "N 4"],
+    scores: Real[np.ndarray, " N"],
     iou_threshold: float,
 ) -> Int[np.ndarray, " K"]:
-    """Greedy non-maximum suppression, with the arithmetic of torchvision's.
+    """Returns the indices of the boxes that greedy non-maximum suppression keeps, best first.
 
-    The area of a box is (x1 - x0)(y1 - y0); a box falls when its IoU with a better one that stays is above the
-    threshold; among equal scores the first comes first. The best overlap least: that is why each box that stays is
-    compared only with those still in question.
+    The arithmetic is torchvision's, in float32: the area of a box is (x1 - x0)(y1 - y0), a box is dropped when its IoU
+    with a better one that is kept is above the threshold, and among equal scores the first comes first.
 
-    Returns:
-        Indices of the boxes that stay, best first.
+    Args:
+        boxes: (x0, y0, x1, y1) in any unit.
+        scores: higher is better.
+        iou_threshold: from 0 to 1.
     """
     order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
     boxes = np.asarray(boxes, np.float32)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
-    while len(order):
+    while len(order):  # a box that is kept is compared with the undecided ones alone, which soon are few
         best, order = order[0], order[1:]
         kept.append(best)
         corner = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
@@ -36,7 +37,7 @@ def box_nms(
 
 
 def mask_box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
-    """(x0, y0, x1, y1) of the outermost pixels, both inclusive; zeros for an empty mask."""
+    """Returns (x0, y0, x1, y1) of the outermost pixels of a mask, all inclusive; zeros for an empty mask."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     if not len(columns):
         return np.zeros(4, np.int64)

@@ -1,4 +1,4 @@
-"""Masks and prompts drawn over an image."""
+"""Draws masks and prompts over an image."""
 
 from __future__ import annotations
 
@@ -20,13 +20,24 @@ GREEN, RED, WHITE = (60, 220, 80), (240, 60, 60), (255, 255, 255)
 
 def draw_masks(
     image: UInt8[np.ndarray, "H W 3"],
-    masks: Sequence[Bool[np.ndarray, "H W"]],
+    masks: Sequence[Bool[np.ndarray, "H W"]] | Bool[np.ndarray, "M H W"],
     points: Sequence[tuple[float, float]] = (),
     labels: Sequence[int] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Each mask in a colour of its own with a white outline; foreground points green, background points red."""
+    """Draws each mask in a colour of its own with a white outline, and the prompts over them.
+
+    Args:
+        image: RGB.
+        points: (x, y) in pixels of the image.
+        labels: one for each point: foreground (not 0) is drawn green, background (0) red.
+        boxes: (x0, y0, x1, y1) in pixels of the image, drawn green.
+        opacity: of the colours, from 0 to 1.
+
+    Returns:
+        a new image.
+    """
     canvas = image.astype(np.float32)
     for i, mask in enumerate(masks):
         canvas[mask] = (1 - opacity) * canvas[mask] + opacity * COLOURS[i % len(COLOURS)]
@@ -46,7 +57,15 @@ def draw_masks(
 def draw_everything(
     image: UInt8[np.ndarray, "H W 3"], masks: Sequence[Rle], opacity: float = 0.55
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Every mask in a colour of its own, the small ones on top of those that they are part of, with thin outlines."""
+    """Draws every mask in a colour of its own with a thin outline, the small ones on top of the large ones.
+
+    Args:
+        image: RGB, of the size of the masks.
+        opacity: of the colours, from 0 to 1.
+
+    Returns:
+        a new image.
+    """
     layer = image.copy()
     outlines: list[np.ndarray] = []
     for i, rle in enumerate(sorted(masks, key=rle_area, reverse=True)):

@@ -1,4 +1,4 @@
-"""Edges of masks and of images, on the device: Sobel, the boundaries of masks, thinning of soft maps.
+"""Edges of masks and of images on the device: Sobel gradients, boundaries of masks, thinning of soft maps.
 
 Reference: paper, section D.2; the edges toolbox of Dollar, whose thinning is used for BSDS500.
 """
@@ -18,14 +18,14 @@ SMOOTHING = 4  # pixels; radius of the triangle filter before orientations
 
 
 def sobel_magnitude(image: Float[Array, "*N H W"]) -> Float[Array, "*N H W"]:
-    """Length of the 3 x 3 Sobel gradient; the image goes on beyond its sides with its last pixels."""
+    """Returns the length of the 3 x 3 Sobel gradient. Beyond its sides the image repeats its last pixels."""
     dx = _correlate(_correlate(image, (-1, 0, 1), -1), (1, 2, 1), -2)
     dy = _correlate(_correlate(image, (1, 2, 1), -1), (-1, 0, 1), -2)
     return jnp.hypot(dx, dy)
 
 
 def outer_boundary(masks: Bool[Array, "*N H W"]) -> Bool[Array, "*N H W"]:
-    """Pixels outside of a mask that touch it, by a side or a corner."""
+    """Returns the pixels outside of each mask that touch it by a side or a corner."""
     padded = jnp.pad(masks, [(0, 0)] * (masks.ndim - 2) + [(1, 1), (1, 1)])
     H, W = masks.shape[-2:]
     columns = padded[..., :W] | padded[..., 1:-1] | padded[..., 2:]
@@ -33,22 +33,23 @@ def outer_boundary(masks: Bool[Array, "*N H W"]) -> Bool[Array, "*N H W"]:
 
 
 class Planes(NamedTuple):
-    """The way from low_res to the image: one matrix per axis, from `sam_jax.ops.masks.frame_matrices`."""
+    """Resizes low_res logits to an image by one matrix per axis, from `sam_jax.ops.masks.frame_matrices`."""
 
     rows: Float[Array, "H S"]
     columns: Float[Array, "W S"]
 
     def logits(self, low_res: Float[Array, "N S S"]) -> Float[Array, "N H W"]:
+        """Returns the logits of N masks at the size of the image."""
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         return product(product(self.rows, low_res), self.columns.T)
 
 
 @functools.partial(jax.jit, static_argnames=("at_once",))
 def mask_boxes(low_res_logits: Float[Array, "N S S"], planes: Planes, *, at_once: int) -> Int[Array, "N 4"]:
-    """(x0, y0, x1, y1) of the outermost pixels of masks, both inclusive, in the image; zeros for an empty mask.
+    """Returns (x0, y0, x1, y1) of the outermost pixels of masks in the image, all inclusive; zeros for an empty mask.
 
     Args:
-        at_once: masks that are brought to full size together.
+        at_once: how many masks are resized to the image together.
     """
 
     def box(low_res: Array) -> Array:
@@ -69,13 +70,14 @@ def strongest_edges(
     *,
     at_once: int,
 ) -> Float[Array, "H W"]:
-    """For each pixel the strongest Sobel gradient of any mask's probabilities, on that mask's outer boundary.
+    """Returns the strongest Sobel gradient of any mask's probabilities at each pixel, on that mask's outer boundary.
 
-    Masks come to full size a few at a time, in a loop that ends with the last of them.
+    Masks are resized to the image a few at a time, in a loop that ends with the last of them.
 
     Args:
-        kept: the masks that count come first; then filling.
-        count: how many they are.
+        kept: indices of the masks; the first `count` are used, the rest is padding.
+        count: how many masks are used.
+        at_once: how many masks are resized to the image together.
     """
 
     def some(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -92,17 +94,17 @@ def strongest_edges(
 
 @jax.jit
 def normalize_edges(edges: Float[Array, "H W"]) -> Float[Array, "H W"]:
-    """Scaled linearly to 0-1; a map of one value becomes 0."""
+    """Scales a map linearly to 0-1; a map of one value becomes 0."""
     low, high = edges.min(), edges.max()
     return (edges - low) / jnp.where(high > low, high - low, 1)
 
 
 @jax.jit
 def thin_edges(edges: Float[Array, "H W"]) -> Float[Array, "H W"]:
-    """Non-maximum suppression: of a soft edge what is strongest across it, as in Canny's detector.
+    """Keeps of each soft edge what is strongest across it (non-maximum suppression, as in Canny's detector).
 
-    An edge is compared with its two neighbours at a distance of one pixel across it, interpolated bilinearly. Across is
-    where the map, smoothed with a triangle filter, is curved most.
+    Each pixel is compared with its two neighbours at a distance of one pixel across the edge, interpolated bilinearly.
+    The direction across an edge is that in which the map, smoothed with a triangle filter, is curved most.
     """
     triangle = [SMOOTHING + 1 - abs(i) for i in range(-SMOOTHING, SMOOTHING + 1)]
     smooth = edges

@@ -1,4 +1,4 @@
-"""Where everything mode looks: grids of points and layers of crops, as in the official `utils/amg.py`."""
+"""Grids of points and layers of crops for everything mode, as in the official `utils/amg.py`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from sam_jax.errors import UserError
 
 
 def point_grid(points_per_side: int) -> Float[np.ndarray, "N 2"]:
-    """(x, y) in [0, 1], evenly spaced, row by row; N = points_per_side squared."""
+    """Returns evenly spaced points (x, y) in [0, 1], row by row; N = points_per_side squared."""
     offset = 1 / (2 * points_per_side)
     side = np.linspace(offset, 1 - offset, points_per_side)
     return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
 
 
 def layer_grids(points_per_side: int, crop_layers: int, downscale: int) -> list[Float[np.ndarray, "N 2"]]:
-    """A grid for the image and one for each layer of crops; layer n has points_per_side / downscale^n a side."""
+    """Returns a grid for the image and one for each layer of crops.
+
+    The grid of layer n has points_per_side / downscale^n points a side, rounded down.
+    """
     return [point_grid(int(points_per_side / downscale**layer)) for layer in range(crop_layers + 1)]
 
 
 def crop_boxes(
     size: tuple[int, int], crop_layers: int, overlap_ratio: float
 ) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """The whole image, then 2^n x 2^n overlapping crops for n = 1 ... crop_layers.
+    """Returns the whole image, then 2^n x 2^n overlapping crops for each layer n = 1 ... crop_layers.
 
     Args:
         size: (H, W) of the image, pixels.
-        overlap_ratio: share of the short side that neighbours in layer 1 have in common; half as much in each next.
+        overlap_ratio: part of the short side by which neighbours in layer 1 overlap; halved with each further layer.
 
     Returns:
         (x0, y0, x1, y1) of each crop, those of a layer column by column, and the layer of each.

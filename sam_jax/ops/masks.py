@@ -1,4 +1,4 @@
-"""Logits from the low_res frame to the image's own.
+"""Resizes logits from the low_res frame to the original frame.
 
 The official code resizes bilinearly from low_res to the input frame, cuts off the padding, and resizes bilinearly to
 the image, without antialiasing. Each step is linear and acts on rows and columns apart, so all of it is one matrix
@@ -13,14 +13,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sam_jax.config import SamConfig
 from sam_jax.ops.transforms import input_size
+from sam_jax.types import AnyArray
 
 
-def bilinear_matrix(out_length: int, in_length: int) -> Float[np.ndarray, "out in"]:
-    """Weights of 1-D bilinear interpolation with pixel centres at +0.5 and repeated edges, without antialiasing."""
+def bilinear_matrix(out_length: int, in_length: int) -> Float[np.ndarray, "{out_length} {in_length}"]:
+    """Returns weights of 1-D bilinear interpolation: pixel centres at +0.5, repeated edges, no antialiasing."""
     source = (np.arange(out_length) + 0.5) * (in_length / out_length) - 0.5
     source = np.clip(source, 0, in_length - 1)
     lower = np.minimum(source.astype(int), max(in_length - 2, 0))
@@ -33,7 +34,14 @@ def bilinear_matrix(out_length: int, in_length: int) -> Float[np.ndarray, "out i
 
 
 @functools.lru_cache(maxsize=32)
-def frame_matrices(original_size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
+def frame_matrices(
+    original_size: tuple[int, int], config: SamConfig
+) -> tuple[Float[np.ndarray, "H S"], Float[np.ndarray, "W S"]]:
+    """Returns the matrices that resize the rows and the columns of low_res logits to an image, in float32.
+
+    Args:
+        original_size: (H, W) of the image, pixels.
+    """
     to_input = bilinear_matrix(config.image_size, config.low_res_size)
     rows, columns = (
         (bilinear_matrix(length, valid) @ to_input[:valid]).astype(np.float32)
@@ -43,18 +51,18 @@ def frame_matrices(original_size: tuple[int, int], config: SamConfig) -> tuple[n
 
 
 def to_original_frame(
-    low_res_logits: Float[Array, "... S S"],
+    low_res_logits: Float[AnyArray, "... S S"],
     original_size: tuple[int, int],
     config: SamConfig,
     *,
     return_logits: bool = False,
-) -> Array:
-    """The decoder's logits in the frame of the image that was encoded.
+) -> Bool[Array, "... H W"] | Float[Array, "... H W"]:
+    """Resizes the decoder's logits to the image that was encoded.
 
     Args:
         low_res_logits: S = config.low_res_size.
         original_size: (H, W) of the image, pixels.
-        return_logits: leave out the threshold.
+        return_logits: do not apply the threshold.
 
     Returns:
         (..., H, W): masks, True where the logit is above 0; or the float32 logits.

@@ -1,4 +1,4 @@
-"""Connected regions of a mask, and their outlines."""
+"""Removes small connected regions of masks, and traces outlines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def remove_small_regions(
 ) -> tuple[Bool[np.ndarray, "H W"], bool]:
     """Fills holes, or removes islands, of less than `min_area` pixels (8-connected).
 
-    Of a mask whose islands are all small the largest stays, as in the official code.
+    The largest island stays if all are small, as in the official code.
 
     Returns:
-        The mask, and whether it was changed.
+        the mask, and whether it was changed.
     """
     looked_at = (mask ^ (what == "holes")).astype(np.uint8)
     count, regions, stats, _ = cv2.connectedComponentsWithStats(looked_at, connectivity=8)

@@ -1,4 +1,4 @@
-"""Masks from run lengths to another resolution, without a full-size image of them in between."""
+"""Resizes masks from their run lengths, without a full-size mask in between."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def resample_runs(
     step: float,
     shape: tuple[int, int],
 ) -> Patch | None:
-    """A window of a mask at another scale: pixels of which the mask covers more than half.
+    """Returns a window of a mask at another scale: the pixels that the mask covers by more than half.
 
-    Smaller, a pixel stands for the square of the original that it comes from, and the covered part of the square is
-    computed exactly from the runs: thin parts weigh what they are, and the work grows with the outline, not with the
-    area. Larger, coverage is interpolated bilinearly between the original pixels. Beyond the image its outermost
-    pixels go on.
+    If the result is smaller, each pixel stands for a square of the original, and the covered part of that square is
+    computed exactly from the runs, so that thin parts keep their weight, and the work grows with the outline rather
+    than with the area. If it is larger, coverage is interpolated bilinearly between the original pixels. Beyond its
+    sides the mask repeats its last pixels.
 
     Args:
         counts: run lengths in column-major order, background first.
@@ -40,7 +40,7 @@ def resample_runs(
         shape: (h, w) of the result.
 
     Returns:
-        None if nothing is left.
+        the part of the window outside of which it is empty; None if all of it is empty.
     """
     column, first, end = _segments(counts, size[0])
     if not len(column):
@@ -69,8 +69,10 @@ def resample_runs(
     return _trim(warped > 0.5, 0, 0)
 
 
-def _segments(counts: np.ndarray, H: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of the mask cut at the columns: column, first row, row after the last."""
+def _segments(
+    counts: Int[np.ndarray, " R"], H: int
+) -> tuple[Int[np.ndarray, " s"], Int[np.ndarray, " s"], Int[np.ndarray, " s"]]:
+    """Cuts the runs of a mask at its columns and returns their column, first row, and row after the last."""
     borders = counts.cumsum()
     starts, ends = borders[0:-1:2], borders[1::2]
     starts, ends = starts[starts < ends], ends[starts < ends]
@@ -84,15 +86,15 @@ def _segments(counts: np.ndarray, H: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _cover(
-    column: np.ndarray,
-    first: np.ndarray,
-    end: np.ndarray,
+    column: Int[np.ndarray, " s"],
+    first: Int[np.ndarray, " s"],
+    end: Int[np.ndarray, " s"],
     size: tuple[int, int],
     origin: tuple[float, float],
     step: float,
     shape: tuple[int, int],
 ) -> tuple[Float[np.ndarray, "r c"], int, int] | None:
-    """Covered part (0-1) of each pixel of the result, for step >= 1: the part that is not 0, its top and its left."""
+    """Returns the coverage (0-1) of pixels of the result for step >= 1: the part that is not 0, its top and left."""
     (H, W), (x, y), (h, w) = size, origin, shape
     left = np.maximum((column - x) / step, 0)
     right = np.where(column == W - 1, w, np.minimum((column + 1 - x) / step, w))
@@ -132,7 +134,8 @@ def _cover(
     return cover[: rows - 1, : columns - 1], top, leftmost
 
 
-def _trim(mask: np.ndarray, top: int, left: int) -> Patch | None:
+def _trim(mask: Bool[np.ndarray, "h w"], top: int, left: int) -> Patch | None:
+    """Cuts off the empty rows and columns around a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths, through pycocotools."""
+"""Encodes masks as COCO's compressed run lengths, with pycocotools, and decodes them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ Rle = dict[str, Any]
 
 
 def encode_rle(mask: Bool[np.ndarray, "H W"]) -> Rle:
+    """Encodes a mask."""
     rle = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_rle(rle: Rle) -> Bool[np.ndarray, "H W"]:
-    """Takes `counts` as str or bytes."""
+    """Decodes a mask, whose `counts` may be str or bytes."""
     return pycocotools.mask.decode(rle).astype(bool)  # pyright: ignore[reportArgumentType]
 
 
 def rle_area(rle: Rle) -> int:
-    """Pixels in the mask."""
+    """Returns the number of pixels in a mask."""
     return int(pycocotools.mask.area(rle))  # pyright: ignore[reportArgumentType]
 
 
@@ -59,16 +60,16 @@ def rle_iou(first: Rle, second: Rle) -> float:
 def counts_from_bits(
     bits: UInt8[np.ndarray, "w n"], size: tuple[int, int], offset: tuple[int, int] = (0, 0)
 ) -> Int[np.ndarray, " R"]:
-    """Run lengths of a mask that comes bit-packed, a crop of an image or all of it.
+    """Returns the run lengths of a mask whose bits are packed, of a crop of an image or of all of it.
 
     Args:
-        bits: column by column, first row in the highest bit (`np.packbits` of the transposed mask). After the last row
-            at least one bit is zero, so that no run goes on in the next column.
+        bits: column by column, the first row in the highest bit (`np.packbits` of the transposed mask). After the last
+            row at least one bit is zero, so that no run continues in the next column.
         size: (H, W) of the image.
         offset: (x, y) of the crop in the image.
 
     Returns:
-        Lengths of runs in column-major order, background first; a last run of no pixels is left out.
+        lengths of runs in column-major order, background first; a last run of no pixels is left out.
     """
     (H, W), (x, y), rows = size, offset, 8 * bits.shape[1]
     stream = bits.reshape(-1)
@@ -89,26 +90,29 @@ def counts_from_bits(
 
 
 def counts_from_mask(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, " R"]:
-    """Run lengths of a mask, as `counts_from_bits`."""
+    """Returns the run lengths of a mask, as `counts_from_bits` does."""
     return counts_from_bits(np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1), mask.shape)
 
 
 def mask_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Undoes `counts_from_mask`."""
+    """Returns the mask of run lengths: the inverse of `counts_from_mask`."""
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
 
 
 def rle_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Rle:
-    """COCO's compressed form of run lengths."""
+    """Returns run lengths in COCO's compressed form."""
     rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
     return {"size": list(size), "counts": rle["counts"].decode("ascii")}
 
 
-def counts_from_rle(rle: Rle) -> Int[np.ndarray, " R"]:
-    """Run lengths of a mask in COCO's compressed form, or in its form as a list of numbers, checked.
+def counts_from_rle(rle: Any) -> Int[np.ndarray, " R"]:
+    """Returns the run lengths of a mask in COCO's compressed form, or in its form as a list of numbers, after checks.
 
-    Five bits a byte, lowest first, the sixth says that more follow; from the fourth number on, differences to the one
-    two before.
+    Each byte holds five bits of a number, the lowest first, and a sixth that says whether more follow. From the fourth
+    on, a number is the difference to the one two places before.
+
+    Args:
+        rle: as read from a file, so it may be anything.
 
     Raises:
         ValueError: not run lengths, or they do not add up to the size.

@@ -1,8 +1,8 @@
-"""Everything mode's filters on the device: from low_res logits to the few masks worth keeping, bit-packed.
+"""Filters the masks of everything mode on the device: from low_res logits to the few that are kept, as packed bits.
 
-Reference: the official `SamAutomaticMaskGenerator._process_batch`. There every mask is brought to the size of the
-image and then most are dropped. Here the masks that pass the IoU filter are brought there a few at a time, in a loop
-that ends with the last of them, and leave as bits: what the device holds does not grow with the number of points.
+Reference: the official `SamAutomaticMaskGenerator._process_batch`. There every mask is resized to the image and then
+most are dropped. Here the masks that pass the IoU filter are resized a few at a time, in a loop that ends with the last
+of them, and are returned as bits: the memory on the device does not grow with the number of points.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sam_jax.config import SamConfig
 from sam_jax.ops.masks import frame_matrices
+from sam_jax.types import AnyArray
 
 COLUMN_BLOCKS = 16
 EDGE = 20.0  # pixels; a box this near to the side of a crop is taken to be cut off
 
 
 class Frame(NamedTuple):
-    """A crop to bring masks back to, and what its masks must satisfy. With a leading axis: several."""
+    """A crop that masks are resized to, and the thresholds for them. A leading axis holds several."""
 
-    rows: Float[np.ndarray, "Hp S"]  # from low_res to the crop, in the order that packs into bits; see `make_frames`
-    columns: Float[np.ndarray, "n w s"]  # likewise for n blocks of columns, each from s neighbours in low_res
-    starts: Int[np.ndarray, " n"]  # the first of them
-    size: Int[np.ndarray, "2"]  # (h, w) of the crop
-    crop_box: Float[np.ndarray, "4"]  # in the image
-    image_box: Float[np.ndarray, "4"]
-    thresholds: Float[np.ndarray, "4"]  # predicted IoU above, stability from, stability offset, area below (pixels)
+    rows: Float[AnyArray, "Hp S"]  # from low_res to the crop, in the order that packs into bits; see `make_frames`
+    columns: Float[AnyArray, "n w s"]  # likewise for n blocks of columns, each from s neighbours in low_res
+    starts: Int[AnyArray, " n"]  # the first of them
+    size: Int[AnyArray, "2"]  # (h, w) of the crop
+    crop_box: Float[AnyArray, "4"]  # in the image
+    image_box: Float[AnyArray, "4"]
+    thresholds: Float[AnyArray, "4"]  # predicted IoU above, stability from, stability offset, area below (pixels)
 
 
 class Selection(NamedTuple):
-    """The masks that passed, `kept` of them and in the order of the prompts; what follows is filling."""
+    """The `kept` masks that passed the filters, in the order of the prompts; the rest is padding."""
 
     kept: Int[Array, ""]
     source: Int[Array, " N"]  # into the masks flattened: image, prompt, output
@@ -49,7 +50,7 @@ class Selection(NamedTuple):
 
 
 def padded_length(length: int) -> int:
-    """A length rounded up to one of 8 steps per octave, and above it: images of near sizes share a program."""
+    """Rounds a length up to the next of 8 steps per octave, always above it, so that near sizes share a program."""
     step = max(32, 2 ** (math.ceil(math.log2(length + 1)) - 4))
     return -(-(length + 1) // step) * step
 
@@ -61,7 +62,7 @@ def make_frames(
     thresholds: Sequence[tuple[float, float, float, float]],
     config: SamConfig,
 ) -> list[Frame]:
-    """Frames of crops that are computed together: their arrays have the same shapes.
+    """Returns the frames of crops that are computed together, whose arrays have the same shapes.
 
     Args:
         sizes: (h, w) of each crop.
@@ -98,13 +99,13 @@ def select_masks(
 ) -> Selection:
     """Filters masks by predicted IoU, stability, the sides of the crop and area.
 
-    The stability score is the IoU of the masks at the two thresholds +offset and -offset, at the size of the crop; 0
-    where both are empty.
+    The stability score is the IoU of the masks at the two thresholds +offset and -offset, at the size of the crop, and
+    0 where both are empty.
 
     Args:
-        valid: prompts that are no filling.
-        frames: of each image.
-        at_once: masks that are brought to full size together.
+        valid: False for prompts that are padding.
+        frames: one of each image, along a leading axis.
+        at_once: how many masks are resized to the crop together.
     """
     B, Q, M, S, _ = logits.shape
     N = B * Q * M
@@ -117,7 +118,7 @@ def select_masks(
     Wp, Hp = blocks * block_width, frames.rows.shape[1]
 
     def measure(index: Array) -> tuple[Array, Array, Array, Array]:
-        """Whether a mask stays, its stability, its box and its bits."""
+        """Returns whether a mask passes, its stability score, its box and its bits."""
         frame = jax.tree.map(lambda x: x[index // (Q * M)], frames)
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         plane = product(flat_logits[index].T, frame.rows.T)  # (S, Hp)

@@ -1,4 +1,4 @@
-"""Images and coordinates between the `original` and the `input` frame. Host code: images have any size.
+"""Moves images and coordinates between the `original` and the `input` frame, on the host: images have any size.
 
 Reference: section A of the paper; the official `ResizeLongestSide`, which resizes with Pillow.
 """
@@ -6,14 +6,15 @@ Reference: section A of the paper; the official `ResizeLongestSide`, which resiz
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from sam_jax.errors import UserError, WrongType
 
 
-def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H W 3"]:
-    """What users call an image -> RGB, uint8.
+def as_rgb(image: ArrayLike, image_format: str = "RGB") -> UInt8[np.ndarray, "H W 3"]:
+    """Converts what a user gives as an image to RGB.
 
     Args:
         image: (H, W) or (H, W, 1) grey, (H, W, 3), or (H, W, 4) with opacity last, which is laid on white. uint8, or
@@ -54,19 +55,21 @@ def as_rgb(image: np.ndarray, image_format: str = "RGB") -> UInt8[np.ndarray, "H
 
 
 def input_size(original_size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Size (h, w) of an image whose longer side is scaled to `side`, rounded half up, at least one pixel."""
+    """Returns the size (h, w) of an image whose longer side is scaled to `side`, rounded half up and at least 1."""
     scale = side / max(original_size)
     h, w = (max(1, int(length * scale + 0.5)) for length in original_size)
     return h, w
 
 
-def fit_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
-    """An image in the input frame: resized by Pillow's bilinear filter, zero right and below.
+def fit_image(
+    image: UInt8[np.ndarray, "H W 3"], side: int
+) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], tuple[int, int]]:
+    """Resizes an image to the input frame with Pillow's bilinear filter and pads it with zeros, right and below.
 
-    Pillow widens the filter when it shrinks and rounds to uint8; a model sees the difference to other filters.
+    Pillow widens the filter when it shrinks, and rounds to uint8; other filters change what the model predicts.
 
     Returns:
-        The frame and the size (h, w) of the image in it.
+        the frame, and the size (h, w) of the image in it.
     """
     h, w = input_size(image.shape[:2], side)
     frame = np.zeros((side, side, 3), np.uint8)
@@ -75,16 +78,16 @@ def fit_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> tuple[UInt8[np.nd
 
 
 def points_to_input(
-    points: Float[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
+    points: Real[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
 ) -> Float[np.ndarray, "... 2"]:
-    """(x, y) in pixels of the original -> of the input frame. By the rounded sizes, as in the official code."""
+    """Moves points (x, y) in pixels from the original to the input frame, by rounded sizes as the official code."""
     return points * _scale_xy(original_size, side)
 
 
 def boxes_to_original(
     boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
 ) -> Float[np.ndarray, "... 4"]:
-    """Returns (x0, y0, x1, y1) in pixels of the original from the input frame: the inverse of `points_to_input`."""
+    """Moves boxes (x0, y0, x1, y1) in pixels from the input to the original frame: the inverse of `points_to_input`."""
     return boxes / np.tile(_scale_xy(original_size, side), 2)
 
 

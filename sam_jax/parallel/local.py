@@ -1,4 +1,4 @@
-"""One function on every local device, each with its own images: as a program over a mesh, or with pmap."""
+"""Runs one function on every local device, each with its own images: as a program over a mesh, or with pmap."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Mode = Literal["mesh", "pmap"]
 
 @dataclasses.dataclass(frozen=True)
 class LocalDevices:
-    """Devices that work side by side without talking to each other.
+    """Devices that run the same function side by side and exchange nothing.
 
-    Batches have a leading axis with one entry per device; params lie whole on each.
+    Batches have a leading axis with one entry per device; params are replicated.
     """
 
     devices: tuple[jax.Device, ...]
@@ -39,18 +39,18 @@ class LocalDevices:
         return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
 
     def replicate(self, tree: Tree) -> Tree:
-        """Params onto every device."""
+        """Copies params to every device."""
         if self.mode == "pmap":
             copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=self.devices)
             return copy(np.zeros(len(self)), tree)
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
     def scatter(self, tree: Tree) -> Tree:
-        """Arrays with the leading axis, each entry onto its device."""
+        """Moves each entry along the leading axis of arrays to its device."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("data")))
 
     def run_on_each(self, function: Callable) -> Callable:
-        """`function(params, *batch)` for one device -> the same for all, compiled; results have the leading axis."""
+        """Compiles a `function(params, *batch)` of one device for all of them; its results get the leading axis."""
         if self.mode == "pmap":
             return jax.pmap(function, devices=self.devices)
 
@@ -69,7 +69,10 @@ class LocalDevices:
         return on_mesh
 
     def take(self, array: jax.Array, device: int, count: int) -> jax.Array:
-        """The first `count` rows of one device's entry, and some more, on that device: little is left to transfer."""
+        """Returns the first `count` rows of one device's entry, or some more, on that device.
+
+        So only they are transferred to the host, and not the whole entry.
+        """
         shard = next(s.data for s in array.addressable_shards if (s.index[0].start or 0) == device)
         # A power of two: each length is a program of its own.
         rows = min(1 << max(count - 1, 0).bit_length(), shard.shape[1])

@@ -1,4 +1,4 @@
-"""Device meshes and where arrays lie on them."""
+"""Device meshes, and how arrays are sharded over them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sam_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 LONGEST = "longest"
-# Name of a param -> where it is cut; the first rule that matches holds. Small ones are not worth a message each.
+# How params are sharded by their names; the first rule that matches holds. Small ones are not worth a message each.
 RULES: tuple[tuple[str, PartitionSpec | str], ...] = (
-    # Every round of prompts uses the decoder: cut, its 4 million params would be sent again for each.
+    # Every round of prompts uses the decoder: sharded, its 4 million params would be sent again for each.
     (r"\b(prompt_encoder|mask_decoder)/", PartitionSpec()),
     (r"(bias|scale|mean|var)$", PartitionSpec()),
-    (r"", LONGEST),  # along the longest axis that `fsdp` divides; those without one lie whole on every device
+    (r"", LONGEST),  # along the longest axis that `fsdp` divides; those without one are replicated
 )
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `data` (images) and `fsdp` (images and params), over the first `data * fsdp` devices.
+    """Makes a mesh with axes `data` (images) and `fsdp` (images and params) of the first `data * fsdp` devices.
 
     Args:
-        devices: of which to take them; None: all that there are. Those of a topology serve to compile for it.
+        devices: those to choose from; None: all. Devices of a topology serve to compile for it.
 
     Raises:
         ValueError: there are fewer devices.
@@ -41,15 +41,15 @@ def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = N
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Images over all devices of the mesh."""
+    """Returns the sharding of batches: images over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Cuts every array of a pytree along its first axis over all devices of the mesh.
+    """Shards every array of a pytree along its first axis over all devices of the mesh.
 
     Args:
-        batch: this process's part, the whole if there is one process.
+        batch: this process's part of the global batch, which is all of it if there is one process.
     """
     sharding = batch_sharding(mesh)
     # Of several processes JAX takes this transfer for one that nobody asked for.
@@ -58,10 +58,10 @@ def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def param_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec | str]] = RULES) -> Any:
-    """A pytree of shardings for params, or for anything that holds arrays under their names, as an optimizer's state.
+    """Returns the shardings of params, or of a tree that has arrays under the same names, such as optimizer state.
 
     Args:
-        tree: of arrays or `jax.ShapeDtypeStruct`.
+        tree: arrays or `jax.ShapeDtypeStruct`.
         rules: regular expressions, searched in names like image_encoder/blocks_0/attn/qkv/kernel.
     """
 

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other."""
+"""Finds and connects the processes of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAUNCHERS = {
 
 
 def detect_launcher() -> str | None:
-    """The launcher that started more than one process of this run, by its environment variables."""
+    """Returns the launcher that started several processes of this run, by its environment variables, or None."""
     for name, variable in _LAUNCHERS.items():
         value = os.environ.get(variable, "")
         count = int(value) if value.isdigit() else len([part for part in value.split(",") if part])
@@ -31,12 +31,12 @@ def detect_launcher() -> str | None:
 
 
 def find_process() -> tuple[int, int]:
-    """(number of this process, how many there are), as the launcher's variables say; (0, 1) without a launcher.
+    """Returns the index and the number of processes by the launcher's variables; (0, 1) without a launcher.
 
-    Nothing is connected: for work that is split once and needs no words in between.
+    The processes are not connected: this serves work that is split once and needs no messages in between.
 
     Raises:
-        ValueError: the variables say that there are more processes, and not which this is.
+        ValueError: the variables say that there are several processes, but not which this is.
     """
     launcher = detect_launcher()
     if launcher is None:
@@ -54,15 +54,13 @@ def find_process() -> tuple[int, int]:
 
 
 def start_processes(config: ParallelConfig) -> None:
-    """Connects this process with the others; to be called before JAX is used. Does nothing where there is but one.
-
-    The first call counts: later ones do nothing.
+    """Connects this process with the others, if there are any. Call it before JAX is used; later calls do nothing.
 
     Args:
         config: explicit addresses; without them TPU pods, SLURM and Open MPI are detected.
 
     Raises:
-        ValueError: addresses that are not complete.
+        ValueError: incomplete addresses.
     """
     explicit = (config.coordinator, config.processes, config.process)
     if any(value is not None for value in explicit):

@@ -1,4 +1,4 @@
-"""A training step on many devices, of one process or of many: as one program over a mesh, or with pmap."""
+"""Runs a training step on many devices, of one process or of several: as one program over a mesh, or with pmap."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ AXIS = "devices"
 class Wrapped(NamedTuple):
     """A run's functions on its devices.
 
-    State stays on the devices; batches come from the host, each process's part of them. Nothing moves between host and
-    devices but what is said to, so that a step runs under `jax.transfer_guard("disallow")`, given a replicated key.
+    State stays on the devices; batches come from the host, from each process its part. All transfers between host and
+    devices are explicit, so that a step runs under `jax.transfer_guard("disallow")`, given a replicated key.
     """
 
     devices: int  # of all processes
-    template: Any  # shapes and shardings of a state, to restore a checkpoint into
-    init: Callable[[Any], Any]  # params of a whole model -> placed state
+    template: Any  # shapes and shardings of a state, which a checkpoint is restored into
+    init: Callable[[Any], Any]  # params of a whole model -> placed state, which is on the devices
     place: Callable[[Any], Any]  # a restored state onto the devices
     replicate: Callable[[Array], Array]  # a key, the same in all processes, onto all devices
     whole: Callable[[Any], Any]  # a placed state as one array each, for checkpoints and export
@@ -49,15 +49,15 @@ def wrap(
 
     Args:
         init: params -> state.
-        step: (state, batch, key, axis_name) -> (state, metrics), for a device's part of the batch if axis_name is given
-            and for all of it else.
+        step: (state, batch, key, axis_name) -> (state, metrics), of one device's part of the batch if axis_name is
+            given, else of the global batch.
         evaluate: (state, batch, key, axis_name) -> metrics, likewise.
         preview: (state, batch, key) -> arrays, for any number of images.
-        params: an example or its shapes.
-        batch_size: images that are computed at a time, over all devices.
+        params: of the model, or their shapes.
+        batch_size: images that all devices together work on at a time.
 
     Raises:
-        ValueError: more devices than there are, or a batch that does not divide by them.
+        ValueError: more devices than there are, or a batch that they do not divide.
     """
     data = config.data or max(1, jax.device_count() // config.fsdp)
     count = data * config.fsdp
@@ -74,10 +74,10 @@ def wrap(
 
 
 def jit_step(step: Callable, state: Any, mesh: Mesh) -> Any:
-    """`step`, as `wrap` takes it, as one program over a mesh; it frees the state that it is given.
+    """Compiles `step`, as `wrap` takes it, to one program over a mesh, which frees the state that it is given.
 
     Args:
-        state: an example or its shapes.
+        state: of the run, or its shapes.
     """
     of_state = param_shardings(state, mesh)
     return jax.jit(
@@ -160,7 +160,7 @@ def _with_pmap(
 
 
 def _replicate(key: Array, mesh: Mesh) -> Array:
-    """A key on all devices of a mesh. Every process gives its own copy: nothing is sent between them."""
+    """Copies a key to all devices of a mesh, from each process its own: nothing is sent between them."""
     sharding, data = NamedSharding(mesh, PartitionSpec()), np.asarray(jax.random.key_data(key))
     placed = jax.make_array_from_callback(data.shape, sharding, data.__getitem__)
     return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(key))

@@ -1,1 +1,1 @@
-"""The simulated annotator."""
+"""Prompts: as users give them, and as training simulates them."""

@@ -1,4 +1,4 @@
-"""Prompts as users give them -> `Prompts` with a few fixed shapes, so that no new count of clicks compiles anything."""
+"""Packs prompts, as users give them, into a few fixed shapes, so that another number of clicks compiles nothing."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PROMPT_BUCKETS = (1, 4, 16, 64)  # more go in several calls: memory grows with t
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What one mask is asked for with, in the original frame. Every part is optional, and so is any mix.
+    """The prompt for one mask, in the original frame. Every part is optional, and any mix is allowed.
 
-    Points must lie in the image. A box may stick out of it and is cut to it: detectors round outwards.
+    Points must lie in the image. A box may reach beyond it and is cut to it, because detectors round outwards.
     """
 
     points: Float[np.ndarray, "N 2"] | None = None  # (x, y), pixels
     labels: Int[np.ndarray, " N"] | None = None  # 1 foreground, 0 background
     box: Float[np.ndarray, "4"] | None = None  # (x0, y0, x1, y1), pixels
     mask: Float[np.ndarray, "S S"] | None = None  # low_res logits of an earlier prediction
-    text: str | None = None  # such as "a wheel"; a predictor with a CLIP makes the embedding of it
+    text: str | None = None  # such as "a wheel"; a predictor with a CLIP embeds it
     text_embedding: Float[np.ndarray, " T"] | None = None  # of a text or of an object, by the model's CLIP
 
     def tokens(self, size: tuple[int, int], config: SamConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Points (N, 2) in the input frame and labels (N,), after validation.
+        """Checks points, labels and box, and returns points (N, 2) in the input frame and labels (N,).
 
         Raises:
             TypeError, ValueError: say what was expected and what came.
@@ -49,7 +49,11 @@ class Prompt:
         return points_to_input(points, size, config.image_size), labels.astype(np.int32)
 
     def checked_mask(self, config: SamConfig) -> np.ndarray | None:
-        """The mask prompt as (S, S) float32; (1, S, S) is taken too."""
+        """Checks the mask prompt, (S, S) or (1, S, S), and returns it as (S, S) float32; None if there is none.
+
+        Raises:
+            ValueError: another shape, a mask that is no logits, or values that are not finite.
+        """
         if self.mask is None:
             return None
         side = config.low_res_size
@@ -66,7 +70,7 @@ class Prompt:
         return mask.reshape(side, side).astype(np.float32)
 
     def checked_text(self, config: SamConfig) -> np.ndarray | None:
-        """The embedding of the text as (T,) float32, of length 1.
+        """Checks the embedding of the text and returns it as (T,) float32 of length 1; None if there is none.
 
         Raises:
             ValueError: the model has no text prompt; an embedding that is not its CLIP's; a text without one.
@@ -94,7 +98,7 @@ class Prompt:
         return embedding / length
 
     def check(self, size: tuple[int, int]) -> None:
-        """Points and box against an image of size (H, W), before anything slow is done with them.
+        """Checks points and box against an image of size (H, W), before anything slow is done with them.
 
         Raises:
             ValueError: says what was expected and what came.
@@ -142,19 +146,19 @@ class Prompt:
 
 
 def bucket(count: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `count`; beyond the last, the next multiple of it."""
+    """Returns the smallest bucket that holds `count`; beyond the last bucket, the next multiple of it."""
     return next((b for b in buckets if b >= count), -(-count // buckets[-1]) * buckets[-1])
 
 
 def pack_prompts(prompts: Sequence[Sequence[Prompt]], sizes: Sequence[tuple[int, int]], config: SamConfig) -> Prompts:
-    """Ragged prompts of several images -> one padded `Prompts`.
+    """Packs the prompts of several images, of any number, into one padded `Prompts`.
 
-    Slots that are filled up carry label PAD and take part in nothing; whole prompts that are filled up give masks to be
-    cut off. A prompt without points, box and text has no token at all, as in the official code.
+    Slots that are padding have the label PAD, and nothing attends to them; the masks of whole prompts that are padding
+    are to be cut off. A prompt without points, box and text has no token at all, as in the official code.
 
     Args:
-        prompts: for each image its prompts.
-        sizes: (H, W) of each image, for the way into the input frame.
+        prompts: those of each image.
+        sizes: (H, W) of each image, pixels.
     """
     tokens = [[prompt.tokens(size, config) for prompt in row] for row, size in zip(prompts, sizes, strict=True)]
     B, Q = len(prompts), bucket(max((len(row) for row in prompts), default=0), PROMPT_BUCKETS)

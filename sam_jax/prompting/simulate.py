@@ -1,4 +1,4 @@
-"""The simulated annotator: a first point or box, then points where the prediction is wrong. Jittable, static shapes.
+"""Simulates an annotator: a first point or box, then points where the prediction is wrong. Jittable, static shapes.
 
 A prompt has 2 + `point_rounds` slots. The first two hold either a click and its padding point, or the corners of a box;
 each later slot holds the click of one round, or PAD while that round has not come.
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.config import PromptConfig, SamConfig
-from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Batch
+from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, AnyArray, Batch
 
 
-def sample_pixel(key: Key[Array, ""], region: Bool[Array, "... H W"]) -> tuple[Int[Array, "... 2"], Bool[Array, "..."]]:
-    """A pixel (x, y), uniform over each region, and whether the region has any.
+def sample_pixel(
+    key: Key[Array, ""], region: Bool[AnyArray, "... H W"]
+) -> tuple[Int[Array, "... 2"], Bool[AnyArray, "..."]]:
+    """Draws a pixel (x, y) uniformly from each region; also returns whether the region has any.
 
-    A row is drawn by its share of the region and then a pixel within it, which needs no sum over the whole image.
+    A row is drawn by its part of the region and then a pixel within it, which needs no sum over the whole image.
     """
     lead, (H, W) = region.shape[:-2], region.shape[-2:]
     per_row = region.sum(-1)
@@ -36,12 +38,16 @@ def sample_pixel(key: Key[Array, ""], region: Bool[Array, "... H W"]) -> tuple[I
 
 
 def to_input_frame(pixel: Int[Array, "... 2"], side: int, config: SamConfig) -> Float[Array, "... 2"]:
-    """Centre of a pixel of a `side` x `side` frame, in pixels of the input frame (whose pixel centres are integers)."""
+    """Moves pixels (x, y) of a `side` x `side` frame to the input frame, whose pixel centres are integers."""
     return (pixel + 0.5) * (config.image_size / side) - 0.5
 
 
-def image_pixels(sizes: Int[Array, "B 2"], side: int, config: SamConfig) -> Bool[Array, "B L L"]:
-    """Which pixels of a `side` x `side` frame lie in the image and not in its padding."""
+def image_pixels(sizes: Int[AnyArray, "B 2"], side: int, config: SamConfig) -> Bool[Array, "B {side} {side}"]:
+    """Returns which pixels of a `side` x `side` frame lie in the image and not in its padding.
+
+    Args:
+        sizes: (h, w) of the images, pixels of the input frame.
+    """
     centres = (jnp.arange(side) + 0.5) * (config.image_size / side)
     inside = centres < sizes[..., None]
     return inside[:, 0, :, None] & inside[:, 1, None, :]
@@ -50,9 +56,12 @@ def image_pixels(sizes: Int[Array, "B 2"], side: int, config: SamConfig) -> Bool
 def first_prompts(
     key: Key[Array, ""], batch: Batch, model: SamConfig, config: PromptConfig
 ) -> tuple[Float[Array, "B Q N 2"], Int[Array, "B Q N"]]:
-    """A point uniform over each mask, or its box with Gaussian noise on every coordinate. N = 2 + point_rounds.
+    """Draws a point uniformly from each mask, or takes its box with Gaussian noise on every coordinate.
 
     Decision: the noisy box is clamped to the image.
+
+    Returns:
+        points in the input frame and labels, N = 2 + point_rounds.
     """
     choice_key, point_key, noise_key = jax.random.split(key, 3)
     pixel, _ = sample_pixel(point_key, batch.masks)
@@ -75,31 +84,38 @@ def first_prompts(
 
 def next_points(
     key: Key[Array, ""],
-    predicted: Bool[Array, "B Q L L"],
-    truth: Bool[Array, "B Q L L"],
-    pixels: Bool[Array, "B L L"],
+    predicted: Bool[AnyArray, "B Q L L"],
+    target_masks: Bool[AnyArray, "B Q L L"],
+    pixels: Bool[AnyArray, "B L L"],
     model: SamConfig,
 ) -> tuple[Float[Array, "B Q 2"], Int[Array, "B Q"]]:
-    """A click uniform over the error region: foreground on a missed pixel, background on a wrong one.
+    """Draws a click uniformly from the error region: foreground on a missed pixel, background on a wrong one.
 
     Decision: where the prediction has no error the click is a background pixel, as in SAM 2.
+
+    Args:
+        pixels: those of the image, where clicks may be.
+
+    Returns:
+        points in the input frame and labels; PAD where there is no pixel to click on.
     """
     error_key, background_key = jax.random.split(key)
     pixels = pixels[:, None]
-    pixel, any_error = sample_pixel(error_key, (predicted ^ truth) & pixels)
-    background, any_background = sample_pixel(background_key, ~truth & pixels)
+    pixel, any_error = sample_pixel(error_key, (predicted ^ target_masks) & pixels)
+    background, any_background = sample_pixel(background_key, ~target_masks & pixels)
     x, y = pixel[..., 0], pixel[..., 1]
-    missed = jnp.take_along_axis(jnp.take_along_axis(truth, y[..., None, None], -2), x[..., None, None], -1)[..., 0, 0]
+    row = jnp.take_along_axis(target_masks, y[..., None, None], -2)
+    missed = jnp.take_along_axis(row, x[..., None, None], -1)[..., 0, 0]
     label = jnp.where(missed, FOREGROUND, BACKGROUND)
     label = jnp.where(any_error, label, jnp.where(any_background, BACKGROUND, PAD))
     pixel = jnp.where(any_error[..., None], pixel, background)
-    return to_input_frame(pixel, truth.shape[-1], model), label
+    return to_input_frame(pixel, target_masks.shape[-1], model), label
 
 
 def round_schedule(key: Key[Array, ""], config: PromptConfig) -> Bool[Array, " R"]:
-    """Which of the rounds after the first add a point. The last does not, nor do `refine_rounds` - 1 at random places.
+    """Draws which of the R rounds after the first add a point: not the last, nor `refine_rounds` - 1 others.
 
-    Decision: one schedule per step, shared by the batch, for static shapes.
+    Decision: there is one schedule per step, shared by the batch, for static shapes.
     """
     adds = jnp.arange(config.point_rounds + max(config.refine_rounds - 1, 0)) < config.point_rounds
     last = jnp.zeros(min(config.refine_rounds, 1), bool)

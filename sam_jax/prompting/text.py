@@ -1,4 +1,4 @@
-"""Text prompts for training without texts: what CLIP's image tower sees of each mask.
+"""Simulates text prompts without texts, by what CLIP's image tower sees of each mask.
 
 CLIP puts an image and its description at nearly the same place, so a model that was prompted with embeddings of the
 objects themselves can be prompted with embeddings of texts.
@@ -21,13 +21,13 @@ from sam_jax.types import Batch
 def object_views(
     key: Key[Array, ""], batch: Batch, clip: ClipConfig, config: TextConfig
 ) -> tuple[Float[Array, "B Q S S 3"], Bool[Array, "B Q g g"], Bool[Array, "B Q"]]:
-    """A square around each mask, enlarged at random, with the rest hidden at random.
+    """Cuts a square around each mask, enlarged at random, and hides what is outside of the mask at random.
 
-    Decision: crops come from the input frame, in which the step has the images, and are filled up outside of it.
+    Decision: crops come from the input frame, in which the step has the images, and are padded outside of it.
 
     Returns:
         images for `sam_jax.clip.network.embed_images`; the patches where the objects are; and which masks have
-        the text for their first prompt.
+        the text as their first prompt.
     """
     assert batch.images is not None
     expand_key, hide_key, choice_key = jax.random.split(key, 3)

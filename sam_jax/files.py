@@ -111,9 +111,9 @@ def open_to_write(path: Path, newline: str | None = None) -> TextIO:
     return path.open("w", encoding="utf-8", newline=newline)
 
 
-def open_to_write_bytes(path: Path) -> BufferedWriter:
-    """Opens a file to write its bytes from the start; for what lies at a temporary name, see `replacing`."""
-    return path.open("wb")
+def open_to_write_bytes(path: Path, *, append: bool = False) -> BufferedWriter:
+    """Opens a file to write its bytes from the start, or after what is there; for a temporary name, see `replacing`."""
+    return path.open("ab" if append else "wb")
 
 
 def append_line(path: Path, line: str) -> None:

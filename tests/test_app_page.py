@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cases.app import SIZE, mask_message, serve, wait_until, write_images
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
+from sam_jax.everything.formats import FORMATS
 from sam_jax.ops.rle import decode_rle, encode_rle, rle_area
 
 ROGUE = "<img src=x onerror=alert(1)>"
@@ -134,6 +136,12 @@ def test_click_choose_undo_save_reload_export(project, browser):
         page.page.click("#export")
     exported = json.loads(Path(download.value.path()).read_text())
     assert [a["segmentation"] for a in exported["annotations"]] == [mask.segmentation]
+    page.page.click("footer summary")
+    assert page.page.locator("#picture-formats a").all_text_contents() == list(FORMATS)
+    with page.page.expect_download() as download:
+        page.page.click("footer .formats a[href$=yolo]")
+    assert ZipFile(download.value.path()).namelist()[-1] == "labels/0.txt"
+    page.page.click("footer summary")
     page.press("n")
     page.until("document.querySelector('#picture-name').textContent === '1.png'")
     assert [image.name for image in store.images("done")] == ["0.png"]

@@ -84,7 +84,7 @@ def test_class_names_are_unique_in_the_package():
 
 
 ON_PATHS = {"read_text", "read_bytes", "write_text", "write_bytes", "rmtree", "copyfile"}
-OPENED_ELSEWHERE = {"checkpoints", "web"}
+OPENED_ELSEWHERE = {"web"}
 
 
 def opens_a_file(node: ast.AST) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.checkpoints.family import Family, Naming, Rules, Shape, rename
-from sam_jax.checkpoints.published import Published, State, read_json
+from sam_jax.checkpoints.published import Published, State, read_json_object
 from sam_jax.clip.config import CLIP_B32, CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
 from sam_jax.errors import UserError
@@ -144,7 +144,7 @@ def _own_config(published: Published) -> ClipConfig | None:
     path = published.huggingface_config
     if not path.is_file() or not any(name.startswith(HUGGINGFACE_LANDMARK) for name in published.state):
         return None
-    return config_from_huggingface(read_json(path), str(path))
+    return config_from_huggingface(read_json_object(path), str(path))
 
 
 CLIP = Family(

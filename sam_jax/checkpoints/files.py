@@ -22,7 +22,7 @@ from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
 from sam_jax.config import ModelConfig
 from sam_jax.errors import AlreadyExists, UserError
-from sam_jax.files import replacing
+from sam_jax.files import make_folder, replacing
 from sam_jax.types import Params
 
 FAMILIES: tuple[Family[Any], ...] = (SAM, CLIP, RITM, DETECTOR)
@@ -109,7 +109,7 @@ def export_checkpoint(dst: str | Path, params: Params, config: ModelConfig, *, o
         write = family.write_pytorch if dst.suffix in PYTORCH_SUFFIXES else family.write_huggingface
     if write is None:
         raise UserError(f"expected a destination *.safetensors for {family.label}, got {dst}")
-    dst.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(dst.parent)
     write(dst, params, config)
 
 

@@ -6,7 +6,6 @@ The cache is `SAM_JAX_CACHE`, else `sam_jax` in `XDG_CACHE_HOME`, else `~/.cache
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import http.client
 import importlib.util
 import os
@@ -33,6 +32,7 @@ from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
+from sam_jax.files import digest_file, make_folder, open_to_write_bytes, remove
 from sam_jax.model import Sam
 from sam_jax.ritm.model import Ritm
 
@@ -206,7 +206,7 @@ def _converted(release: Release[Any], cache_dir: Path, needs_pytorch: bool) -> P
             f"{release.file_name} is in PyTorch's format, which is converted once and needs PyTorch for that: "
             f"pip install 'sam_jax[convert]', or put {target.name}, converted elsewhere, into {cache_dir}"
         )
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(cache_dir)
     with FileLock(f"{target}.lock"):
         if not target.exists():
             convert_checkpoint(download(release, cache_dir), target, config=release.config)
@@ -226,16 +226,16 @@ def download(release: Release[Any], folder: Path) -> Path:
         ConnectionError: no connection, an HTTP error or a broken transfer.
         ValueError: the wrong SHA-256; the file is deleted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     target = folder / release.file_name
     part = target.with_name(f"{target.name}.part")
     with FileLock(f"{target}.lock"):
         if target.exists():
             return target
         _transfer(release.url, part)
-        digest = _sha256(part)
+        digest = digest_file(part)
         if digest != release.sha256:
-            part.unlink()
+            remove(part)
             raise UserError(
                 f"{release.url} came with SHA-256 {digest}, expected {release.sha256}; the file was deleted. Try "
                 "again, and if it stays so, fetch the file yourself from a source you trust and give its path"
@@ -255,7 +255,7 @@ def _transfer(url: str, part: Path) -> None:
             length = response.headers.get("Content-Length")
             total = None if length is None else int(length) + (start if resumed else 0)
             with (
-                part.open("ab" if resumed else "wb") as file,
+                open_to_write_bytes(part, append=resumed) as file,
                 tqdm(
                     total=total,
                     initial=file.tell(),
@@ -278,8 +278,3 @@ def _transfer(url: str, part: Path) -> None:
         raise DownloadFailed(f"cannot download {url}: {reason}; {advice}. The next call goes on from here") from error
     if total is not None and received < total:
         raise DownloadFailed(f"{url} broke off after {received} of {total} bytes; call again to go on from there")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.errors import UserError
+from sam_jax.files import open_to_read
 
 NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")
 
@@ -27,7 +28,7 @@ def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
         ValueError: cut off or no pickle, one that asks for anything but arrays and containers (says what), or not a
             mapping from names to arrays.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         unpickler = _make_unpickler(file)
         try:
             content = unpickler.load()

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
 from sam_jax.errors import MissingFile, MissingPackage, UserError
-from sam_jax.files import replacing, write_atomically
+from sam_jax.files import make_folder, open_to_read, read_json, remove, replacing, write_atomically
 
 State = Mapping[str, np.ndarray]
 
@@ -69,7 +69,7 @@ def read_published(path: Path) -> Published:
         return Published(path, _read_huggingface_folder(path))
     if is_torchscript(path):
         return Published(path, read_torchscript(path))
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         head = file.read(len(LEGACY_PYTORCH))
     if head.startswith((ZIP, LEGACY_PYTORCH)):
         return _read_pytorch(path)
@@ -96,12 +96,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"expected JSON in {path}: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"expected a JSON object in {path}, got a {type(content).__name__}")
     return content
@@ -122,7 +119,7 @@ def write_pytorch(path: Path, state: State, config: str | None) -> None:
     with replacing(path) as temporary:
         torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
         if config is None:
-            config_beside(path).unlink(missing_ok=True)
+            remove(config_beside(path))
         else:
             write_atomically(config_beside(path), config + "\n")
 
@@ -133,7 +130,7 @@ def write_huggingface_folder(folder: Path, state: State, contents: Mapping[str, 
         _write_huggingface_files(folder, state, contents)
         return
     with replacing(folder) as temporary:
-        temporary.mkdir()
+        make_folder(temporary)
         _write_huggingface_files(temporary, state, contents)
 
 
@@ -196,7 +193,7 @@ def _read_huggingface_folder(folder: Path) -> State:
     if (folder / "model.safetensors").is_file():
         return _read_safetensors(folder / "model.safetensors")
     if index.is_file():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
+        shards = sorted(set(read_json_object(index)["weight_map"].values()))
         return {name: array for shard in shards for name, array in _read_safetensors(folder / shard).items()}
     if (folder / "pytorch_model.bin").is_file():
         return _read_pytorch(folder / "pytorch_model.bin").state

@@ -13,9 +13,16 @@ from typing import Any
 
 from sam_jax.checkpoints.family import ENCODER, PYTORCH_RULES, Family, Naming, Rules, Shape, rename
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
-from sam_jax.checkpoints.published import Published, config_beside, read_json, write_huggingface_folder, write_pytorch
+from sam_jax.checkpoints.published import (
+    Published,
+    config_beside,
+    read_json_object,
+    write_huggingface_folder,
+    write_pytorch,
+)
 from sam_jax.config import VIT_B, SamConfig
 from sam_jax.errors import UserError
+from sam_jax.files import read_text
 from sam_jax.modeling import init_params
 from sam_jax.modeling.encoders import ENCODERS, encoder_of, known_sizes
 from sam_jax.modeling.encoders.base import Encoder, OfficialNames
@@ -166,7 +173,7 @@ def _read_config_beside(published: Published) -> SamConfig | None:
     if not path.is_file():
         return None
     try:
-        return SamConfig.from_json(path.read_text("utf-8"))
+        return SamConfig.from_json(read_text(path))
     except ValueError as error:  # not UTF-8, or a UserError
         raise UserError(f"{path}: {error}") from error
 
@@ -177,7 +184,7 @@ def _read_huggingface_config(published: Published) -> SamConfig | None:
         return None
     preprocessor = path.with_name("preprocessor_config.json")
     return config_from_huggingface(
-        read_json(path), read_json(preprocessor) if preprocessor.is_file() else None, str(path)
+        read_json_object(path), read_json_object(preprocessor) if preprocessor.is_file() else None, str(path)
     )
 
 

@@ -67,20 +67,13 @@ def test_imports_point_one_way(part):
         assert imported_parts(path) <= ALLOWED[part] | {part.split("/")[0].removesuffix(".py")}, path
 
 
-SHARED_CLASS_NAMES = {  # still to be renamed
-    "Report",
-    "Run",
-    "Sample",
-}
-
-
 def test_class_names_are_unique_in_the_package():
     files: dict[str, list[str]] = {}
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 files.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
-    assert {name: places for name, places in files.items() if len(places) > 1 and name not in SHARED_CLASS_NAMES} == {}
+    assert {name: places for name, places in files.items() if len(places) > 1} == {}
 
 
 ON_PATHS = {"read_text", "read_bytes", "write_text", "write_bytes", "rmtree", "copyfile"}

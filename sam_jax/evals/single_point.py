@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam_jax.config import ParallelConfig
-from sam_jax.data.zero_shot.registry import LOCAL_DATASETS, PAPER_DATASETS, SAMPLE, find_dataset
+from sam_jax.data.zero_shot.registry import OTHER_DATASETS, PAPER_DATASETS, SAMPLE, find_dataset
 from sam_jax.evals.click_runs import (
     DatasetSample,
     Problems,
@@ -44,7 +44,7 @@ class SinglePointConfig:
     data: Path  # folder with one folder per dataset, by its name
     out: Path = Path("runs/eval_tiny")  # folder for the records and the report
     model: str = "tiny"  # name of a released model, or path of a checkpoint
-    datasets: tuple[str, ...] = tuple(LOCAL_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
+    datasets: tuple[str, ...] = tuple(OTHER_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
     max_images: int = 100  # random images per dataset, the same for every method; 0 means all
     max_masks: int = 3  # random masks per image, the same for every method; 0 means all

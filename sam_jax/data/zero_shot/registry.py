@@ -1,4 +1,4 @@
-"""The 23 data sets of the paper's single-point evaluation, and those of this project's data folder.
+"""The 23 data sets of the paper's single-point evaluation, and others.
 
 Reference: paper, table 7 (part, images, masks), figure 9a (difference to RITM). A reader takes the layout that a data
 set is published in, from the folder NAME of the data folder.
@@ -272,7 +272,7 @@ class _Function:
         return self.read(root)
 
 
-LOCAL_DATASETS: dict[str, ZeroShotDataset] = {
+OTHER_DATASETS: dict[str, ZeroShotDataset] = {
     "bsds500": ZeroShotDataset(
         "BSDS500", "photographs: regions of all annotators", "test, at least 100 pixels", 0, 0,
         "non-commercial research and education", "github.com/BIDS/BSDS500, folder BSDS500/data",
@@ -295,9 +295,9 @@ LOCAL_DATASETS: dict[str, ZeroShotDataset] = {
         _Function(lambda root: read_coco(root / "annotations.json", root / "images", "dsb2018")),
     ),
 }  # fmt: skip
-"""What the project's data folder holds, prepared from other releases."""
+"""Those that are not in the paper's table."""
 
-DATASETS: dict[str, ZeroShotDataset] = LOCAL_DATASETS | PAPER_DATASETS
+DATASETS: dict[str, ZeroShotDataset] = OTHER_DATASETS | PAPER_DATASETS
 
 
 def find_dataset(name: str) -> ZeroShotDataset:

@@ -142,7 +142,7 @@ def test_our_own_file_holds_it_and_other_formats_are_refused_by_name(params, tmp
 def test_a_file_with_an_encoder_that_is_not_known_says_which_are():
     fields = MODEL.to_fields()
     fields["encoder"]["kind"] = "swin"
-    with pytest.raises(UserError, match=r"image encoder of kind conv or vit, got 'swin'"):
+    with pytest.raises(UserError, match=r"image encoder of kind conv or (.* or )?vit, got 'swin'"):
         SamConfig.from_fields(fields)
     with pytest.raises(TypeError, match="SamConfig"):
         encoders.encoder_of(MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import ClassVar
 
 import tyro
@@ -24,7 +25,7 @@ class ConfigCommand:
         if self.arguments and self.arguments[0] not in ("-h", "--help"):
             return self.run_config(self.arguments)
         print(f"usage: sam-jax {self.task} CONFIG [--FIELD VALUE ...]\n")
-        print(f"{type(self).__doc__}\n\nCONFIG is the path of a file with get_config(), or one of those shipped:\n")
+        print(f"{inspect.getdoc(type(self))}\n\nCONFIG is the path of a file with get_config(), or one of those shipped:\n")
         shipped = list_configs(self.task)
         width = max(map(len, shipped))
         print("\n".join(f"  {name:{width}}  {first_line}" for name, first_line in shipped.items()))

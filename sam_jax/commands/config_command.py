@@ -24,8 +24,8 @@ class ConfigCommand:
         """Runs the config, or lists those that are shipped."""
         if self.arguments and self.arguments[0] not in ("-h", "--help"):
             return self.run_config(self.arguments)
-        print(f"usage: sam-jax {self.task} CONFIG [--FIELD VALUE ...]\n")
-        print(f"{inspect.getdoc(type(self))}\n\nCONFIG is the path of a file with get_config(), or one of those shipped:\n")
+        print(f"usage: sam-jax {self.task} CONFIG [--FIELD VALUE ...]\n\n{inspect.getdoc(type(self))}\n")
+        print("CONFIG is the path of a file with get_config(), or one of those shipped:\n")
         shipped = list_configs(self.task)
         width = max(map(len, shipped))
         print("\n".join(f"  {name:{width}}  {first_line}" for name, first_line in shipped.items()))

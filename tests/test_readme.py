@@ -97,14 +97,14 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def train(place, command: str) -> None:
-    """Runs a training until it has made some more steps."""
+    """Runs a training until it has logged some more of its steps."""
     metrics = place.work / "runs" / command.split()[2] / "metrics.jsonl"
 
     def steps() -> int:
         return metrics.read_text().count('"loss"') if metrics.exists() else 0
 
     process, before = start(place, command), steps()
-    while steps() < before + 2:
+    while steps() <= before:
         assert process.poll() is None
         time.sleep(0.2)
     stop(process)

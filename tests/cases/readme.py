@@ -1,4 +1,5 @@
-"""What README's commands need: its own text cut into commands, small stand-ins for published weights, and data."""
+"""What README's commands need: its own text cut into commands, data, and small stand-ins for published weights and long
+trainings."""
 
 import contextlib
 import dataclasses
@@ -30,6 +31,7 @@ from sam_jax.ops.rle import coco_bbox, decode_rle, encode_rle
 ROOT = Path(__file__).parent.parent.parent
 MODEL = dataclasses.replace(SMALL, prompt_dim=256, decoder_heads=8, name="custom")  # its config can be guessed
 CLIP = dataclasses.replace(SMALL_CLIP, name="clip_l14_336")
+STEPS = 10  # of the engine's trainings, which are hundreds
 SCALE = 6  # of the images of shapes
 
 
@@ -163,7 +165,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def install_wheel(folder: Path, models: dict[str, dict[str, str]], address: str) -> dict[str, str]:
-    """Builds the package's wheel, and an environment that can install it, has what it depends on, and no clone.
+    """Builds the package's wheel and installs it into an environment that has what it depends on, and no clone.
 
     Returns:
         environment variables of commands in it.
@@ -179,6 +181,9 @@ def install_wheel(folder: Path, models: dict[str, dict[str, str]], address: str)
     install = ["install", *quiet, "--no-deps", "--no-index", "--find-links", wheels, "sam_jax"]
     subprocess.run([venv / "bin/python", "-m", "pip", *install], check=True)
     packages = venv / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for name in ("engine_model", "engine_detector"):
+        config = packages / f"sam_jax/configs/{name}.py"
+        config.write_text(re.sub(r"^        steps=\d+,", f"        steps={STEPS},", config.read_text(), flags=re.M))
     (packages / "stand_ins.py").write_text(STAND_INS.format(models=json.dumps(models), address=address))
     (packages / "stand_ins.pth").write_text("import stand_ins\n")
     inherited = next(path for path in sys.path if path.endswith("site-packages"))

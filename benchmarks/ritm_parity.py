@@ -1,7 +1,7 @@
 """RITM beside the original PyTorch code: the same logits, the same zoom, the same masks, from the same weights? CPU.
 
-    python benchmarks/ritm_parity.py --original FOLDER --image PICTURE [--mask MASK] [--networks hrnet18s ...]
-    python benchmarks/ritm_parity.py --original FOLDER --image PICTURE --weights CHECKPOINT
+    python benchmarks/ritm_parity.py --original FOLDER --image IMAGE [--mask MASK] [--networks hrnet18s ...]
+    python benchmarks/ritm_parity.py --original FOLDER --image IMAGE --weights CHECKPOINT
 
 --original is a checkout of github.com/SamsungLabs/ritm_interactive_segmentation. Weights are random, from a fixed seed,
 and go to us through a .pth that holds what the original saves; or they are those of a published checkpoint. The first

@@ -15,7 +15,7 @@ from sam_jax.checkpoints.sam import without_text_prompt
 from sam_jax.clip.network import init_clip_params
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
-from sam_jax.data.phrases import Phrased, read_phrases
+from sam_jax.data.phrases import PhrasedExample, read_phrases
 from sam_jax.data.shapes import COLOURS, draw_image, relations, write_shapes
 from sam_jax.data.sources import open_source
 from sam_jax.evals.text import ROWS, TextEvalConfig, exchange_texts
@@ -204,7 +204,7 @@ def test_referring_expressions_are_read_in_their_usual_forms_and_names_only_wher
 
 def test_exchanged_texts_are_never_the_masks_own(tmp_path):
     (row,) = read_phrases(coco(tmp_path, [{"caption": "a"}]))
-    rows = [Phrased(row.example, texts) for texts in (("a", "b", "c"), ("a", "d"), ("a", "b", "e", "f"))]
+    rows = [PhrasedExample(row.example, texts) for texts in (("a", "b", "c"), ("a", "d"), ("a", "b", "e", "f"))]
     for seed in range(5):
         others = exchange_texts(rows, seed)
         assert sorted(text for part in others for text in part) == sorted("abcadabef")
@@ -212,7 +212,7 @@ def test_exchanged_texts_are_never_the_masks_own(tmp_path):
             assert len(part) == len(row.texts)
             assert all(one != other for one, other in zip(part, row.texts, strict=True))
     with pytest.raises(ValueError, match="4 of 5 are 'a'"):
-        exchange_texts([Phrased(row.example, ("a", "a", "a", "a", "b"))], 0)
+        exchange_texts([PhrasedExample(row.example, ("a", "a", "a", "a", "b"))], 0)
 
 
 def test_the_evaluation_measures_every_row_and_goes_on_where_it_was(files, tmp_path):

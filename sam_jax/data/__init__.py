@@ -1,1 +1,1 @@
-"""Files -> examples -> batches."""
+"""Reads files of images and masks as examples, and turns examples into batches."""

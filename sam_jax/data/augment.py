@@ -1,4 +1,4 @@
-"""One example -> one row of a batch: scaled, cropped, flipped, with masks at the resolution of the loss."""
+"""Turns an example into a row of a batch: scaled, cropped, flipped, with masks at the resolution of the loss."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ def prepare_example(
     loss_size: int,
     augment: bool,
 ) -> Row:
-    """Scaled, cropped, flipped image, and up to `masks_per_image` of its masks, drawn uniformly.
+    """Returns an example's scaled, cropped, flipped image, and up to `masks_per_image` of its masks, drawn uniformly.
 
     The image is resized as at inference: Pillow's bilinear filter, rounded to uint8, padded right and bottom. It is
     decoded at full size: JPEG's own reduction would be faster and give other pixels. Masks are drawn first, and only
     those go from their run lengths to the loss's resolution (`resample_runs`).
 
     Args:
+        rng: draws the scale, the crop, the flip, the colours and the masks.
         image_size: side of the input frame, pixels.
+        loss_size: side of the masks, pixels; the input frame scaled.
+        augment: False fits the whole image into the frame, unflipped and in its own colours.
 
     Raises:
         BadRecord: the image or a mask cannot be read, or they have different sizes.
@@ -100,13 +103,13 @@ def prepare_example(
 
 
 def empty_row(image_size: int) -> Row:
-    """In place of an example that can't be used: a black image without masks."""
+    """Returns what stands in place of an example that can't be used: a black image without masks."""
     size = (image_size, image_size)
     return Row(np.zeros((*size, 3), np.uint8), size, (), np.zeros((0, 4), np.float32))
 
 
 def stack_rows(rows: Sequence[Row], masks_per_image: int, loss_size: int) -> Batch:
-    """Rows -> batch; slots without a mask are zeros and not valid."""
+    """Stacks rows to a batch; slots without a mask are zeros and not valid."""
     B, Q = len(rows), masks_per_image
     masks = np.zeros((B, Q, loss_size, loss_size), bool)
     boxes = np.zeros((B, Q, 4), np.float32)

@@ -1,4 +1,4 @@
-"""Records that cannot be used: what is wrong with one, and how many are too many."""
+"""Counts the records that cannot be used, and decides how many are too many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sam_jax.errors import BadRecord, UserError
 
 logger = logging.getLogger(__name__)
 
-BAD_ALWAYS_ALLOWED = 10  # records, whatever their share
+BAD_ALWAYS_ALLOWED = 10  # records, whatever fraction of all they are
 BAD_IN_A_ROW = 100
 
 
 @dataclasses.dataclass
 class PreparationReport:
-    """What was prepared."""
+    """How many images and masks were prepared, and what was wrong with the records that were left out."""
 
     images: int = 0
     masks: int = 0
@@ -26,9 +26,9 @@ class BadRecords:
     """Counts records that could not be used, and stops a run that meets too many.
 
     Args:
-        max_fraction: of all records; `BAD_ALWAYS_ALLOWED` may be bad in any case.
-        total: records that there will be, if that is known: the share is then of these.
-        in_a_row: as many bad ones without a good one between are too many.
+        max_fraction: fraction of all records that may be bad; `BAD_ALWAYS_ALLOWED` of them may be in any case.
+        total: records that there will be, if that is known: the fraction is then of these. 0: not known.
+        in_a_row: this many bad ones without a good one between them are too many.
     """
 
     def __init__(self, max_fraction: float, total: int = 0, in_a_row: int = BAD_IN_A_ROW) -> None:
@@ -37,10 +37,10 @@ class BadRecords:
         self.reasons: dict[str, int] = {}
 
     def count(self, problem: BadRecord | None) -> None:
-        """Takes note of one record.
+        """Counts one record, and what is wrong with it; None: nothing.
 
         Raises:
-            ValueError: too many were bad.
+            UserError: too many were bad.
         """
         self.records += 1
         if problem is None:

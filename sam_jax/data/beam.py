@@ -1,4 +1,4 @@
-"""Apache Beam pipelines: on this machine without anything to install, elsewhere by Beam's own options."""
+"""Runs Apache Beam pipelines: on this machine without a server, elsewhere by Beam's own options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split_options(text: str) -> list[str]:
     """Splits the options of a pipeline as a shell does.
 
     Raises:
-        ValueError: a quotation mark without its partner.
+        UserError: a quotation mark without its partner.
     """
     try:
         return shlex.split(text)
@@ -27,14 +27,14 @@ def split_options(text: str) -> list[str]:
 
 
 def open_pipeline(options: Sequence[str], workers: int = 1) -> Any:
-    """A `beam.Pipeline`, to be used in a `with` block; it runs when the block ends.
+    """Returns a `beam.Pipeline`, to be used in a `with` block; it runs when the block ends.
 
     Args:
-        options: of Beam's pipeline, such as --runner=FlinkRunner. Without a runner: Beam's own on this machine.
+        options: options of Beam's pipeline, such as --runner=FlinkRunner. Without a runner: Beam's own on this machine.
         workers: processes on this machine.
 
     Raises:
-        ImportError: Beam is not installed.
+        MissingPackage: Beam is not installed.
     """
     try:
         import apache_beam as beam
@@ -75,7 +75,7 @@ def watching(look: Callable[[], None], every: float = POLL) -> Iterator[None]:
 
 
 def _local_runner(options: Any) -> Any:
-    """What DirectRunner comes down to. By that name Beam would first look for a runner to download."""
+    """Returns the runner that DirectRunner comes down to. By that name Beam would first look for one to download."""
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle

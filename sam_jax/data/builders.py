@@ -1,6 +1,6 @@
-"""TFDS builders, one per kind of source, that write the same records to ArrayRecord files without TensorFlow.
+"""Defines TFDS builders, one per kind of source, which write the same records to ArrayRecord files.
 
-Imports tensorflow_datasets, so only what prepares data imports this.
+TensorFlow is not needed, but tensorflow_datasets is, so only what prepares data imports this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sam_jax.ops.rle import coco_bbox, counts_from_rle
 
 
 def features() -> tfds.features.FeaturesDict:
-    """What a record holds. Images are JPEG or PNG as they were, masks COCO run lengths."""
+    """Returns the features of a record. Images are JPEG or PNG as they were, masks COCO run lengths."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(),
@@ -40,7 +40,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def to_record(example: Example) -> dict[str, Any]:
-    """An example as `features` wants it, once it is known to be sound.
+    """Returns an example as `features` describes it, once it is known to be sound.
 
     Raises:
         BadRecord: the image cannot be decoded or has another size than its masks.
@@ -59,7 +59,9 @@ def to_record(example: Example) -> dict[str, Any]:
 
 
 def encoded_image(example: Example) -> bytes:
-    """The image's own bytes if they are JPEG or PNG, and else a PNG of it; decoded once, to know that they are whole.
+    """Returns the image's own bytes if they are JPEG or PNG, and else a PNG of it.
+
+    The image is decoded once, to know that the bytes are whole.
 
     Raises:
         BadRecord: see `Example.pil_image`.
@@ -76,8 +78,8 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     """Writes the records of sources, one split each, with a progress bar.
 
     Args:
-        splits: name of a split -> its source.
-        max_bad_fraction: more bad records stop the run.
+        splits: the source of each split, by the split's name.
+        max_bad_fraction: fraction of the records that may be bad; more of them stop the run.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -114,23 +116,23 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 class SamCoco(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and the instances of COCO-format files."""
+    """Prepares images and the instances of COCO-format files."""
 
 
 class SamLabels(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and the regions of their label maps."""
+    """Prepares images and the regions of their label maps."""
 
 
 class SamMasks(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and their binary masks."""
+    """Prepares images and their binary masks."""
 
 
 class SamNamed(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The named training sets of this project."""
+    """Prepares the named training sets of this project."""
 
 
 class SamSa1b(SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """SA-1B, or images with JSON files like it."""
+    """Prepares SA-1B, or images with JSON files like it."""
 
     def __init__(self, *, shards: Sequence[Path], data_dir: Path) -> None:
         self._shards = shards

@@ -1,4 +1,4 @@
-"""COCO-format files: the one reader of their JSON, masks and image folders, and a source of training examples.
+"""Reads COCO-format files: their JSON, masks and image folders, and training examples from them.
 
 Reference: Lin et al. 2014 (COCO); LVIS (Gupta et al. 2019) has the same layout, but for the names of its images.
 """
@@ -61,7 +61,7 @@ def read_coco_file(
     optional: Collection[str] = (),
     references: bool = False,
 ) -> CocoFile:
-    """Reads a COCO-format file. Whoever needs one reads it here.
+    """Reads a COCO-format file and checks it; all parts of the package read such files here.
 
     Args:
         fields: the kinds of entries to read, and the fields that each of a kind must have; see `VALUES`. NAME stands
@@ -154,15 +154,15 @@ def locate_image(folder: Path, name: str) -> Path:
 
 
 class CocoSource:
-    """The annotated images of one file, in its order. `iscrowd` annotations are left out.
+    """Gives the annotated images of one file, in its order. `iscrowd` annotations are left out.
 
-    Kept as JSON text per image: half a million polygons as Python numbers would take gigabytes.
+    They are kept as JSON text per image: half a million polygons as Python numbers would take gigabytes.
 
     Args:
-        image_folder: to which the names of images are relative; None: see `find_image_folder`.
+        image_folder: folder to which the names of images are relative; None: see `find_image_folder`.
         keep_image: says which entries of `images` to take.
-        min_area: pixels; smaller masks are left out.
-        file_name: an entry of `images` -> the image's path in the folder.
+        min_area: area of the smallest masks that are taken, pixels.
+        file_name: returns an image's path in the folder, given its entry of `images`.
 
     Raises:
         MissingFile, UserError: see `read_coco_file` and `find_image_folder`.
@@ -238,7 +238,7 @@ def read_mask(segmentation: Any, size: tuple[int, int], where: str) -> tuple[Rle
         size: (h, w) of the image.
 
     Raises:
-        BadRecord: none of these, or of another size than the image.
+        BadRecord: the mask is none of these, or of another size than the image.
     """
     rle = _to_rle(segmentation, size, where)
     return rle, check_rle(rle, size, where)

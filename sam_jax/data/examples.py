@@ -1,4 +1,4 @@
-"""Images with their masks, as every reader gives them: paths and run lengths, decoded only when asked."""
+"""Defines images with their masks as every reader gives them: paths and run lengths, decoded only when asked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Example:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
     def read(self) -> bytes:
-        """The image's file as it is.
+        """Returns the image's file as it is.
 
         Raises:
             BadRecord: it cannot be read to its end.
@@ -59,7 +59,7 @@ class Example:
         return data
 
     def pil_image(self) -> Image.Image:
-        """The image as RGB: upright as its EXIF orientation says, or as it lies if only that has the masks' size.
+        """Returns the image as RGB, upright by its EXIF orientation, or as it lies if only that has the masks' size.
 
         Raises:
             BadRecord: it cannot be decoded, or its size is not the one that the masks have.
@@ -82,12 +82,12 @@ class Example:
         return image
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """`pil_image` as an array."""
+        """Returns `pil_image` as an array."""
         return np.asarray(self.pil_image())
 
 
 class Source(Protocol):
-    """Examples by position, read when asked for: a list of them, or something that knows where they lie.
+    """Gives examples by position, read when asked for: a list of them, or something that knows where they lie.
 
     `source[i]` raises `BadRecord` for one that can't be used. Sources can be pickled.
     """
@@ -97,10 +97,10 @@ class Source(Protocol):
 
 
 def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
-    """Pixels of a mask.
+    """Returns the number of pixels of a mask.
 
     Raises:
-        BadRecord: not run lengths, or of another size than the image.
+        BadRecord: these are not run lengths, or of another size than the image.
     """
     try:
         counts = counts_from_rle(rle)
@@ -112,12 +112,12 @@ def check_rle(rle: Rle, size: tuple[int, int], where: object) -> int:
 
 
 def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example]:
-    """Every region of every annotator of BSDS500. Regions of different annotators overlap: the ambiguity is real.
+    """Reads every region of every annotator of BSDS500. Regions of different annotators overlap: the ambiguity is real.
 
     Args:
         root: folder with `images/SPLIT/*.jpg` and `groundTruth/SPLIT/*.mat`.
         split: train, val or test.
-        min_area: pixels; smaller regions are left out.
+        min_area: area of the smallest regions that are taken, pixels.
     """
     import scipy.io
 
@@ -139,7 +139,7 @@ def read_bsds500(root: Path, split: str, *, min_area: int = 100) -> list[Example
 
 
 def read_grabcut(root: Path, bsds500_root: Path) -> list[Example]:
-    """The GrabCut objects whose photographs are in BSDS500; value 128 of a mask is to be ignored."""
+    """Reads the GrabCut objects whose photographs are in BSDS500; value 128 of a mask is to be ignored."""
     splits = read_json(root / "bsds_split_of_each_image.json")
     examples = []
     for stem, split in sorted(splits.items()):

@@ -1,4 +1,4 @@
-"""Folders of images with label maps, or with a folder of binary masks for each image."""
+"""Reads folders of images with label maps, or with a folder of binary masks for each image."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LABEL_FOLDERS = ("labels", "masks", "SegmentationObject")
 
 
 class LabelSource:
-    """Images, each with a map of the same name (PNG or TIFF, 8 or 16 bit) whose values are objects; 0 is background.
+    """Gives images, each with a map of its name (PNG or TIFF, 8 or 16 bit) whose values are objects; 0 is background.
 
     Args:
-        values: instances: every value is a mask. classes: every connected part of a value is one, and 255 is left out
-            where there are other values. auto: as instances, but maps that look like classes are refused.
+        values: "instances": every value is a mask. "classes": every connected part of a value is one, and 255 is left
+            out where there are other values. "auto": as instances, but maps that look like classes are refused.
 
     Raises:
-        ValueError: values are auto, and some of the first maps say what they cannot say of objects.
+        UserError: `values` is auto, and some of the first maps look like maps of classes.
     """
 
     def __init__(self, images: Path, labels: Path, values: LabelValues = "auto") -> None:
@@ -55,7 +55,7 @@ class LabelSource:
 
 
 class MaskSource:
-    """Images, each with a folder of masks (0 outside) under its name, or its name and `.masks`, which is what
+    """Gives images, each with a folder of masks (0 outside) under its name, or its name and `.masks`, which is what
     `sam-jax everything --format png` writes.
     """
 
@@ -82,7 +82,7 @@ class MaskSource:
 
 
 def read_labels(path: Path) -> Int[np.ndarray, "H W"]:
-    """The values of a map with one channel; of a palette map the positions in the palette.
+    """Returns the values of a map with one channel, or of a palette map the positions in the palette.
 
     Raises:
         BadRecord: it cannot be read, or has colours.
@@ -119,7 +119,10 @@ def _connected(labels: np.ndarray) -> Iterator[dict]:
 
 
 def _refuse_classes(paths: list[Path]) -> None:
-    """Objects are mostly in one piece, classes are not; and 255 far above all others is the void of class maps."""
+    """Raises a UserError if maps look like maps of classes.
+
+    Objects are mostly in one piece, classes are not; and 255 far above all others is the void of class maps.
+    """
     advice = (
         "; if the values are classes, say --data.label-values classes (sam-jax prepare: --label-values classes): every "
         "connected part of a value becomes a mask and 255 is left out; if they are objects, say instances"
@@ -157,7 +160,7 @@ def _without_ending(folder: Path) -> Path:
 
 
 def find_folders(root: Path, images: Path | None) -> tuple[Literal["labels", "masks"], Path, Path] | None:
-    """("labels" or "masks", folder of images, folder of maps or of folders of masks), or None.
+    """Finds ("labels" or "masks", folder of images, folder of maps or of folders of masks); None: nothing of that kind.
 
     Looked for: images/ (or imgs/, JPEGImages/, or the given folder) beside labels/ or masks/ (or SegmentationObject/)
     with a map of each image's name or a folder of masks of that name; or folders of masks named image.masks, beside

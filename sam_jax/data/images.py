@@ -1,4 +1,4 @@
-"""Image files: which there are, and what is in them. Everybody who looks for images or reads them does it here."""
+"""Finds image files and reads them, for all parts of the package."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageFile(NamedTuple):
 
     @property
     def image_id(self) -> int:
-        """The number of an SA-1B image (sa_123.jpg); of others 53 bits of a hash of the name."""
+        """Returns the number of an SA-1B image (sa_123.jpg), and of others 53 bits of a hash of the name."""
         number = re.fullmatch(r"sa_(\d+)", self.name.stem)
         if number:
             return int(number[1])
@@ -54,11 +54,13 @@ class ImageFile(NamedTuple):
 
 
 def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
-    """Files as they are given, and all images below the folders; those below `out` are results.
+    """Finds the images of a command's inputs: files as they are given, and all images below folders.
+
+    Images below `out` are results and are left out.
 
     Raises:
-        FileNotFoundError: an input that is not there.
-        ValueError: no image at all, or two whose results would have the same name.
+        MissingFile: an input is not there.
+        UserError: there is no image at all, or there are two whose results would have the same name.
     """
     found: dict[PurePosixPath, ImageFile] = {}
     results = out.resolve()
@@ -84,7 +86,7 @@ def find_images(inputs: Iterable[Path], out: Path) -> list[ImageFile]:
 
 
 def find_image(stem: Path) -> Path | None:
-    """The image of that name with any of the known endings."""
+    """Returns the image of that name with any of the known endings; None: there is none."""
     for suffix in IMAGE_SUFFIXES:
         for ending in (suffix, suffix.upper()):
             path = stem.with_name(stem.name + ending)
@@ -94,7 +96,7 @@ def find_image(stem: Path) -> Path | None:
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """An image file as RGB, upright as its EXIF orientation says.
+    """Reads an image file as RGB, upright as its EXIF orientation says.
 
     Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; transparent parts become white; of an animation, the
     first image.
@@ -103,8 +105,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
         max_pixels: refuse larger images before they are decoded.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: empty, not an image, damaged, or too large.
+        MissingFile: there is no such file.
+        UserError: the file is empty, not an image, damaged, or too large.
     """
     path = Path(path)
     if not path.exists():
@@ -117,13 +119,13 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
 
 
 def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` of a file that is there, or of one that is open.
+    """Reads an image as `read_image` does, from a file that is there or one that is open.
 
     Args:
-        name: what errors call it.
+        name: the name that errors give it.
 
     Raises:
-        ValueError: not an image, damaged, or too large.
+        UserError: the file is not an image, damaged, or too large.
     """
     try:
         with warnings.catch_warnings():
@@ -149,10 +151,10 @@ def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX
 
 
 def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """A loaded image of any mode, as `as_rgb` says.
+    """Converts a loaded image of any mode to RGB, as `as_rgb` does for arrays.
 
     Raises:
-        TypeError, ValueError: a mode without an RGB form.
+        WrongType, UserError: the image's mode has no RGB form.
     """
     if image.mode.startswith(("I", "F")):
         array = np.asarray(image)
@@ -174,7 +176,7 @@ def read_batches(
     batch_size: int,
     failed: Callable[[Item, str], None],
 ) -> Iterator[list[tuple[Item, Content]]]:
-    """What can be read, `batch_size` at a time and read ahead; of the rest the reason goes to `failed`."""
+    """Yields what can be read, `batch_size` items at a time and read ahead; for the rest, `failed` gets the reason."""
     remaining = iter(items)
     reading: deque[tuple[Item, Future[Content]]] = deque()
     batch = []

@@ -1,4 +1,4 @@
-"""Folders of interactive segmentation: one image, one object, as GrabCut, Berkeley and DAVIS are laid out there.
+"""Reads folders of interactive segmentation: one object on each image, as GrabCut, Berkeley and DAVIS have there.
 
 Reference: Sofiiuk et al. 2021 (RITM), whose data these folders are.
 """
@@ -20,13 +20,14 @@ VOID = 128
 
 
 class InteractiveSource:
-    """Images, each with a mask of its name.
+    """Gives images, each with a mask of its name.
 
     Args:
-        graded: the value 128 of masks is void, which no metric counts, and what is above it object; else all above 0.
+        graded: True: the value 128 of masks is void, which no metric counts, and what is above it is the object;
+            False: all above 0 is.
 
     Raises:
-        FileNotFoundError: neither of the known pairs of folders, or no image with a mask.
+        MissingFile: neither of the known pairs of folders is there, or no image with a mask.
     """
 
     def __init__(self, root: Path, dataset: str, *, graded: bool = True) -> None:

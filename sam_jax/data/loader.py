@@ -1,4 +1,4 @@
-"""Examples -> batches, by Grain. What a batch holds, and how it is drawn, follows from the seed and its position."""
+"""Draws batches of examples, by Grain. What a batch holds follows from the seed and the batch's number."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_loader(
     embeddings: Path | None = None,
     bad_records: BadRecords | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Endless batches of this process: its contiguous block of every global batch of `config.batch_size` images.
+    """Yields batches without end: this process's contiguous block of every global batch of `config.batch_size` images.
 
     Every epoch goes through all images in a new order. An image that can't be used leaves its slot black and
     without valid masks, so that nothing else moves. A batch is a function of the seed and its number alone: a loader
@@ -58,8 +58,9 @@ def make_loader(
         bad_records: counts what could not be used; None: a new one with `config.max_bad_fraction`.
 
     Raises:
-        ValueError: no images; the batch cannot be divided among the processes. While iterating: too many bad records.
-        ImportError: Grain is not installed.
+        UserError: there are no images, or the batch cannot be divided among the processes. While iterating: too many
+            bad records.
+        MissingPackage: Grain is not installed.
     """
     try:
         import grain
@@ -100,12 +101,12 @@ def make_loader(
 def fixed_batches(
     source: Source, count: int, *, model: SamConfig | EncoderConfig, config: DataConfig, loss_size: int, seed: int
 ) -> list[Batch]:
-    """Up to `count` global batches without augmentation, always the same, for validation.
+    """Returns up to `count` global batches without augmentation, always the same, for validation.
 
     Images are drawn without repetition; the last batch is filled up with empty slots. Bad records are left out.
 
     Raises:
-        ValueError: no image can be used.
+        UserError: no image can be used.
     """
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
@@ -127,12 +128,12 @@ def fixed_batches(
 
 
 def local_part(batch: Batch, process_index: int, process_count: int) -> Batch:
-    """A process's block of a global batch."""
+    """Returns a process's block of a global batch."""
     return jax.tree.map(lambda array: np.split(array, process_count)[process_index], batch)
 
 
 def embedding_file(folder: Path, index: int) -> Path:
-    """Where the embedding (h, w, D) of a source's image lies, once it is computed."""
+    """Returns the path at which the embedding (h, w, D) of a source's image lies, once it is computed."""
     return folder / f"{index:07d}.npy"
 
 
@@ -141,7 +142,7 @@ def embedding_file(folder: Path, index: int) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Guarded:
-    """A source that returns positions with its examples, and what is wrong in place of raising it."""
+    """Gives a source's examples with their positions, and what is wrong with one in place of raising it."""
 
     source: Source
 
@@ -182,7 +183,7 @@ class _Prepare:
 
 
 class _Slots:
-    """What was wrong with each image of a batch; opaque to Grain."""
+    """Holds what was wrong with each image of a batch; Grain does not look into it."""
 
     def __init__(self, problems: Sequence[BadRecord | None]) -> None:
         self.problems = tuple(problems)
@@ -202,7 +203,7 @@ class _Stack:
 
 
 class _Report:
-    """Counts in the training process, whichever process has read."""
+    """Counts bad records in the training process, whichever process has read them."""
 
     def __init__(self, bad_records: BadRecords) -> None:
         self.bad_records = bad_records

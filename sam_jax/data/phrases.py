@@ -1,4 +1,4 @@
-"""Masks with what people call them: referring expressions, captions or category names of COCO-format files."""
+"""Reads masks with what people call them: referring expressions, captions or category names of COCO-format files."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ TEXT_KEYS = ("sent", "raw", "text", "caption")
 
 
 @dataclasses.dataclass(frozen=True)
-class Phrased:
+class PhrasedExample:
     """An image, and a text for each of its masks."""
 
     example: Example
     texts: tuple[str, ...]
 
 
-def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -> list[Phrased]:
-    """The texts of a COCO-format file.
+def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -> list[PhrasedExample]:
+    """Reads images with a text for each of their masks from a COCO-format file.
 
     Masks with referring expressions or captions come once for each. In a file without any, masks come with the name of
     their category where they are its only mask in the image: of three cats none is "cat".
 
     Args:
-        path: the file, or a folder with one that `find_coco_files` finds; of its parts the validation one is taken.
+        path: the file, or a folder with one that `find_coco_files` finds; of its splits the validation one is taken.
         images: folder of the images, where they are not near the file.
-        min_area: pixels; smaller masks are left out, but count as masks of their category.
+        min_area: area of the smallest masks that are taken, pixels; smaller ones still count for their category.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: not COCO-format JSON, or no texts in it.
+        MissingFile: there is no such file or folder.
+        UserError: the file is not COCO-format JSON, or holds no texts.
     """
     if path.is_dir():
         parts = find_coco_files(path)
@@ -72,7 +72,7 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
                 texts += found
         if masks:
             example = Example(locate_image(folder, image_name(image)), size, tuple(masks), path.stem)
-            rows.append(Phrased(example, tuple(texts)))
+            rows.append(PhrasedExample(example, tuple(texts)))
     if not rows:
         raise UserError(
             f"found no texts in {path}: expected annotations with {', '.join(PHRASE_FIELDS)}, or categories with names"

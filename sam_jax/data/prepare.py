@@ -1,4 +1,4 @@
-"""Prepared data: any source -> a TFDS data set of ArrayRecord files, checked record by record."""
+"""Prepares data: writes any source as a TFDS data set of ArrayRecord files, checked record by record."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BAD_RECORDS = "bad_records.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What was written."""
+class PreparedData:
+    """Where prepared data lies, and how much was written."""
 
     path: Path
     images: int
@@ -47,21 +47,23 @@ def prepare(
     max_bad_fraction: float = 0.01,
     workers: int = 1,
     beam_options: Sequence[str] = (),
-) -> Prepared:
-    """Writes `out/NAME/VERSION`, under another name until it is whole, and `out/bad_records.jsonl`.
+) -> PreparedData:
+    """Writes a data set to `out/NAME/VERSION`, and the records that can't be used to `out/bad_records.jsonl`.
+
+    The data set lies under another name until it is whole.
 
     Args:
         source: folder or file, see `sam_jax.data.sources`.
-        format: what the source is; auto looks.
+        format: format of the source; "auto" finds it out.
         images: folder of the images, where they are not near their annotations.
         label_values: what the values of label maps are.
-        max_bad_fraction: of the records; more unusable ones are an error.
+        max_bad_fraction: fraction of the records that may be unusable; more of them are an error.
         workers: processes that prepare SA-1B on this machine.
-        beam_options: of Beam's pipeline, which prepares SA-1B.
+        beam_options: options of Beam's pipeline, which prepares SA-1B.
 
     Raises:
-        AlreadyExists: it is there already.
-        UserError: nothing to read; too many bad records, which are listed all the same.
+        AlreadyExists: the data set is there already.
+        UserError: there is nothing to read, or too many records are bad; they are listed all the same.
         MissingPackage: tensorflow_datasets or Beam is not installed.
     """
     try:
@@ -89,7 +91,7 @@ def prepare(
     (partial / "tfds" / name / version).rename(target)
     remove(partial)
     bad = dict(Counter(problem.reason for problem in report.problems))
-    return Prepared(target, report.images, report.masks, bad)
+    return PreparedData(target, report.images, report.masks, bad)
 
 
 def _open_splits(
@@ -103,7 +105,7 @@ def _open_splits(
 
 
 def _prepare_splits(builder: SourceBuilder, out: Path) -> PreparationReport:
-    """By the builder of the format, in this process."""
+    """Prepares splits with the builder of their format, in this process."""
     try:
         _run(builder)
     finally:
@@ -120,7 +122,7 @@ def _prepare_shards(
     beam_options: Sequence[str],
     workers: int,
 ) -> PreparationReport:
-    """By Beam; finished shards stay in `partial` for the next run."""
+    """Prepares SA-1B by Beam; finished shards stay in `partial` for the next run."""
     from sam_jax.data import builders
 
     tars, pairs = find_sa1b(source, images)
@@ -150,7 +152,7 @@ def _prepare_shards(
 
 
 def _run(builder: Any) -> None:
-    """Without TFDS's messages, which name the folder that is to be renamed."""
+    """Runs a builder without TFDS's messages, which name the folder that is to be renamed."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -159,7 +161,7 @@ def _run(builder: Any) -> None:
 
 
 def _list_problems(out: Path, problems: Sequence[BadRecord]) -> None:
-    """One JSON object per line; no file if there is none."""
+    """Writes one JSON object per line for each bad record; no file if there is none."""
     path = out / BAD_RECORDS
     if not problems:
         remove(path)

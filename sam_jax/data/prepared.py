@@ -10,14 +10,15 @@ from sam_jax.errors import BadRecord, MissingPackage, UserError
 
 
 class PreparedSource:
-    """One split of a prepared data set.
+    """Gives the examples of one split of a prepared data set.
 
     Args:
-        folder: holds dataset_info.json.
+        folder: folder with dataset_info.json.
+        split: name of the split, train or validation.
 
     Raises:
-        ImportError: tensorflow_datasets is not installed.
-        ValueError: no such split, or records of another kind.
+        MissingPackage: tensorflow_datasets is not installed.
+        UserError: there is no such split, or its records are of another kind.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -40,7 +41,7 @@ class PreparedSource:
 
 
 def find_prepared(folder: Path) -> list[Path]:
-    """Folders with dataset_info.json: this one, or those of data sets and versions below."""
+    """Finds folders with dataset_info.json: this one, or those of data sets and versions below."""
     return sorted(
         path.parent
         for pattern in ("", "*/", "*/*/", "*/*/*/")

@@ -1,4 +1,4 @@
-"""SA-1B as it is released, and what `sam-jax everything` writes like it: a JSON of masks beside each image."""
+"""Reads SA-1B as it is released, and what `sam-jax everything` writes like it: a JSON of masks beside each image."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DATASET = "sa1b"
 
 
 class Sa1bSource:
-    """Images with a JSON of the same name: in tar files, read in place, or in folders.
+    """Gives images that have a JSON of the same name: in tar files, read in place, or in folders.
 
     Only names and positions are kept; a record's JSON is read when it is asked for.
 
     Args:
         tars: tar files, not compressed. Images and JSON may lie in folders in them.
-        pairs: an image's path and its JSON's, of `pairs_of_folder`.
+        pairs: paths of images and of their JSON, from `pairs_of_folder`.
         progress: show a bar while tar files are listed.
 
     Attributes:
-        problems: what is missing or cut off; those records are left out.
+        problems: records that are left out, because something is missing or cut off.
     """
 
     def __init__(
@@ -71,13 +71,15 @@ class Sa1bSource:
 
 
 def parse_record(text: bytes, image: Example) -> Example:
-    """The example of an image and its JSON: {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
+    """Returns the example of an image and its JSON.
+
+    The JSON is {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
 
     Args:
-        image: whose size and masks are still open.
+        image: the example without size and masks, which come from the JSON.
 
     Raises:
-        BadRecord: not such JSON, no mask that is not empty, or masks of another size.
+        BadRecord: the JSON is another one, all its masks are empty, or their size is not the image's.
     """
     content = parse_json(text, image.where)
     try:
@@ -102,10 +104,10 @@ class Pair(NamedTuple):
 
 
 def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
-    """The images of a tar file that are there with their JSON, in the order of their positions.
+    """Yields the images of a tar file that are there with their JSON, in the order of their positions.
 
     Args:
-        problems: what is missing or cut off is appended.
+        problems: gets the records appended in which something is missing or cut off.
     """
     found_images: dict[str, tuple[str, tuple[int, int]]] = {}
     annotations: dict[str, tuple[int, int]] = {}
@@ -139,7 +141,7 @@ def pairs_of_tar(path: Path, problems: list[BadRecord]) -> Iterator[Pair]:
 
 
 def pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(image, JSON) of the JSON files below a folder that have an image; images without JSON aren't annotated yet.
+    """Yields (image, JSON) for JSON files below a folder that have an image; images without JSON aren't annotated yet.
 
     Args:
         images: where the images are, if not beside their JSON files: under the same relative names.
@@ -152,7 +154,7 @@ def pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, P
 
 
 def find_sa1b(path: Path, images: Path | None = None) -> tuple[list[Path], list[tuple[Path, Path]]]:
-    """(tar files, pairs of an image and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
+    """Finds (tar files, pairs of an image and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
     if path.is_file():
         return [path], []
     if (path / "engine.settings.json").exists() and not (path / "manifest.json").exists():

@@ -1,6 +1,6 @@
-"""Generated images of coloured shapes with a description of each: data to learn a text prompt on, anywhere.
+"""Generates images of coloured shapes with a description of each: data to learn a text prompt on, anywhere.
 
-Written as a COCO-format file whose annotations have captions, as sets of referring expressions come.
+They are written as a COCO-format file whose annotations have captions, as sets of referring expressions come.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ class Shape:
 
 
 def draw_image(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "S S 3"], list[Shape]]:
-    """An image of three to five shapes that do not touch, no two of one description, on a plain or mottled ground."""
+    """Draws three to five shapes that do not touch, no two of one description, on a plain or mottled ground.
+
+    Returns:
+        the image, and its shapes.
+    """
     cells = 1 if rng.random() < 0.5 else rng.integers(3, 9)
     ground = rng.integers(70, 150, (1, 1, 3)) + rng.integers(-35, 36, (cells, cells, 3))
     canvas = np.asarray(Image.fromarray(ground.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC), float)
@@ -85,12 +89,12 @@ def _form(form: str, x: float, y: float, radius: float) -> Bool[np.ndarray, "S S
         inside = (distance < radius) & (distance > 0.5 * radius)
     else:
         inside = distance < radius
-    share = inside.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).mean((1, 3))
-    return share > 0.5
+    fraction = inside.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).mean((1, 3))
+    return fraction > 0.5
 
 
 def relations(shapes: list[Shape]) -> Iterator[tuple[Shape, Shape, str]]:
-    """Pairs of shapes with what is said of the first: "a red ring left of a blue circle"."""
+    """Yields pairs of shapes with what is said of the first, such as "a red ring left of a blue circle"."""
     for one in shapes:
         for other in shapes:
             dx, dy = (a - b for a, b in zip(one.centre, other.centre, strict=True))
@@ -103,7 +107,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> Path:
     """Writes images and `annotations.json`; each annotation has a `caption` that no other in its image has.
 
     Returns:
-        path of the annotations.
+        the path of the annotations.
     """
     make_folder(folder / "images")
     images: list[dict] = []

@@ -1,4 +1,4 @@
-"""SA-1B -> ArrayRecord shards, by Apache Beam: a shard per tar file, each read and written by one worker.
+"""Writes SA-1B as ArrayRecord shards, by Apache Beam: a shard per tar file, each read and written by one worker.
 
 A worker gets the name of a tar and writes one file; no image goes through Beam itself. So any runner will do, memory
 does not grow with the data, and shards that are there need not be written again.
@@ -24,7 +24,7 @@ PAIRS_PER_SHARD = 1000  # of a folder
 
 @dataclasses.dataclass(frozen=True)
 class RecordShard:
-    """What one worker does: the part of the source, and the file to write. Its report goes beside it, and is last."""
+    """The part of the source that one worker reads, and the file that it writes; its report goes beside it, at last."""
 
     tars: tuple[Path, ...]
     pairs: tuple[tuple[Path, Path], ...]
@@ -35,7 +35,7 @@ class RecordShard:
         return self.target.with_suffix(".json")
 
     def fingerprint(self) -> str:
-        """Another one means that the source is another one than when the shard was written."""
+        """Returns a text that changes when the source does, so that a shard of an earlier source is not taken."""
         tars = [(str(tar.resolve()), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
         return json.dumps([tars, [[str(path.resolve()) for path in pair] for pair in self.pairs]])
 
@@ -52,7 +52,7 @@ class RecordShard:
 
 
 def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[RecordShard]:
-    """One for each tar, and for each `PAIRS_PER_SHARD` pairs."""
+    """Returns a shard for each tar, and for each `PAIRS_PER_SHARD` pairs."""
     parts: list[tuple[tuple[Path, ...], tuple]] = [((tar,), ()) for tar in tars]
     parts += [((), tuple(pairs[i : i + PAIRS_PER_SHARD])) for i in range(0, len(pairs), PAIRS_PER_SHARD)]
     return [RecordShard(*part, folder / f"{number:06d}.array_record") for number, part in enumerate(parts)]
@@ -93,12 +93,12 @@ def run_beam(shards: Sequence[RecordShard], options: Sequence[str], workers: int
     """Writes the shards that are not written yet, with a progress bar.
 
     Args:
-        options: of Beam's pipeline, such as --runner=FlinkRunner; all its workers must see the files under these names.
-            Without a runner: Beam's own on this machine.
+        options: options of Beam's pipeline, such as --runner=FlinkRunner, whose workers must all see the files under
+            these names. Without a runner: Beam's own on this machine.
         workers: processes on this machine.
 
     Raises:
-        ImportError: Beam is not installed.
+        MissingPackage: Beam is not installed.
     """
     todo = [shard for shard in shards if not shard.is_written()]
     for shard in todo:

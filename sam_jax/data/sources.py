@@ -1,4 +1,4 @@
-"""Where the images are: from a path and a format to sources of examples."""
+"""Opens sources of examples, given a path and a format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sam_jax.errors import MissingFile, UserError
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_EVERY = 20  # images, of a source that has no validation part
+VALIDATION_EVERY = 20  # images, of a source that has no validation split
 VALIDATION_MOST = 1000
 LOOKED_FOR = """
   named      folders of this project's own sets: {named}
@@ -27,12 +27,12 @@ LOOKED_FOR = """
   coco       a JSON file, or a folder with annotations.json, instances*.json, annotations/*.json or
              _annotations.coco.json (here or in train/, valid/), and the images beside it, in images/ or train2017/
   labels     images/ and labels/ (or masks/), with a map of object numbers for each image
-  masks      images/ and masks/, with a folder of black and white masks for each image; or PICTURE.masks folders"""
+  masks      images/ and masks/, with a folder of black and white masks for each image; or IMAGE.masks folders"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some positions of a source."""
+    """Gives the examples at some positions of a source."""
 
     source: Source
     positions: range | Sequence[int]
@@ -46,7 +46,7 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Sources one after the other."""
+    """Gives the examples of several sources, one source after the other."""
 
     sources: tuple[Source, ...]
 
@@ -62,11 +62,11 @@ class Chain:
 
 
 def open_source(config: DataConfig) -> tuple[Source, Source]:
-    """(training, validation) of a config. Where the source has no validation part, some images are held out.
+    """Opens the (training, validation) splits of a config; without a validation split some images are held out.
 
     Raises:
-        FileNotFoundError, ValueError: nothing at the path that a format fits; says what was looked for.
-        ImportError: a package is missing that the format needs.
+        MissingFile, UserError: no format fits what is at the path; says what was looked for.
+        MissingPackage: a package is missing that the format needs.
     """
     path = config.path
     if path is None:
@@ -87,7 +87,7 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
 
 @dataclasses.dataclass(frozen=True)
 class _AllBut(Sequence[int]):
-    """0..length-1 without the multiples of `every`."""
+    """The numbers 0..length-1 without the multiples of `every`."""
 
     length: int
     every: int
@@ -103,10 +103,10 @@ class _AllBut(Sequence[int]):
 
 
 def detect_format(path: Path, format: DataFormat, images: Path | None, datasets: Sequence[str] = ()) -> DataFormat:
-    """What lies at a path: the format that is given, or with `auto` the first that fits.
+    """Returns the format of the data at a path: the one that is given, or with `auto` the first that fits.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or nothing that is known.
+        MissingFile, UserError: nothing is there, or nothing of a known format.
     """
     if not path.exists():
         raise MissingFile(f"expected data at {path.resolve()}; say where it is with --data.path")
@@ -144,13 +144,13 @@ def _fitting(path: Path, images: Path | None, datasets: Sequence[str]) -> Iterat
 
 
 def open_splits(path: Path, format: DataFormat, images: Path | None, label_values: LabelValues) -> dict[str, Source]:
-    """{"train": source} and, where the source says which, "validation".
+    """Opens the splits at a path, by name: "train" and, where the data says which images it is, "validation".
 
     Args:
-        format: neither auto nor named.
+        format: the format of the data; neither auto nor named.
 
     Raises:
-        FileNotFoundError, ValueError: not of that format, or no record in it.
+        MissingFile, UserError: the data is not of that format, or holds no record.
     """
     splits: dict[str, Source]
     if format == "prepared":

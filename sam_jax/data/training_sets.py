@@ -1,4 +1,4 @@
-"""The named training and validation parts of the project's data folder."""
+"""Reads the named training and validation splits of the project's data folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sam_jax.files import read_json
 
 
 def _bsds500_train(root: Path) -> list[Example]:
-    """train and val, without the images that are GrabCut's test set."""
+    """Reads train and val, without the images that are GrabCut's test set."""
     held_out = read_json(root / "grabcut20" / "bsds_split_of_each_image.json")
     examples = read_bsds500(root / "bsds500", "train") + read_bsds500(root / "bsds500", "val")
     return [example for example in examples if example.path.stem not in held_out]
 
 
 def _coco_train(root: Path) -> list[Example]:
-    """Instances, and where an image has them panoptic segments (stuff), of train2017 alone."""
+    """Reads instances, and where an image has them panoptic segments (stuff), of train2017 alone."""
     folder = root / "coco_small"
 
     def is_train(image: dict) -> bool:
@@ -33,7 +33,7 @@ def _coco_train(root: Path) -> list[Example]:
 
 
 def _ccp(root: Path) -> list[Example]:
-    """Clothing parts and the persons that wear them: wholes and parts."""
+    """Reads clothing parts and the persons that wear them: wholes and parts."""
     return read_coco(root / "ccp" / "annotations.json", root / "ccp" / "images", "ccp")
 
 
@@ -45,11 +45,11 @@ TRAINING_SETS: dict[str, Callable[[Path], list[Example]]] = {
 
 
 def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
-    """The images to train on.
+    """Reads the images of the named training sets.
 
     Raises:
-        ValueError: an unknown name.
-        FileNotFoundError: no such folder.
+        UserError: a name is unknown.
+        MissingFile: there is no such folder.
     """
     unknown = sorted(set(names) - set(TRAINING_SETS))
     if unknown:
@@ -60,7 +60,7 @@ def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
 
 
 def split_validation(examples: list[Example], every: int = 20) -> tuple[list[Example], list[Example]]:
-    """(training, validation): every n-th image by name, so that all masks of an image fall on one side."""
+    """Splits examples into (training, validation): every n-th image by name is held out, with all its masks."""
     names = sorted({example.name for example in examples})
     held_out = set(names[::every])
     return [e for e in examples if e.name not in held_out], [e for e in examples if e.name in held_out]

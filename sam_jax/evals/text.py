@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sam_jax.checkpoints.hub import load_clip, load_model
 from sam_jax.clip.model import Clip
 from sam_jax.config import ParallelConfig
-from sam_jax.data.phrases import Phrased, read_phrases
+from sam_jax.data.phrases import PhrasedExample, read_phrases
 from sam_jax.errors import UserError
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.evals.metrics import mask_iou
@@ -71,7 +71,7 @@ class TextEvalConfig:
         return EvalReport("Text to mask: mIoU in percent", text_table(results), results)
 
 
-def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, seed: int) -> list[Phrased]:
+def sample_phrases(rows: Sequence[PhrasedExample], max_images: int, max_texts: int, seed: int) -> list[PhrasedExample]:
     """Draws a random sample of the images, and of the texts of each image; 0 means all."""
     rng = np.random.default_rng(seed)
     sample = []
@@ -79,11 +79,11 @@ def sample_phrases(rows: Sequence[Phrased], max_images: int, max_texts: int, see
         row = rows[index]
         kept = sorted(rng.permutation(len(row.texts))[: max_texts or None])
         masks = tuple(row.example.masks[i] for i in kept)
-        sample.append(Phrased(dataclasses.replace(row.example, masks=masks), tuple(row.texts[i] for i in kept)))
+        sample.append(PhrasedExample(dataclasses.replace(row.example, masks=masks), tuple(row.texts[i] for i in kept)))
     return sample
 
 
-def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
+def exchange_texts(rows: Sequence[PhrasedExample], seed: int) -> list[tuple[str, ...]]:
     """Permutes the texts of a sample so that no mask keeps a text equal to its own.
 
     Raises:
@@ -102,7 +102,7 @@ def exchange_texts(rows: Sequence[Phrased], seed: int) -> list[tuple[str, ...]]:
     return [tuple(part.tolist()) for part in np.split(others, ends[:-1])]
 
 
-def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str]) -> ImageRecord:
+def evaluate_image(predictor: SamPredictor, row: PhrasedExample, others: Sequence[str]) -> ImageRecord:
     """Computes the IoUs of all prompts for each text of an image.
 
     Args:
@@ -134,12 +134,16 @@ def evaluate_image(predictor: SamPredictor, row: Phrased, others: Sequence[str])
     return {"dataset": dataset, "picture": image, "masks": records, "problems": []}
 
 
-def _key(row: Phrased) -> tuple[str, str]:
+def _key(row: PhrasedExample) -> tuple[str, str]:
     return row.example.dataset, row.example.path.stem
 
 
 def _correct(
-    predictor: SamPredictor, row: Phrased, ground_truths: Sequence[np.ndarray], predictions: Masks, best: np.ndarray
+    predictor: SamPredictor,
+    row: PhrasedExample,
+    ground_truths: Sequence[np.ndarray],
+    predictions: Masks,
+    best: np.ndarray,
 ) -> list[np.ndarray]:
     """Predicts the mask of each text after one corrective click; a perfect mask gets no click."""
     masks = [predictions.masks[i, best[i]] for i in range(len(ground_truths))]

@@ -1,4 +1,4 @@
-"""Masks for boxes: the model, with the refinement of the paper's instance segmentation, and the box itself."""
+"""Finds masks for boxes: by the model, with the refinement of the paper's instance segmentation, or the box itself."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from sam_jax.types import Prompts
 
 
 class BoxSegmenter(Protocol):
+    """A way to find the mask of the object in a box."""
+
     @property
     def name(self) -> str: ...
 
     @property
     def identity(self) -> str:
-        """What the masks depend on: those of another identity are not used again."""
+        """Returns a text of what the masks depend on; stored masks of another identity are not used again."""
         ...
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
     ) -> list[list[dict[str, Any]]]:
-        """A mask for each box (x0, y0, x1, y1) of each image: `segmentation` and `predicted_iou`."""
+        """Finds a mask for each box (x0, y0, x1, y1) of each image, with `segmentation` and `predicted_iou`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SamBoxes:
-    """Asks with the box, and once more with the box and the best of the three masks that came.
+    """Prompts a model with the box, and once more with the box and the best of the three masks that came.
 
     A box alone is one prompt, so three masks come; box and mask are two, so the second answer is the single mask
     (paper, section A). Logits stay on the device until the last masks are chosen.
 
     Args:
-        refine: ask the second time; else the best of three is the answer.
+        refine: prompt the second time; else the best of the three masks is the answer.
         batch_size: images that pass the model together. The last ones are filled up to it: one shape to compile.
     """
 
@@ -95,7 +97,7 @@ class SamBoxes:
 
 @dataclasses.dataclass(frozen=True)
 class FilledBox:
-    """The floor: the box is the mask."""
+    """Takes the whole box as the mask, the baseline that every model should beat."""
 
     name: ClassVar[str] = "box"
     identity: ClassVar[str] = "box"

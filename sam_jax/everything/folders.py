@@ -1,4 +1,4 @@
-"""Everything mode over folders: images in, annotation files out, resumable.
+"""Runs everything mode over folders: images in, annotation files out, resumable.
 
 Images are read ahead and results written behind in threads, while the devices compute. Every result is written under
 a temporary name and renamed: what is there is whole, and a run that was stopped goes on where it was.
@@ -29,10 +29,10 @@ WRITER_THREADS = 2
 
 @dataclasses.dataclass
 class EverythingReport:
-    """What a run did."""
+    """How many images a run has segmented, skipped and failed on, and how many masks it has found."""
 
     finished: int = 0  # images
-    skipped: int = 0  # images that were there
+    skipped: int = 0  # images that had a result already
     masks: int = 0
     failures: dict[Path, str] = dataclasses.field(default_factory=dict)  # images that can't be segmented, and why
 
@@ -47,13 +47,13 @@ def segment_images(
     """Writes the masks of every image that has no result yet, with a progress bar.
 
     Args:
-        generator: its `output_mode` is coco_rle.
+        generator: finds the masks; its `output_mode` must be coco_rle.
         out: folder for the results; made if it is not there.
         format: one of `FORMATS`.
         settings: what the results depend on, as JSON takes it; kept in `out/everything.settings.json`.
 
     Raises:
-        ValueError: `out` holds results of other settings.
+        UserError: `out` holds results of other settings.
         OSError: a result can't be written. What was finished is kept.
     """
     form = FORMATS[format]
@@ -120,7 +120,7 @@ def check_settings(text: str, settings: Mapping[str, Any], path: object) -> None
     """Compares the settings of an earlier run, from the file at `path`, with those of this one.
 
     Raises:
-        ValueError: they are others, or no settings.
+        UserError: the settings differ, or the file holds none.
     """
     try:
         before = dict(json.loads(text))

@@ -1,4 +1,4 @@
-"""Everything mode: all masks of an image, from a grid of points. Names and results as in the official code.
+"""Everything mode finds all masks of an image, from a grid of points. Names and results are the official code's.
 
 Per crop: encode once, then per batch of points one device program decodes, filters and packs (`sam_jax.ops.select`).
 The host turns the bits into run lengths, while the device is at the next batch, and removes duplicates at the end.
@@ -41,12 +41,15 @@ from sam_jax.types import FOREGROUND, NOT_A_POINT, Params, Prompts, Record
 
 @dataclasses.dataclass(frozen=True)
 class MaskGeneratorConfig:
-    """Official parameters and defaults first, in their order; the last five are of the paper."""
+    """How everything mode finds masks.
+
+    The official parameters and defaults come first, in their order; the last five come from the paper.
+    """
 
     points_per_side: int | None = 32
     """Points along one side of the grid; None if point_grids is given."""
     points_per_batch: int = 64
-    """Points decoded together. More need more memory."""
+    """Points decoded together; more of them need more memory."""
     pred_iou_thresh: float = 0.88
     """Masks with a predicted IoU above this stay; 0 keeps all."""
     stability_score_thresh: float = 0.95
@@ -60,7 +63,7 @@ class MaskGeneratorConfig:
     crop_nms_thresh: float = 0.7
     """Likewise between crops; the mask of the smaller crop stays."""
     crop_overlap_ratio: float = 512 / 1500
-    """Share of the short side that neighbouring crops of layer 1 have in common."""
+    """Fraction of the short side that neighbouring crops of layer 1 have in common."""
     crop_n_points_downscale_factor: int = 1
     """Layer n has points_per_side / this^n points along a side."""
     point_grids: tuple[np.ndarray, ...] | None = None
@@ -70,13 +73,13 @@ class MaskGeneratorConfig:
     output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"] = "binary_mask"
     """Form of a record's `segmentation`: an array (H, W), run lengths, or COCO's compressed run lengths."""
     max_mask_area: float = 1.0
-    """Masks that cover at least this share of the image are dropped; 1 keeps all."""
+    """Masks that cover at least this fraction of the image are dropped; 1 keeps all."""
     drop_small_masks: bool = False
     """Drop a mask whose every island is smaller than min_mask_region_area; else its largest one stays."""
     max_masks: int = 0
-    """The best masks by the mean of predicted IoU and stability, best first; 0 keeps all, as they come."""
+    """Most masks of an image, the best by the mean of predicted IoU and stability; 0 keeps all, as they come."""
     multimask_output: bool = True
-    """Three masks per point; else the single one that the model gives for prompts without ambiguity."""
+    """Take three masks per point; else the single one that the model gives for prompts without ambiguity."""
     nms_seed: int | None = None
     """Within a crop, rank masks at random, with this seed, and not by predicted IoU."""
 
@@ -113,10 +116,10 @@ class MaskGeneratorConfig:
                     f"expected at least one point (x, y) for layer {layer}, got a grid of shape {grid.shape}"
                 )
             if not ((grid >= 0) & (grid <= 1)).all():
-                raise UserError(f"expected grid points in [0, 1], as shares of width and height, got {grid.tolist()}")
+                raise UserError(f"expected grid points in [0, 1], fractions of width and height, got {grid.tolist()}")
 
     def grids(self) -> list[np.ndarray]:
-        """Points (N, 2) of each layer."""
+        """Returns the points (N, 2) of each layer."""
         if self.point_grids is not None:
             return [np.asarray(grid, np.float64) for grid in self.point_grids]
         assert self.points_per_side
@@ -162,7 +165,7 @@ PRESETS = {
 
 
 class _Candidates(NamedTuple):
-    """Masks of one image on their way to records; every field has one entry per mask."""
+    """The masks of one image before they become records; every field has one entry per mask."""
 
     iou_predictions: np.ndarray
     stability_scores: np.ndarray
@@ -180,22 +183,22 @@ class _Candidates(NamedTuple):
 
 
 class SamAutomaticMaskGenerator:
-    """All masks of one image after another.
+    """Finds all masks of an image. The name and methods are the official code's.
 
     Example:
         generator = SamAutomaticMaskGenerator(load_model("vit_b"), points_per_side=16)
         records = generator.generate(image)
 
     Args:
-        model: what predicts the masks.
+        model: the model that predicts the masks.
         config: a `MaskGeneratorConfig`, or the name of a preset: one of `PRESETS`.
         devices: where to compute; None for the first local device.
         images_per_device: images that `generate_batch` encodes and decodes together on each device.
         overrides: fields of `MaskGeneratorConfig`.
 
     Raises:
-        ValueError: a field out of its range, or an unknown preset.
-        TypeError: an unknown field.
+        UserError: a field is out of its range, or the preset is unknown.
+        TypeError: a field is unknown.
     """
 
     def __init__(
@@ -224,11 +227,11 @@ class SamAutomaticMaskGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Images that are computed together."""
+        """Returns the number of images that are computed together, on all devices."""
         return len(self.devices) * self.images_per_device
 
     def generate(self, image: np.ndarray) -> list[Record]:
-        """All masks of an image.
+        """Finds all masks of an image.
 
         Args:
             image: (H, W, 3), RGB, uint8; grey and RGBA are taken too.
@@ -239,12 +242,12 @@ class SamAutomaticMaskGenerator:
             asked with, `stability_score`, `crop_box` (x, y, w, h).
 
         Raises:
-            TypeError, ValueError: not an image, or too small for the layers of crops.
+            WrongType, UserError: this is not an image, or it is too small for the layers of crops.
         """
         return self.generate_batch([image])[0]
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[list[Record]]:
-        """`generate` for several images of any sizes, `batch_size` at a time."""
+        """Does what `generate` does for several images of any sizes, `batch_size` at a time."""
         images = [self.check_image(image) for image in images]
         layouts = [self._layout(image) for image in images]
         results = []
@@ -260,7 +263,7 @@ class SamAutomaticMaskGenerator:
         return results
 
     def check_image(self, image: np.ndarray) -> np.ndarray:
-        """The image as RGB (H, W, 3), or the error that `generate` would raise."""
+        """Returns the image as RGB (H, W, 3), or raises the error that `generate` would raise."""
         image = as_rgb(image)
         self._layout(image)
         return image
@@ -271,7 +274,7 @@ class SamAutomaticMaskGenerator:
     def _segment_crops(
         self, images: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], layer: int
     ) -> list[_Candidates]:
-        """Masks of one crop of each image, without duplicates, in the images' frames."""
+        """Finds the masks of one crop of each image, without duplicates, in the images' frames."""
         # A last batch that is not full is filled with its first image, whose prompts then are not valid.
         fill = [*range(len(images)), *[0] * (self.batch_size - len(images))]
         side = self._model_config.image_size
@@ -328,7 +331,7 @@ class SamAutomaticMaskGenerator:
         return lowest_iou, c.stability_score_thresh, c.stability_score_offset, largest
 
     def _scatter(self, *batches: Sequence[Any]) -> tuple[Any, ...]:
-        """Lists with an entry (array or pytree) per image -> arrays (devices, images, ...)."""
+        """Stacks lists with an entry (array or pytree) per image to arrays (devices, images, ...)."""
 
         def stack(*entries: np.ndarray) -> np.ndarray:
             return np.stack(entries).reshape(len(self.devices), self.images_per_device, *entries[0].shape)
@@ -336,7 +339,7 @@ class SamAutomaticMaskGenerator:
         return tuple(self.devices.scatter(jax.tree.map(stack, *batch)) for batch in batches)
 
     def _take(self, selection: Selection) -> list[Selection]:
-        """The masks that passed on each device, still there; waits for their numbers alone."""
+        """Returns the masks that passed the filters, still on their devices; waits for their numbers alone."""
         counts = np.asarray(selection.kept)
         return [
             Selection(count, *(self.devices.take(field, device, int(count)) for field in selection[1:]))
@@ -379,7 +382,7 @@ class SamAutomaticMaskGenerator:
                 )
 
     def _records(self, candidates: _Candidates, crops: int, size: tuple[int, int]) -> list[Record]:
-        """The last steps for an image of `size` (H, W), after all its crops."""
+        """Filters the masks of an image of `size` (H, W) across its crops, and returns their records."""
         c = self.config
         if crops > 1:
             x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -434,7 +437,7 @@ def _xywh(box: np.ndarray) -> list[int]:
 def _programs(
     devices: LocalDevices, config: SamConfig, dtype: Any, multimask_output: bool
 ) -> tuple[Callable, Callable]:
-    """What runs on the devices: encode images, and segment them at a batch of points."""
+    """Returns what runs on the devices: functions that encode images, and segment them at a batch of points."""
     # A processor takes the masks one by one; elsewhere a loop of single masks would leave the device idle.
     at_once = 1 if devices.devices[0].platform == "cpu" else 16
 

@@ -1,4 +1,4 @@
-"""Which model finds all masks, and how: the options that `everything` and `engine run` have in common."""
+"""Defines the options that `everything` and `engine run` have in common: which model finds all masks, and how."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class GeneratorOptions:
     model: str = "tiny"
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
     preset: Literal["official", "paper", "proposals", "tiny"] | None = None
-    """official: what the released code does; paper: how SA-1B was made; proposals: up to 1000, ranked; tiny: thresholds
-    that suit the embedded model. Where nothing is said: tiny for that model, official for others."""
+    """Settings to start from. official: as the released code; paper: as SA-1B was made; proposals: up to 1000 masks,
+    ranked; tiny: thresholds that suit the embedded model. By default tiny for that model, official for others."""
     points_per_side: int | None = None
-    """Points along a side of the grid, in place of the preset's. Likewise the following."""
+    """Points along a side of the grid, in place of the preset's; so are the following."""
     pred_iou_thresh: float | None = None
     """Masks with a predicted IoU above this stay."""
     stability_score_thresh: float | None = None
@@ -27,23 +27,23 @@ class GeneratorOptions:
     box_nms_thresh: float | None = None
     """Of two masks whose boxes overlap with an IoU above this the better one stays."""
     crop_n_layers: int | None = None
-    """Layers of crops to look into as well."""
+    """Layers of crops that are segmented like images of their own."""
     min_mask_region_area: int | None = None
     """Holes and islands of fewer pixels are removed."""
     points_per_batch: int | None = None
     """Points decoded together."""
     images_per_device: int = 1
-    """Images encoded and decoded together on each device. More keep an accelerator busy."""
+    """Images encoded and decoded together on each device; more of them keep an accelerator busy."""
     devices: Literal["mesh", "pmap"] = "mesh"
-    """All local devices as one program over a mesh, or with pmap."""
+    """How all local devices are used: as one program over a mesh, or with pmap."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Number format of the arithmetic."""
 
     def config(self) -> MaskGeneratorConfig:
-        """The preset with what was given in place of its values; masks as COCO run lengths.
+        """Returns the preset, with what was given in place of its values, and masks as COCO run lengths.
 
         Raises:
-            ValueError: a value out of its range.
+            UserError: a value is out of its range.
         """
         from sam_jax.everything.generator import PRESETS
 
@@ -54,14 +54,14 @@ class GeneratorOptions:
         return dataclasses.replace(preset, output_mode="coco_rle", **changes)
 
     def settings(self) -> dict[str, Any]:
-        """What the masks depend on, as JSON takes it."""
+        """Returns what the masks depend on, as JSON takes it."""
         return {"model": self.model, "dtype": self.dtype, **dataclasses.asdict(self.config())}
 
     def load(self) -> SamAutomaticMaskGenerator:
-        """The generator, on all local devices.
+        """Loads the model and returns the generator, on all local devices.
 
         Raises:
-            ValueError, OSError, ImportError: no such model; see `load_model`.
+            UserError, OSError: the model cannot be loaded; see `load_model`.
         """
         import jax
 

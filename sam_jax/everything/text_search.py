@@ -13,29 +13,29 @@ from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.ops.rle import counts_from_rle, mask_from_counts
 
 
-class Found(NamedTuple):
-    """A mask that answers a text."""
+class TextMatch(NamedTuple):
+    """A mask that matches a text, and how well."""
 
     record: dict[str, Any]  # of the mask generator
-    similarity: float  # cosine between the text and the object
-    margin: float  # by which the text is more similar to this object than to the mean one of the image
+    similarity: float  # cosine between the embeddings of the text and the object
+    margin: float  # the similarity less its mean over all objects of the image
 
 
 def search(
     generator: SamAutomaticMaskGenerator, clip: Clip, image: np.ndarray, texts: Sequence[str], top: int = 5
-) -> list[list[Found]]:
-    """For each text, the masks of everything mode that are most like it, the best first.
+) -> list[list[TextMatch]]:
+    """Finds, for each text, the masks of everything mode that are most like it, the best first.
 
     CLIP ranks and does not decide: there is a best mask for a text about nothing in the image, too. `margin` helps to
     tell.
 
     Args:
-        image: (H, W, 3), RGB.
-        texts: such as "a wheel".
+        image: (H, W, 3), RGB, uint8.
+        texts: what to look for, such as "a wheel".
         top: most masks for each text.
 
     Raises:
-        TypeError, ValueError: not such an image; bad texts, before the image is looked at.
+        WrongType, UserError: this is not such an image; or the texts are bad, which is found before the image is read.
     """
     if top < 1:
         raise UserError(f"expected to find at least 1 mask, got top {top}")
@@ -50,7 +50,10 @@ def search(
     ]
     similarity = wanted @ np.concatenate(objects).T
     return [
-        [Found(records[i], float(row[i]), float(row[i] - row.mean())) for i in np.argsort(-row, kind="stable")[:top]]
+        [
+            TextMatch(records[i], float(row[i]), float(row[i] - row.mean()))
+            for i in np.argsort(-row, kind="stable")[:top]
+        ]
         for row in similarity
     ]
 

@@ -1,4 +1,4 @@
-"""The data sets of the zero-shot evaluations as they are published: what they are, and readers for their layouts."""
+"""Lists the data sets of the zero-shot evaluations, and reads the layouts in which they are published."""
 
 from sam_jax.data.zero_shot.registry import DATASETS, OTHER_DATASETS, PAPER_DATASETS, ZeroShotDataset
 

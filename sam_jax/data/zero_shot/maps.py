@@ -1,4 +1,4 @@
-"""Layouts whose masks are images: a map of numbers beside each image, or a folder of masks for each."""
+"""Reads layouts whose masks are images: a map of numbers beside each image, or a folder of masks for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Decode = Callable[[Path], Int[np.ndarray, "H W"]]
 
 @dataclasses.dataclass(frozen=True)
 class LabelMaps:
-    """A map, or several, beside each image. Every number above 0 is a mask.
+    """A layout with a map, or several, beside each image. Every number above 0 is a mask.
 
     Args:
         images: pattern of the images' paths in the folder of the data set.
@@ -44,9 +44,10 @@ class LabelMaps:
     only: str | None = None
 
     def open(self, root: Path, dataset: str) -> Source:
-        """
+        """Opens the data set in a folder.
+
         Raises:
-            FileNotFoundError: no image, or no map to any.
+            MissingFile: there is no image, or no map to any.
         """
         paths = find_files(root, self.images, self.only)
         pairs = [(path, [_replace(path, root, changes) for changes in self.maps]) for path in paths]
@@ -91,7 +92,7 @@ class _MapSource:
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolders:
-    """A folder of masks for each image, every file one mask.
+    """A layout with a folder of masks for each image, in which every file is one mask.
 
     Args:
         images: as for `LabelMaps`.
@@ -102,9 +103,10 @@ class MaskFolders:
     masks: tuple[str, str]
 
     def open(self, root: Path, dataset: str) -> Source:
-        """
+        """Opens the data set in a folder.
+
         Raises:
-            FileNotFoundError: no image.
+            MissingFile: there is no image.
         """
         paths = find_files(root, self.images)
         return _FolderSource(self, root, dataset, tuple(paths))
@@ -135,10 +137,13 @@ class _FolderSource:
 
 
 def find_files(root: Path, pattern: str, only: str | None = None) -> list[Path]:
-    """Files below a folder, sorted.
+    """Finds the files below a folder that a pattern fits, sorted.
+
+    Args:
+        only: regular expression; only files in whose path it finds something. None: all.
 
     Raises:
-        FileNotFoundError: none.
+        MissingFile: there is none.
     """
     paths = sorted(path for path in root.glob(pattern) if path.is_file())
     paths = [path for path in paths if only is None or re.search(only, path.relative_to(root).as_posix())]
@@ -155,7 +160,7 @@ def _replace(path: Path, root: Path, changes: tuple[tuple[str, str], ...]) -> Pa
 
 
 def read_foreground(path: Path) -> Int[np.ndarray, "H W"]:
-    """1 where any channel of an image (but alpha) is above 0.
+    """Returns 1 where any channel of an image (but alpha) is above 0, and else 0.
 
     Raises:
         BadRecord: it cannot be read.
@@ -165,29 +170,29 @@ def read_foreground(path: Path) -> Int[np.ndarray, "H W"]:
 
 
 def read_colours(path: Path) -> Int[np.ndarray, "H W"]:
-    """Every colour is a number, black is 0."""
+    """Returns a map's colours, each as a number of its own; black is 0."""
     return np.asarray(_read(path, "RGB").astype(np.int32) @ np.array([1, 256, 65536], np.int32))
 
 
 def read_numbers_or_colours(path: Path) -> Int[np.ndarray, "H W"]:
-    """Numbers of one channel or of a palette as they are, else every colour as a number."""
+    """Returns a map's numbers, if it has one channel or a palette, or else every colour as a number."""
     with _opened(path) as file:
         coloured = file.mode in ("RGB", "RGBA")
     return read_colours(path) if coloured else read_labels(path)
 
 
 def read_blue_channel(path: Path) -> Int[np.ndarray, "H W"]:
-    """ADE20K: red and green are the class, blue is the object."""
+    """Returns the numbers of ADE20K's objects: red and green are the class, blue is the object."""
     pixels = _read(path, "RGB").astype(np.int32)
     classes = pixels[..., 0] // 10 * 256 + pixels[..., 1]
     return np.asarray(np.where(pixels[..., 2] > 0, pixels[..., 2] + 256 * classes, 0))
 
 
 def read_hdf5(path: Path) -> Int[np.ndarray, "H W"]:
-    """Hypersim: the field `dataset` of an HDF5 file; -1 belongs to none.
+    """Returns Hypersim's numbers, the field `dataset` of an HDF5 file; -1 belongs to no object.
 
     Raises:
-        ImportError: h5py is missing.
+        MissingPackage: h5py is not installed.
         BadRecord: it cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""Layouts whose masks are outlines or run lengths in JSON: COCO's, that of videos, and those of annotation tools."""
+"""Reads layouts whose masks are outlines or run lengths in JSON: COCO's, that of videos, and annotation tools'."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from sam_jax.files import read_json
 
 @dataclasses.dataclass(frozen=True)
 class CocoFiles:
-    """COCO-format files.
+    """A layout of COCO-format files.
 
     Args:
-        files: (pattern of the files, folder of their images from the file's folder; None: one of the usual ones).
-        file_name: an entry of `images` -> the image's path in its folder.
+        files: pairs of a pattern of files, and the folder of their images seen from the file's folder; None: one of
+            the usual ones.
+        file_name: returns an image's path in its folder, given its entry of `images`.
     """
 
     files: tuple[tuple[str, str | None], ...]
     file_name: Callable[[Entry], str] = image_name
 
     def open(self, root: Path, dataset: str) -> Source:
-        """
+        """Opens the data set in a folder.
+
         Raises:
-            FileNotFoundError, ValueError: no such file; not COCO-format JSON.
+            MissingFile, UserError: there is no such file, or it is not COCO-format JSON.
         """
         sources: list[Source] = [
             CocoSource(
@@ -72,10 +74,10 @@ class _ItemSource:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(h, w), without decoding.
+    """Returns the size (h, w) of an image, without decoding it.
 
     Raises:
-        BadRecord: no image.
+        BadRecord: the file is no image.
     """
     try:
         with Image.open(path) as file:
@@ -86,10 +88,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class CocoVideos:
-    """YouTube-VIS's format: of each object a mask, or none, in every frame of its video.
+    """A layout in YouTube-VIS's format: each object has a mask, or none, in every frame of its video.
 
     Args:
-        file: of the annotations.
+        file: path of the annotations in the folder of the data set.
         frames: folder to which `file_names` are relative.
     """
 
@@ -97,9 +99,10 @@ class CocoVideos:
     frames: str
 
     def open(self, root: Path, dataset: str) -> Source:
-        """
+        """Opens the data set in a folder.
+
         Raises:
-            FileNotFoundError, ValueError: no such file; not that format.
+            MissingFile, UserError: there is no such file, or it is not of that format.
         """
         (file,) = find_files(root, self.file)
         content = read_json(file)
@@ -129,20 +132,21 @@ Outlines = Iterable[tuple[str, list]]
 
 @dataclasses.dataclass(frozen=True)
 class PolygonFiles:
-    """JSON files of an annotation tool.
+    """A layout of JSON files of an annotation tool.
 
     Args:
-        files: (pattern of the files, folder of their images from the folder of the data set).
-        parse: content and path of a file -> outlines.
+        files: pairs of a pattern of files, and the folder of their images in the folder of the data set.
+        parse: yields the outlines of a file, given its content and path.
     """
 
     files: tuple[tuple[str, str], ...]
     parse: Callable[[Any, Path], Outlines]
 
     def open(self, root: Path, dataset: str) -> Source:
-        """
+        """Opens the data set in a folder.
+
         Raises:
-            FileNotFoundError, ValueError: no such file; not that format.
+            MissingFile, UserError: there is no such file, or it is not of that format.
         """
         items = []
         for pattern, folder in self.files:
@@ -160,7 +164,7 @@ class PolygonFiles:
 
 
 def via_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
-    """VGG Image Annotator: an entry per image with `filename` and `regions`, as a list or numbered."""
+    """Yields VGG Image Annotator's polygons: an entry per image with `filename` and `regions`, a list or numbered."""
     for entry in content.values():
         regions = entry["regions"]
         shapes = [r["shape_attributes"] for r in (regions.values() if isinstance(regions, dict) else regions)]
@@ -168,14 +172,14 @@ def via_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
 
 
 def woodscape_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
-    """WoodScape: a file per image, its name the only key; [x, y] pairs in `segmentation`. Void is no object."""
+    """Yields WoodScape's polygons: a file per image, its name the only key; [x, y] pairs. Void is no object."""
     (entry,) = content.values()
     objects = [a for a in entry["annotation"] if "void" not in [tag.lower() for tag in a.get("tags", [])]]
     yield f"{file.stem}.png", [[_flat(a["segmentation"])] for a in objects]
 
 
 def visor_polygons(content: Any, file: Path) -> Iterator[tuple[str, list]]:
-    """EPIC-KITCHENS VISOR: a file per video; `segments` are polygons of one object as [x, y] pairs."""
+    """Yields EPIC-KITCHENS VISOR's polygons: a file per video; `segments` are one object's, as [x, y] pairs."""
     for frame in content["video_annotations"]:
         video, name = frame["image"]["video"], frame["image"]["name"]
         yield (

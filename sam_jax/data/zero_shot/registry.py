@@ -1,7 +1,8 @@
-"""The 23 data sets of the paper's single-point evaluation, and others.
+"""Lists the 23 data sets of the paper's single-point evaluation, and others.
 
-Reference: paper, table 7 (part, images, masks), figure 9a (difference to RITM). A reader takes the layout that a data
-set is published in, from the folder NAME of the data folder.
+Each is read in the layout in which it is published, from the folder NAME of the data folder.
+
+Reference: paper, table 7 (split, images, masks), figure 9a (difference to RITM).
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ class ZeroShotDataset:
     Args:
         title: as the paper writes it.
         shows: what is on the images.
-        part: which part the paper took.
-        images, masks: of the paper's sample; 0: not in the paper.
+        part: which split, or part of one, the paper took.
+        images, masks: numbers of them in the paper's sample; 0: not in the paper.
         licence: as its source states it. "see source": not known to this table.
         source: where to get it.
         layout: reader of a folder.
         sampled: whether the paper took a sample, having found more than 15,000 masks.
-        difference: published, of the mean IoU of SAM ViT-H and RITM after one click at the centre, in percent points.
+        difference: published mean IoU of SAM ViT-H less that of RITM, after one click at the centre, in percentage
+            points; None: not in the paper.
         checked: whether folders and names are known from the publisher or from code that reads them; else some are
             a guess.
     """
@@ -72,8 +74,8 @@ class ZeroShotDataset:
         """Reads data/NAME.
 
         Raises:
-            FileNotFoundError: it is not there, or not all of it; says what is missing and how to get it.
-            ValueError: a file that is not what it should be.
+            MissingFile: it is not there, or not all of it; says what is missing and how to get it.
+            UserError: a file is not what it should be.
         """
         try:
             return self.layout.open(data / name, name)
@@ -86,7 +88,7 @@ class ZeroShotDataset:
 
 
 def _lvis_file(image: dict) -> str:
-    """Version 0.5 has names of COCO 2014 (COCO_val2014_000000000139.jpg) for images of val2017."""
+    """Returns the path of an LVIS image. Version 0.5 has names of COCO 2014 (COCO_val2014_...139.jpg) for val2017's."""
     return image["file_name"].rpartition("_")[2] if "file_name" in image else image["coco_url"].rpartition("/")[2]
 
 
@@ -95,7 +97,10 @@ CITYSCAPES_THINGS = {24, 25, 26, 27, 28, 31, 32, 33}
 
 
 def _cityscapes_segment(value: int) -> bool:
-    """Numbers below 1000 are classes, others class * 1000 + object. A thing without an object's number is a group."""
+    """Returns whether a number of Cityscapes' maps is one object or a region of stuff, and no group of objects.
+
+    Numbers below 1000 are classes, others class * 1000 + object. A thing without an object's number is a group.
+    """
     return value // 1000 in CITYSCAPES_THINGS if value >= 1000 else value in CITYSCAPES_LABELS - CITYSCAPES_THINGS
 
 
@@ -301,9 +306,10 @@ DATASETS: dict[str, ZeroShotDataset] = OTHER_DATASETS | PAPER_DATASETS
 
 
 def find_dataset(name: str) -> ZeroShotDataset:
-    """
+    """Returns the data set of that name.
+
     Raises:
-        ValueError: an unknown name; the known ones are listed.
+        UserError: the name is unknown; the known ones are listed.
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; known are {', '.join(sorted(DATASETS))}")

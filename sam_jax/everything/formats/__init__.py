@@ -1,4 +1,4 @@
-"""Formats in which masks are written, by everything mode, the annotation page and the data engine alike.
+"""Lists the formats in which everything mode, the annotation page and the data engine write masks.
 
 A format is one file here that defines `FORMAT`, and a place in the line below.
 """

@@ -1,4 +1,4 @@
-"""One COCO-format file for all images, put together from a part for each.
+"""Writes one COCO-format file for all images, put together from a part for each.
 
 Reference: Lin et al. 2014, and pycocotools, which reads it.
 """

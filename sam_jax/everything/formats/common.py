@@ -1,4 +1,4 @@
-"""What every output format is given, and what it says of itself."""
+"""Defines what an output format is, and what it is given to write."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class AnnotatedImage:
     """An image and its masks.
 
     Args:
-        name: under which the results go, with subfolders; another one for every image.
-        file_name: what annotations call the image.
-        image_id: its number.
+        name: path of the results without their ending, with subfolders; every image has another one.
+        file_name: name of the image in annotations.
+        image_id: number of the image in annotations.
         size: (h, w), pixels.
         records: the masks, as everything mode gives them; `name` is the category, if there is one.
-        read: gives the pixels, RGB (H, W, 3); called by formats that show the image.
+        read: returns the pixels, RGB (H, W, 3); called by formats that show the image.
     """
 
     name: PurePosixPath
@@ -38,7 +38,7 @@ class AnnotatedImage:
     read: Callable[[], UInt8[ndarray, "H W 3"]]
 
     def entry(self) -> dict[str, Any]:
-        """Returns what COCO and SA-1B both say of an image."""
+        """Returns the image's entry, which COCO and SA-1B have in common."""
         return {"file_name": self.file_name, "height": self.size[0], "width": self.size[1]}
 
 
@@ -47,14 +47,14 @@ class OutputFormat:
     """A way to write masks: a file or folder for each image, and perhaps something for all of them at the end.
 
     Args:
-        name: by which users ask for it.
-        description: says in a few words what is written.
-        suffix: of an image's file or folder.
+        name: name by which users choose the format.
+        description: what is written, in a few words.
+        suffix: ending of an image's file or folder.
         write: writes an image's file or folder at a path; takes the names of all categories as well.
-        folder: in the output folder, for the images' files.
+        folder: subfolder of the output folder for the images' files; "": none.
         merge: writes what belongs to all images into the output folder, from (id, name) of each image, whose result
             need not be there, and the names of all categories.
-        only_parts: the images' files are of no use once they are merged.
+        only_parts: whether the images' files are of no use once they are merged.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The image with its masks in colours."""
+"""Writes the image with its masks in colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder for each image with a black and white PNG per mask and metadata.csv, as the official command writes."""
+"""Writes a folder for each image, with a black and white PNG per mask and metadata.csv, as the official command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SA-1B's JSON for each image.
+"""Writes SA-1B's JSON for each image.
 
 Reference: the data set's description in the official repository's README.
 """
@@ -21,10 +21,10 @@ def write_sa1b(path: Path, annotated: AnnotatedImage, categories: Sequence[str])
 
 
 def sa1b_content(annotated: AnnotatedImage, first_id: int = 0) -> dict[str, Any]:
-    """Returns what the JSON of an image holds.
+    """Returns the content of an image's JSON.
 
     Args:
-        first_id: of its annotations; the others have the numbers after it.
+        first_id: id of its first annotation; the others have the numbers after it.
     """
     return {
         "image": annotated.entry() | {"image_id": annotated.image_id},

@@ -1,4 +1,4 @@
-"""Segmentation labels as Ultralytics' YOLO models train on: a text file for each image, a polygon per line.
+"""Writes segmentation labels as Ultralytics' YOLO models train on: a text file for each image, a polygon per line.
 
 A line is `class x1 y1 x2 y2 ...`, x and y as fractions of the image's width and height. Classes count from 0.
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that describe a model and a training run."""
+"""Defines the frozen dataclasses that describe a model and a training run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class JsonConfig:
         """Reads what `to_fields` gave, from this version or from an earlier one.
 
         Raises:
-            UserError: not a mapping, fields that this version does not know, or values that do not go together.
+            UserError: this is not a mapping, has fields that this version does not know, or values that do not go
+                together.
         """
         if not isinstance(fields, Mapping):
             raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
@@ -56,7 +57,7 @@ class JsonConfig:
         """Reads what `to_json` wrote.
 
         Raises:
-            UserError: not JSON; and as `from_fields`.
+            UserError: the text is not JSON; and as `from_fields`.
         """
         try:
             fields = json.loads(text)
@@ -88,8 +89,8 @@ class EncoderConfig(JsonConfig):
 
     kind: ClassVar[str] = ""
     image_size: int = 1024  # side of the square input frame, pixels
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0-255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # subtracted from RGB values of 0-255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # divides them afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,17 +98,17 @@ class EncoderConfig(JsonConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels of the input frame per cell of the encoder's last map."""
+        """Returns the pixels of the input frame per cell of the encoder's last map, along a side."""
         raise NotImplementedError
 
     @property
     def features(self) -> int:
-        """Channels of the encoder's last map."""
+        """Returns the number of channels of the encoder's last map."""
         raise NotImplementedError
 
     @property
     def grid_size(self) -> int:
-        """Side of the encoder's last map, cells."""
+        """Returns the side of the encoder's last map, in cells."""
         return self.image_size // self.stride
 
     def to_fields(self) -> dict[str, Any]:
@@ -116,10 +117,10 @@ class EncoderConfig(JsonConfig):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """Reads what `to_fields` gave; of this class itself, any encoder's, which `kind` tells.
+        """Reads what `to_fields` gave. `EncoderConfig` itself reads that of any encoder, which `kind` tells.
 
         Raises:
-            UserError: of a kind that this version does not know; and as `JsonConfig.from_fields`.
+            UserError: this version does not know the kind; and as `JsonConfig.from_fields`.
         """
         classes: dict[str, type[Self]] = {known.kind: known for known in (cls, *cls.__subclasses__()) if known.kind}
         kind = fields.get("kind") if isinstance(fields, Mapping) else None
@@ -138,12 +139,12 @@ class ViTConfig(EncoderConfig):
 
     kind: ClassVar[str] = "vit"
     patch_size: int = 16  # side of one patch, pixels
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    dim: int = 768  # width of the tokens
+    depth: int = 12  # number of blocks
+    heads: int = 12  # attention heads of each block
+    mlp_ratio: float = 4.0  # hidden width of an MLP = dim * this
     window_size: int = 14  # side of an attention window, patches
-    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # 0-based
+    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks, from 0, that attend to the whole image
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,13 +175,13 @@ class SamConfig(ModelConfig):
     encoder: EncoderConfig = ViTConfig()
     prompt_dim: int = 256  # width of the image embedding, the prompts and the decoder
     mask_channels: int = 16  # hidden channels of the mask prompt's convolutions
-    decoder_depth: int = 2
-    decoder_heads: int = 8
-    decoder_mlp_dim: int = 2048
+    decoder_depth: int = 2  # two-way attention blocks of the decoder
+    decoder_heads: int = 8  # attention heads of the decoder's blocks
+    decoder_mlp_dim: int = 2048  # hidden width of the MLPs in the decoder's blocks
     decoder_attention_downsample: int = 2  # width of cross-attention = prompt_dim / this
-    num_multimask_outputs: int = 3
-    iou_head_depth: int = 3
-    iou_head_hidden_dim: int = 256
+    num_multimask_outputs: int = 3  # masks for an ambiguous prompt
+    iou_head_depth: int = 3  # layers of the MLP that predicts IoUs
+    iou_head_hidden_dim: int = 256  # hidden width of that MLP
     text_dim: int = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
@@ -201,22 +202,22 @@ class SamConfig(ModelConfig):
 
     @property
     def image_size(self) -> int:
-        """Side of the square input frame, pixels."""
+        """Returns the side of the square input frame, in pixels."""
         return self.encoder.image_size
 
     @property
     def grid_size(self) -> int:
-        """Side of the image embedding, cells."""
+        """Returns the side of the image embedding, in cells."""
         return self.encoder.grid_size
 
     @property
     def low_res_size(self) -> int:
-        """Side of the decoder's logits and of a mask prompt, pixels."""
+        """Returns the side of the decoder's logits and of a mask prompt, in pixels."""
         return 4 * self.grid_size
 
     @property
     def num_mask_tokens(self) -> int:
-        """Three masks for an ambiguous prompt and one (index 0) for the rest."""
+        """Returns the number of masks of a prompt: those for an ambiguous one, and one (index 0) for the rest."""
         return self.num_multimask_outputs + 1
 
     def with_image_size(self, image_size: int) -> SamConfig:
@@ -224,7 +225,7 @@ class SamConfig(ModelConfig):
         return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, image_size=image_size))
 
     def without_text(self) -> SamConfig:
-        """The same model without its text prompt, as the official code knows it."""
+        """Returns the same model without its text prompt, as the official code knows it."""
         return dataclasses.replace(self, text_dim=0, text_encoder="")
 
     def to_fields(self) -> dict[str, Any]:
@@ -236,7 +237,11 @@ class SamConfig(ModelConfig):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """As `JsonConfig.from_fields`; old files have the fields of the ViT among the model's own."""
+        """Reads what `to_fields` gave; old files have the fields of the ViT among the model's own.
+
+        Raises:
+            UserError: as `JsonConfig.from_fields`.
+        """
         if isinstance(fields, Mapping) and "encoder" not in fields:
             encoder = {new: fields[old] for old, new in FLAT_ENCODER_FIELDS.items() if old in fields}
             rest = {name: value for name, value in fields.items() if name not in FLAT_ENCODER_FIELDS}
@@ -285,79 +290,79 @@ class DataConfig:
     """Where the images are and how a batch is drawn from them."""
 
     path: Path | None = None  # folder or file of the data; sam_jax.data.sources lists what is looked for
-    datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # of the named sets in `path` (data.training_sets)
-    format: DataFormat = "auto"  # named: see `datasets`
+    datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # named sets in `path` to train on, if format is named
+    format: DataFormat = "auto"  # format of the data; auto: found out from what is at `path`; named: see `datasets`
     images: Path | None = None  # folder of the images, where they are not near their annotations
-    label_values: LabelValues = "auto"  # what the values of label maps are
+    label_values: LabelValues = "auto"  # what the values of label maps stand for; auto: objects, if they look like it
     batch_size: int = 8  # images per step, over all devices
     masks_per_image: int = 64  # masks drawn per image; images with fewer are padded
-    min_original_area: int = 1  # pixels of the image as given; smaller masks are left out
-    min_area: int = 16  # pixels of the input frame that a mask must have left after scaling and cropping
-    max_area_fraction: float = 0.9  # masks that cover more of the image are dropped
-    scale_range: tuple[float, float] = (1.0, 1.0)  # of the fitted image; above 1 crops (large-scale jitter)
-    flip_probability: float = 0.0  # horizontal
+    min_original_area: int = 1  # least area of a mask in the image as given, pixels; smaller ones are left out
+    min_area: int = 16  # least area of a mask after scaling and cropping, pixels of the input frame
+    max_area_fraction: float = 0.9  # masks that cover a larger fraction of the image are dropped
+    scale_range: tuple[float, float] = (1.0, 1.0)  # factors on the fitted image's size; above 1 it is cropped
+    flip_probability: float = 0.0  # probability of a horizontal flip
     colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
     workers: int = 1  # threads that prepare batches, in each process
-    worker_processes: int = 0  # that prepare batches; 0: the training process does
-    max_bad_fraction: float = 0.01  # of the records may be unusable; they train nothing (a few always may)
+    worker_processes: int = 0  # processes that prepare batches; 0: the training process does
+    max_bad_fraction: float = 0.01  # fraction of the records that may be unusable before the run stops
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """The simulated annotator (section A of the paper, "training algorithm")."""
+    """How the annotator is simulated that prompts in training (section A of the paper, "training algorithm")."""
 
     point_rounds: int = 8  # rounds that add a point from the error region
     refine_rounds: int = 2  # rounds that only feed the logits back: the last one, and others at random places
-    box_probability: float = 0.5  # of the first prompt; otherwise it is a point
-    box_noise: float = 0.1  # standard deviation, fraction of the box's side
-    box_noise_max: float = 20.0  # pixels of a 1024 frame; scaled to the model's
+    box_probability: float = 0.5  # probability that the first prompt is a box; otherwise it is a point
+    box_noise: float = 0.1  # standard deviation of the noise on a box, fraction of its side
+    box_noise_max: float = 20.0  # largest noise on a box, pixels of a 1024 frame; scaled to the model's
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text prompt, learned from what CLIP's image tower makes of the masks (section D.5 of the paper)."""
+    """How text prompts are learned, from CLIP's image embeddings of the masks (section D.5 of the paper)."""
 
     clip: str | None = None  # name or path of the CLIP; None: no text prompts are trained
-    probability: float = 1.0  # of the first prompt; otherwise it is a point or a box
-    expansion: tuple[float, float] = (1.0, 2.0)  # of a mask's box before it is cut out
-    hide_probability: float = 0.5  # that what surrounds the object is zeroed
+    probability: float = 1.0  # probability that the first prompt is a text; otherwise it is a point or a box
+    expansion: tuple[float, float] = (1.0, 2.0)  # range of the factor by which a mask's box grows before it is cut out
+    hide_probability: float = 0.5  # probability that what surrounds the object is zeroed
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights and shapes of the loss."""
+    """The weights of the loss's terms, and the size at which it is computed."""
 
-    focal: float = 20.0
-    dice: float = 1.0
-    iou: float = 1.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    focal: float = 20.0  # weight of the focal loss
+    dice: float = 1.0  # weight of the dice loss
+    iou: float = 1.0  # weight of the squared error of predicted IoUs
+    focal_alpha: float = 0.25  # weight of foreground pixels in the focal loss; background pixels have 1 - this
+    focal_gamma: float = 2.0  # exponent of the focal loss
     iou_of_all_masks: bool = False  # learn the predicted IoU of every mask, as SAM 2, and not of the best alone
-    size: int = 1024  # side at which logits meet the truth, pixels; the input frame scaled
+    size: int = 1024  # side at which logits and target masks are compared, pixels; the input frame scaled
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, linear warm-up, step decay, layer-wise decay of the encoder's learning rate."""
 
-    learning_rate: float = 8e-4
-    warmup_steps: int = 250
-    decay_steps: tuple[int, ...] = (60_000, 86_666)  # the rate is divided by 10 at each
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.1  # matrices only: biases, norms and embeddings are exempt
-    layer_decay: float = 0.8
-    epsilon: float = 1e-8  # of Adam
-    clip_norm: float | None = None  # global gradient norm
+    learning_rate: float = 8e-4  # learning rate after the warm-up
+    warmup_steps: int = 250  # steps over which the learning rate rises from 0
+    decay_steps: tuple[int, ...] = (60_000, 86_666)  # steps at which the learning rate is divided by 10
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of Adam's moments
+    weight_decay: float = 0.1  # decay of matrices; biases, norms and embeddings are exempt
+    layer_decay: float = 0.8  # factor on the learning rate from one layer of the encoder to the one before
+    epsilon: float = 1e-8  # term that keeps Adam's divisor above 0
+    clip_norm: float | None = None  # largest global norm of the gradients, which are scaled down to it; None: no limit
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Which params learn. Names are like image_encoder/blocks_0/attn/qkv/kernel."""
+    """Which params are trained. Their names are like image_encoder/blocks_0/attn/qkv/kernel."""
 
-    trainable: str = r""  # regular expression, searched in names; what it does not find stays as it is
-    lora_rank: int = 0  # of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
+    trainable: str = r""  # regular expression, searched in names; params in which it is not found stay as they are
+    lora_rank: int = 0  # rank of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
     lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
-    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # learn through adapters alone
+    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels with adapters
     cache_embeddings: bool = False  # encode each image once, before training; for a frozen encoder
 
 
@@ -366,36 +371,36 @@ class ParallelConfig:
     """How a step spreads over devices. The update is the same, but for the draws of dropout and drop path."""
 
     mode: Literal["mesh", "pmap"] = "mesh"  # one program over a mesh with sharded state, or pmap with a copy on each
-    data: int = 0  # devices along which only images are cut; 0: as many as there are
-    fsdp: int = 1  # devices along which images, params and optimizer state are cut; mesh only
-    coordinator: str | None = None  # host:port of process 0; TPU pods and SLURM jobs are detected without it
-    processes: int | None = None  # how many there are, with `coordinator`
-    process: int | None = None  # number of this one, from 0, with `coordinator`
+    data: int = 0  # devices among which only images are divided; 0: as many as there are
+    fsdp: int = 1  # devices among which images, params and optimizer state are divided; mesh only
+    coordinator: str | None = None  # host:port of process 0 of several; TPU pods and SLURM jobs need none
+    processes: int | None = None  # number of processes, with `coordinator`
+    process: int | None = None  # number of this process, from 0, with `coordinator`
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What every training run says of itself, whatever it trains; a subclass adds the model and its losses."""
+    """The options of every training run, whatever it trains; a subclass adds the model and its losses."""
 
     out: Path  # folder of checkpoints, metrics and the exported model
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     parallel: ParallelConfig = ParallelConfig()
-    steps: int = 90_000
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; params, norms and losses are float32
+    steps: int = 90_000  # optimizer steps
+    seed: int = 0  # seed of all random draws
+    dtype: Literal["float32", "bfloat16"] = "float32"  # format of the arithmetic; params, norms, losses are float32
     remat: bool = True  # recompute activations in the backward pass, to save memory
-    drop_path: float = 0.0
-    ema_decay: float | None = None  # also keep an exponential moving average of the params; it is what is exported
+    drop_path: float = 0.0  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
+    ema_decay: float | None = None  # decay of a moving average of the params, which is exported; None: there is none
     max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
     init_from: str | None = None  # name or path of a SAM model whose params start the run
     init_encoder_from: Path | None = None  # masked-autoencoder ViT (He et al. 2021) that starts the image encoder
-    log_every: int = 20
-    validate_every: int = 1000  # also before the first step and after the last one
-    validation_batches: int = 8
-    save_every: int = 1000
-    keep_checkpoints: int = 2  # the last ones; the best by validation is kept besides
+    log_every: int = 20  # steps between two lines of training metrics
+    validate_every: int = 1000  # steps between two validations; also before the first step and after the last one
+    validation_batches: int = 8  # batches of a validation
+    save_every: int = 1000  # steps between two checkpoints
+    keep_checkpoints: int = 2  # last checkpoints that are kept, besides the best by validation
     profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace, written to out/profile
 
     def __post_init__(self) -> None:
@@ -412,7 +417,7 @@ class TrainConfig(RunConfig):
     prompts: PromptConfig = PromptConfig()
     text: TextConfig = TextConfig()
     loss: LossConfig = LossConfig()
-    drop_path: float = 0.4
-    decoder_dropout: float = 0.1
+    drop_path: float = 0.4  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
+    decoder_dropout: float = 0.1  # rate of dropout in the decoder
     accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
     model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`

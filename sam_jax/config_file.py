@@ -1,4 +1,4 @@
-"""Configs by name or from files: `sam-jax train finetune_coco --optimizer.learning-rate 1e-4`."""
+"""Loads configs by name or from files: `sam-jax train finetune_coco --optimizer.learning-rate 1e-4`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def list_configs(task: Task) -> dict[str, str]:
 
 
 def is_file_name(name: str) -> bool:
-    """Tells the path of a config from the name of a shipped one."""
+    """Returns whether this is the path of a config, and not the name of a shipped one."""
     return bool(Path(name).suffix) or Path(name).name != name
 
 
@@ -43,7 +43,7 @@ def find_config(name: str, task: Task) -> Path:
         name: path of a Python file, or the name of a shipped config; an evaluation's with or without `eval_`.
 
     Raises:
-        FileNotFoundError: no such file, or no shipped config of that name; lists those that there are.
+        MissingFile: there is no such file, or no shipped config of that name; lists those that there are.
     """
     if is_file_name(name):
         if not Path(name).is_file():
@@ -69,9 +69,9 @@ def load_config(arguments: Sequence[str], task: Task) -> Any:
         task: whose shipped configs a name is looked for in.
 
     Raises:
-        ValueError: no config given, or the file has no `get_config`.
-        FileNotFoundError: no such config.
-        SystemExit: an unknown field, a bad value, or a field that must be given; tyro has printed what was meant.
+        UserError: no config is given, or the file has no `get_config`.
+        MissingFile: there is no such config.
+        SystemExit: a field is unknown, has a bad value, or must be given and is not; tyro has printed what is wrong.
     """
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"expected a config first: one of {', '.join(list_configs(task))}, or the path of a file")

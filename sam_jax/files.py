@@ -1,4 +1,4 @@
-"""All files that the package itself reads and writes are opened here; what is written is whole or not there.
+"""Opens all files that the package itself reads and writes; what is written is whole or not there.
 
 What is asked about a path (is_file, glob, ...) is asked of the path. Libraries that take a path (Pillow, OpenCV,
 safetensors, Orbax, TFDS, ArrayRecord, SQLite) open it themselves. Files at URLs are reached by

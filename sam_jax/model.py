@@ -1,4 +1,4 @@
-"""A model to predict with: config and params, and the jitted functions that everyone who predicts shares."""
+"""Defines a model to predict with: config and params, with jitted functions that all models of one size share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sam:
     def encode_image(
         self, images: UInt8[Array | np.ndarray, "B S S 3"], sizes: Int[Array | np.ndarray, "B 2"]
     ) -> Float[Array, "B h w D"]:
-        """Images in the input frame -> embeddings.
+        """Encodes images in the input frame to embeddings.
 
         Args:
             images: RGB, 0-255, from `sam_jax.ops.transforms.fit_image`.
@@ -53,7 +53,7 @@ class Sam:
     def decode(
         self, embeddings: Float[Array, "B h w D"], prompts: Prompts, *, multimask_output: bool | None = None
     ) -> Prediction:
-        """Masks of Q prompts on each of B images.
+        """Predicts the masks of Q prompts on each of B images.
 
         Args:
             embeddings: from `encode_image`.
@@ -86,12 +86,12 @@ def _decode(
 
 
 def model_identity(model: Sam) -> str:
-    """Config and params, not the name: a model of the same name may have been trained further."""
+    """Returns digits that stand for config and params, not the name: the same name may be trained further."""
     return params_digest(f"{_settings(model.config)} {np.dtype(model.dtype)}", model.params)
 
 
 def _settings(config: SamConfig) -> str:
-    """The config's JSON; with a ViT as it was before encoders had configs: records on disk hold digests of that."""
+    """Returns the config's JSON; with a ViT in the form of before encoders had configs, whose digests are on disk."""
     if not isinstance(config.encoder, ViTConfig):
         return config.to_json()
     fields = json.loads(config.to_json())
@@ -102,7 +102,7 @@ def _settings(config: SamConfig) -> str:
 
 
 def params_digest(settings: str, params: Params) -> str:
-    """16 digits that stand for settings and params."""
+    """Returns 16 hexadecimal digits that stand for settings and params."""
     digest = hashlib.sha256(settings.encode())
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

@@ -1,4 +1,7 @@
-"""Interactive prediction: set an image once, then ask for as many masks as you like. Names as in the official code."""
+"""Predicts masks interactively: set an image once, then ask for as many masks as you like.
+
+The names are those of the official code.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Masks(NamedTuple):
 
 
 class SamPredictor:
-    """Masks for one image after another.
+    """Predicts masks for prompts on one image after another.
 
     Example:
         predictor = SamPredictor(load_model("vit_b"))
@@ -35,11 +38,13 @@ class SamPredictor:
     """
 
     def __init__(self, model: Sam, clip: Clip | None = None) -> None:
-        """Args:
-        clip: of a model with a text prompt, the CLIP that it was trained with (`model.config.text_encoder`).
+        """Prepares to predict with a model.
+
+        Args:
+            clip: for a model with a text prompt, the CLIP that it was trained with (`model.config.text_encoder`).
 
         Raises:
-            ValueError: another CLIP.
+            UserError: this is another CLIP.
         """
         if clip is not None:
             check_clip(model, clip)
@@ -57,13 +62,13 @@ class SamPredictor:
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """(H, W) of the image that is set."""
+        """Returns the size (H, W) of the image that is set."""
         if self._size is None:
             raise RuntimeError("no image is set; call set_image(image) first")
         return self._size
 
     def get_image_embedding(self) -> Float[Array, "1 h w D"]:
-        """The embedding of the image that is set, NHWC (the official code has NCHW)."""
+        """Returns the embedding of the image that is set, NHWC (the official code has NCHW)."""
         if self._embedding is None:
             raise RuntimeError("no image is set; call set_image(image) first")
         return self._embedding
@@ -76,7 +81,7 @@ class SamPredictor:
             image_format: RGB or BGR.
 
         Raises:
-            TypeError, ValueError: not such an image. The one that was set before stays.
+            WrongType, UserError: this is not such an image. The one that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._embedding = embed(self.model, [image])
@@ -92,15 +97,15 @@ class SamPredictor:
         return_logits: bool = False,
         text: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for one prompt.
+        """Predicts the masks of one prompt.
 
         Args:
             point_coords: (N, 2), (x, y) in pixels of the original image.
             point_labels: (N,), 1 foreground and 0 background.
             box: (4,), (x0, y0, x1, y1) in pixels of the original image.
             mask_input: (1, S, S) low_res logits of an earlier call.
-            multimask_output: three masks, for a prompt that may mean several things; else one.
-            return_logits: logits in place of masks.
+            multimask_output: True: three masks, for a prompt that may mean several things; False: one.
+            return_logits: whether to return logits in place of masks.
             text: what to look for, such as "a wheel"; alone or with points and box.
 
         Returns:
@@ -108,8 +113,8 @@ class SamPredictor:
 
         Raises:
             RuntimeError: no image is set.
-            ValueError: a prompt that is not as described, or outside the image; a text, and a model that was not
-                trained for texts, or no CLIP.
+            UserError: the prompt is not as described, or lies outside the image; or it is a text, and the model was
+                not trained for texts, or there is no CLIP.
         """
         prompt = Prompt(point_coords, point_labels, box, mask_input, text)
         result = self.predict_prompts([prompt], multimask_output, return_logits)
@@ -118,15 +123,17 @@ class SamPredictor:
     def predict_prompts(
         self, prompts: Sequence[Prompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
-        """Masks for many prompts on the image that is set; the decoder takes them 64 at a time."""
+        """Predicts masks of many prompts on the image that is set; the decoder takes them 64 at a time."""
         embedding = self.get_image_embedding()
         (prompts,) = embed_texts(self.model, self.clip, [prompts])
         return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
 
 
 def check_clip(model: Sam, clip: Clip) -> None:
-    """Raises:
-    ValueError: the model has no text prompt, or was trained with another CLIP.
+    """Checks that a model was trained with a CLIP.
+
+    Raises:
+        UserError: the model has no text prompt, or was trained with another CLIP.
     """
     config = model.config
     if not config.text_dim:
@@ -139,10 +146,10 @@ def check_clip(model: Sam, clip: Clip) -> None:
 
 
 def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
-    """The prompts with the embeddings of their texts, all of which pass CLIP together, each text once.
+    """Returns the prompts with the embeddings of their texts, all of which pass CLIP together, each text once.
 
     Raises:
-        ValueError: texts, and a model without a text prompt, or no CLIP; texts that CLIP does not take.
+        UserError: there are texts, and the model has no text prompt, or there is no CLIP, or it does not take them.
     """
     found: dict[str, np.ndarray] = {}
     if clip is not None:
@@ -160,7 +167,7 @@ def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt
 
 
 def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
-    """Embeddings of RGB images of any sizes."""
+    """Returns the embeddings of RGB images of any sizes."""
     padded, sizes = zip(*(fit_image(image, model.config.image_size) for image in images), strict=True)
     return model.encode_image(np.stack(padded), np.array(sizes, np.int32))
 
@@ -175,17 +182,18 @@ def predict_batch(
     batch_size: int = 4,
     clip: Clip | None = None,
 ) -> list[Masks]:
-    """Masks for several images, of any sizes, each with its own number of prompts.
+    """Predicts masks for several images, of any sizes, each with its own number of prompts.
 
     Args:
-        images: as in `SamPredictor.set_image`, RGB.
-        prompts: for each image its prompts.
+        images: RGB images as for `SamPredictor.set_image`.
+        prompts: a list of prompts for each image.
+        multimask_output, return_logits: as for `SamPredictor.predict`.
         batch_size: most images that pass the model together. The last ones go in groups of half the size, a quarter,
             and so on: few group sizes to compile for, and no filling to encode.
-        clip: as of `SamPredictor`, for prompts with texts.
+        clip: the model's CLIP, for prompts with texts.
 
     Raises:
-        ValueError: not one list of prompts per image, or a bad image or prompt.
+        UserError: there is not one list of prompts per image, or an image or prompt is bad.
     """
     if len(images) != len(prompts):
         raise UserError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")

@@ -1,4 +1,4 @@
-"""Shared pytrees and the table of axis letters.
+"""Defines the pytrees that all parts share, and the letters of axes.
 
 B images, Q prompts per image, N points per prompt, M masks per prompt, H W pixels, h w patches, D embedding.
 Images are NHWC. Points are (x, y), boxes (x0, y0, x1, y1), sizes (h, w). Frames: `original` (the image as given),
@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One training batch, in the input frame. L is the side at which logits meet the truth."""
+    """One training batch, in the input frame. L is the side at which logits and target masks are compared."""
 
     images: UInt8[AnyArray, "B S S 3"] | None  # None: `embeddings` are given
     sizes: Int[AnyArray, "B 2"]  # (h, w) of the part that is image, pixels of S

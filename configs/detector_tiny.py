@@ -1,4 +1,4 @@
-"""A small detector of anything that has a mask, on the frozen image encoder of the embedded `tiny` model.
+"""Trains a small detector of anything that has a mask, on the frozen image encoder of the embedded `tiny` model.
 
     sam-jax train detector_tiny --data.path FOLDER
     sam-jax detect photos --model runs/detector_tiny/model.safetensors --out boxes.json
@@ -6,7 +6,7 @@
 Hardware: two CPU cores, shared with other work; 22 minutes on one. Measured: 39 % of the boxes on 8 images held out
 of the training set were among the 50 detections with IoU 0.5, 7 % with 0.75. On COCO val2017 (284 images) 74 % of
 the large objects, 11 % of the medium and none of the small ones were, and the scores rank them hardly better than
-chance: box AP50 1.3. It learns six images by heart in 250 steps; 294 of them are few to learn objects from. Its use
+chance: box AP50 1.3. It overfits six images in 250 steps; 294 of them are few to learn objects from. Its use
 is in the data engine, where it is trained on the very kind of images that it is for.
 """
 

@@ -1,4 +1,4 @@
-"""What `sam-jax engine train --detector` runs: a detector of anything, on the project model's frozen encoder.
+"""Trains a detector of anything on the project model's frozen encoder, for `sam-jax engine train --detector`.
 
 `out`, `data.path`, `init_from` and the size of `model.encoder` are the project's; the rest is as in detector_tiny.
 """

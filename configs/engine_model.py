@@ -1,7 +1,7 @@
-"""What `sam-jax engine train` runs: the decoder learns, images are encoded once.
+"""Trains the decoder on a project's masks, each image encoded once, for `sam-jax engine train`.
 
-`out`, `data.path` and `init_from` are the project's. For the embedded tiny model and few hundred images; with more,
-finetune_lora and finetune_full adapt the image encoder too.
+`out`, `data.path` and `init_from` are the project's. It suits the embedded tiny model and a few hundred images;
+with more, finetune_lora and finetune_full adapt the image encoder too.
 """
 
 from pathlib import Path

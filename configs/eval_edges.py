@@ -1,4 +1,4 @@
-"""Edges on BSDS500 from the embedded model's masks, beside Sobel, Canny and people.
+"""Evaluates edges from the embedded model's masks on BSDS500, beside Sobel, Canny and people.
 
 sam-jax eval edges --data BSDS500
 sam-jax eval edges --data BSDS500 --maps FOLDER  # edge maps ID.png made elsewhere

@@ -1,4 +1,4 @@
-"""Masks of the embedded model for the annotated boxes of COCO images.
+"""Evaluates the embedded model's masks for the annotated boxes of COCO images.
 
 sam-jax eval instances --annotations instances_val2017.json --images val2017
 sam-jax eval instances --annotations lvis_v1_val.json --images coco --boxes boxes.json

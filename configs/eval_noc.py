@@ -1,4 +1,4 @@
-"""Clicks that a method needs for an IoU of 80, 85 and 90 percent: the protocol of interactive segmentation.
+"""Counts the clicks to an IoU of 80, 85 and 90 percent: the protocol of interactive segmentation.
 
 sam-jax eval noc --data FOLDER
 sam-jax eval noc --data FOLDER --datasets GrabCut Berkeley DAVIS --methods sam ritm:PATH

@@ -1,4 +1,4 @@
-"""Object proposals of the embedded model on COCO images, beside regions of like colour.
+"""Evaluates the embedded model's object proposals on COCO images, beside regions of similar colour.
 
 sam-jax eval proposals --annotations instances_val2017.json --images val2017
 sam-jax eval proposals --annotations lvis_v1_val.json --images coco --model vit_h

@@ -1,4 +1,4 @@
-"""One click and more on the paper's 23 data sets, as many as are there; on them at the paper's sample sizes.
+"""Evaluates masks from one click and more on those of the paper's 23 data sets that are there, sampled as there.
 
 sam-jax eval single_point --data FOLDER --model vit_h
 sam-jax eval single_point --data FOLDER --model vit_h --first-click random

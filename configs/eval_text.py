@@ -1,4 +1,4 @@
-"""Text to mask on any COCO-format set with referring expressions, captions or category names.
+"""Evaluates masks from texts on a COCO-format set with referring expressions, captions or category names.
 
 sam-jax eval text --data annotations.json --model runs/text/model.safetensors [--clip clip_l14_336]
 """

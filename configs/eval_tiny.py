@@ -1,4 +1,4 @@
-"""The embedded model on held-out images, against what a user has without a model.
+"""Evaluates the embedded model on held-out images, beside methods that need no model.
 
 sam-jax eval tiny --data FOLDER
 """

@@ -1,4 +1,4 @@
-"""All zero-shot evaluations of the paper whose data is in one folder, with one model, in one report.
+"""Runs all zero-shot evaluations of the paper whose data is in one folder, with one model, in one report.
 
 sam-jax eval zero_shot --model NAME|PATH --data FOLDER
 sam-jax eval zero_shot --model vit_h --data FOLDER --only single_point edges

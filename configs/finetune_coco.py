@@ -2,7 +2,7 @@
 
     sam-jax train finetune_coco --data.path FOLDER [--init-from vit_b]
 
-FOLDER holds annotations and images as COCO tools write them. The quickest of three ways and the one for few images;
+FOLDER holds annotations and images as COCO tools write them. This is the quickest of three ways, for few images;
 finetune_lora adapts the encoder too, finetune_full trains everything.
 """
 

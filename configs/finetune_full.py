@@ -2,7 +2,7 @@
 
     sam-jax train finetune_full --data.path FOLDER [--init-from vit_b]
 
-For thousands of images and accelerators; with fewer, finetune_lora forgets less.
+This is for thousands of images and accelerators; with fewer, finetune_lora forgets less.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     sam-jax train finetune_lora --data.path FOLDER [--init-from vit_b]
 
-For images unlike those that the model knows. The exported model has the adapters in its kernels: it is as large and
-as fast as before.
+This is for images unlike those that the model was trained on. The exported model has the adapters in its kernels: it
+is as large and as fast as before.
 """
 
 from pathlib import Path

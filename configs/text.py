@@ -1,4 +1,4 @@
-"""Adds a text prompt to a model, as the paper does: from CLIP's embeddings of the masks, without a single text.
+"""Adds a text prompt to a model, as the paper does: from CLIP's embeddings of the masks, without any texts.
 
     sam-jax train text --data.path FOLDER [--init-from vit_h]
 

@@ -1,4 +1,4 @@
-"""A text prompt learned in minutes on a CPU, on generated images: the config `text` in small.
+"""Learns a text prompt in minutes on a CPU, on generated images: the config `text` in small.
 
     python benchmarks/text_shapes.py
 

@@ -1,4 +1,4 @@
-"""The embedded `tiny` model, on images and crops of 128 pixels.
+"""Trains the embedded `tiny` model, on images and crops of 128 pixels.
 
 Five runs, each from the model of the one before, the last from the mean of the two before it:
 

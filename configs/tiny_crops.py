@@ -1,4 +1,4 @@
-"""First part of the embedded `tiny` model: single prompts on crops, until clicks find objects. tiny goes on.
+"""Trains the embedded `tiny` model at first: single prompts on crops, until clicks find objects. `tiny` goes on.
 
 sam-jax train tiny_crops --data.path FOLDER
 """

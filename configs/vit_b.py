@@ -1,4 +1,4 @@
-"""ViT-B as in the paper: 180,000 updates of 128 images, from masked-autoencoder weights, on prepared SA-1B.
+"""Trains ViT-B as in the paper: 180,000 updates of 128 images, from masked-autoencoder weights, on prepared SA-1B.
 
     sam-jax prepare SA1B_FOLDER --out sa1b
     sam-jax train vit_b --data.path sa1b --init-encoder-from mae_pretrain_vit_base.pth
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/vit_b"),
         model=VIT_B,
         data=DataConfig(batch_size=128, masks_per_image=64),
-        # The paper gives the milestones of ViT-H alone; these are at the same shares of the run.
+        # The paper gives the milestones of ViT-H alone; these are at the same fractions of the run.
         optimizer=OptimizerConfig(learning_rate=8e-4, decay_steps=(120_000, 173_333), layer_decay=0.6),
         steps=180_000,
         drop_path=0.6,

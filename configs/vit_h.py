@@ -1,4 +1,4 @@
-"""ViT-H as in the paper: 90,000 updates of 256 images, from masked-autoencoder weights, on prepared SA-1B.
+"""Trains ViT-H as in the paper: 90,000 updates of 256 images, from masked-autoencoder weights, on prepared SA-1B.
 
     sam-jax prepare SA1B_FOLDER --out sa1b
     sam-jax train vit_h --data.path sa1b --init-encoder-from mae_pretrain_vit_huge.pth

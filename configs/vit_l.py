@@ -1,4 +1,4 @@
-"""ViT-L as in the paper: 180,000 updates of 128 images, from masked-autoencoder weights, on prepared SA-1B.
+"""Trains ViT-L as in the paper: 180,000 updates of 128 images, from masked-autoencoder weights, on prepared SA-1B.
 
     sam-jax prepare SA1B_FOLDER --out sa1b
     sam-jax train vit_l --data.path sa1b --init-encoder-from mae_pretrain_vit_large.pth
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/vit_l"),
         model=VIT_L,
         data=DataConfig(batch_size=128, masks_per_image=64),
-        # The paper gives the milestones of ViT-H alone; these are at the same shares of the run.
+        # The paper gives the milestones of ViT-H alone; these are at the same fractions of the run.
         optimizer=OptimizerConfig(learning_rate=4e-4, decay_steps=(120_000, 173_333), layer_decay=0.8),
         parallel=ParallelConfig(fsdp=16),
         steps=180_000,

@@ -362,7 +362,7 @@ class FinetuneConfig:
     trainable: str = r""  # regular expression, searched in names; params in which it is not found stay as they are
     lora_rank: int = 0  # rank of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
     lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
-    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels with adapters
+    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels that learn by adapters
     cache_embeddings: bool = False  # encode each image once, before training; for a frozen encoder
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: every family of models in one file format of ours, and in those that others publish."""
+"""Reads and writes checkpoints: every family of models in one format of ours, and in those that others publish."""
 
 from sam_jax.checkpoints.clip import CLIP
 from sam_jax.checkpoints.detector import DETECTOR

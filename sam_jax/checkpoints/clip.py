@@ -1,4 +1,4 @@
-"""The family of CLIP: OpenAI's archives and state dicts, Hugging Face's `CLIPModel`."""
+"""Defines the family of CLIP: OpenAI's archives and state dicts, Hugging Face's `CLIPModel`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def config_from_huggingface(content: Mapping[str, Any], source: str = "config.js
     """Reads a `config.json` of `CLIPModel`; what it leaves out is as in ViT-B/32.
 
     Raises:
-        UserError: another model, or options that ours does not have.
+        UserError: this is another model, or has options that ours does not have.
     """
     if content.get("model_type") != "clip":
         raise UserError(
@@ -108,7 +108,7 @@ def guess_config(shapes: Mapping[str, Shape], source: str) -> ClipConfig:
     """Returns the config of a checkpoint under OpenAI's names, for heads 64 wide as in all of OpenAI's.
 
     Raises:
-        UserError: not the shapes of a CLIP with a ViT.
+        UserError: these are not the shapes of a CLIP with a ViT.
     """
 
     def depth(prefix: str) -> int:

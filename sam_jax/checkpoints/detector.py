@@ -1,4 +1,4 @@
-"""The family of detectors: those that detectron2 publishes.
+"""Defines the family of detectors: those that detectron2 publishes.
 
 Our names are detectron2's with `/` for `.` and digits joined by `_`, but for the parts of the model, which are ours.
 """

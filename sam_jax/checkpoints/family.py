@@ -1,4 +1,4 @@
-"""The model family: what the kinds of checkpoints have in common, be it SAM's, CLIP's, RITM's or a detector's.
+"""Defines a model family: what the checkpoints of SAM, CLIP, RITM and the detectors have in common.
 
 A family has params under our names, `path/to/param`, and namings: the names, and the order of the axes, that published
 checkpoints have for the same tensors. One table of rules gives a naming, applied to the names that a config implies;
@@ -36,7 +36,7 @@ PYTORCH_RULES: Rules = (
 
 
 class Checkpoint(NamedTuple, Generic[C]):
-    """What a checkpoint holds, whatever its family."""
+    """The content of a checkpoint of any family."""
 
     params: Params  # float32 numpy arrays, when it comes from a file
     config: C
@@ -65,17 +65,19 @@ class Naming(Generic[C]):
     """The names that one kind of published checkpoint has for the tensors of a family.
 
     Attributes:
-        name: of the naming.
+        name: name of the naming.
         landmarks: a checkpoint of this kind is known by a name in `Published.names` that begins with one of these.
-        rename: `path/to/param` of ours, config -> their name. {} in it stands for the number in a leading axis of ours.
-        guess: shapes by name, where they are from -> the config that they tell. Raises a UserError if they do not.
-        own_config: what a file holds -> the config in it or beside it; None: there is none.
-        unused: searched in names; these tensors are no params.
+        rename: returns their name, given ours (`path/to/param`) and the config. {} in it stands for the number in a
+            leading axis of ours.
+        guess: returns the config that shapes by name tell, given where they are from too; raises a UserError if they
+            do not tell one.
+        own_config: returns the config that lies in a file or beside it; None: there is none.
+        unused: regular expression, searched in names, of tensors that are no params.
         aliases: second names of tensors, and their names. Files hold both, or either.
-        translate: tensors under other names for the same -> under these.
-        fit: tensors, config -> tensors of the shapes that the config implies, where files have others.
-        transposed: searched in our names: kernels of transposed convolutions.
-        flattened: searched in our names: kernels whose input axes are one there.
+        translate: renames tensors that have yet other names.
+        fit: gives tensors the shapes that the config implies, where files have others.
+        transposed: regular expression, searched in our names, of kernels of transposed convolutions.
+        flattened: regular expression, searched in our names, of kernels whose input axes are one there.
     """
 
     name: str
@@ -121,13 +123,13 @@ class Family(Generic[C]):
 
     Attributes:
         label: what a checkpoint of it is called in messages, with its article.
-        key: of the config in the metadata of our safetensors files.
-        config: its class of configs.
-        init: config, key -> random params.
+        key: key of the config in the metadata of our safetensors files.
+        config: class of its configs.
+        init: returns random params, given a config and a key.
         sizes: published configs by name.
-        namings: of published checkpoints; the first is the usual one.
-        write_pytorch, write_huggingface: path, params, config -> a `.pth` file, a Hugging Face folder; None: there is
-            no such format.
+        namings: namings of published checkpoints; the first is the usual one.
+        write_pytorch, write_huggingface: writes a `.pth` file or a Hugging Face folder, given path, params and config;
+            None: there is no such format.
     """
 
     label: str
@@ -186,7 +188,7 @@ class Family(Generic[C]):
         """Turns a state dict, as numpy arrays, into float32 params.
 
         Args:
-            source: named in errors.
+            source: where the tensors are from, for the error.
 
         Raises:
             UserError: names every missing, extra and misshapen tensor at once, as the state dict calls them.

@@ -1,4 +1,4 @@
-"""Checkpoints of every family: read whatever their format, saved in ours, written for others, converted.
+"""Reads checkpoints of every family, whatever their format, saves them in ours, and converts them.
 
 Ours is one safetensors file with the model's config in its metadata. Reading runs no code, and only `.pth` files need
 PyTorch.
@@ -43,17 +43,17 @@ def load_checkpoint(path: str | Path, family: Family[Any] | None = None, config:
 
     Args:
         path: file or folder.
-        family: that is expected; None: any.
-        config: of a file that does not know its own; None: the one that the shapes tell, if they do.
+        family: the family that is expected; None: any.
+        config: the config of a file that does not hold its own; None: the one that the shapes tell, if they do.
 
     Returns:
         float32 numpy params and their config.
 
     Raises:
-        MissingFile: nothing there.
-        MissingPackage: a `.pth` file, and no PyTorch.
-        UserError: not a checkpoint, or of another family; tensors missing, extra or misshapen (all are named); a config
-            that is not the file's.
+        MissingFile: nothing is there.
+        MissingPackage: it is a `.pth` file, and PyTorch is not installed.
+        UserError: it is no checkpoint, or one of another family; tensors are missing, extra or misshapen (all are
+            named); or the config is not the file's.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -75,7 +75,7 @@ def save_checkpoint(path: str | Path, params: Params, config: ModelConfig, dtype
     """Writes params and config as one of our safetensors files, under a temporary name first.
 
     Args:
-        dtype: of the stored numbers; float16 halves the file.
+        dtype: type of the stored numbers; float16 halves the file.
 
     Raises:
         UserError: the params do not fit the config.
@@ -97,9 +97,9 @@ def export_checkpoint(dst: str | Path, params: Params, config: ModelConfig, *, o
         overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
 
     Raises:
-        AlreadyExists: `dst` exists, and no `overwrite`.
-        MissingPackage: `*.pth`, and no PyTorch.
-        UserError: a `dst` of unknown format, or of one that the model's family does not have.
+        AlreadyExists: `dst` exists, and `overwrite` is False.
+        MissingPackage: `dst` is `*.pth`, and PyTorch is not installed.
+        UserError: the format of `dst` is unknown, or one that the model's family does not have.
     """
     dst = Path(dst)
     check_destination(dst, overwrite=overwrite)
@@ -121,7 +121,7 @@ def convert_checkpoint(
     Args:
         src: see `load_checkpoint`.
         dst, overwrite: see `export_checkpoint`.
-        config: of a file that does not know its own.
+        config: the config of a file that does not hold its own.
 
     Raises:
         MissingFile, AlreadyExists, MissingPackage, UserError: as `load_checkpoint` and `export_checkpoint`.
@@ -171,7 +171,7 @@ def params_from_state(state: State, config: ModelConfig, naming: str, source: st
 
     Args:
         naming: as in `foreign_shapes`.
-        source: named in errors.
+        source: where the tensors are from, for the error.
 
     Raises:
         UserError: names every missing, extra and misshapen tensor at once, as the state dict calls them.

@@ -1,4 +1,4 @@
-"""Models by name or path: download once, verify, convert, cache.
+"""Loads models by name or path: downloads them once, verifies, converts and caches them.
 
 The cache is `SAM_JAX_CACHE`, else `sam_jax` in `XDG_CACHE_HOME`, else `~/.cache/sam_jax`.
 """
@@ -50,7 +50,7 @@ class Release(Generic[C]):
 
     @property
     def file_name(self) -> str:
-        """The last part of the address."""
+        """Returns the last part of the address."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -101,13 +101,13 @@ def load_model(
     Args:
         name_or_path: `tiny` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), or the path of a
             checkpoint: ours, an official .pth, or a Hugging Face file or folder.
-        dtype: of the arithmetic; float32 or bfloat16.
-        cache_dir: in place of the cache that the environment names.
-        releases: what the names mean.
+        dtype: number format of the arithmetic; float32 or bfloat16.
+        cache_dir: folder to use in place of the cache that the environment names.
+        releases: the checkpoint that each name stands for.
 
     Raises:
-        UserError: an unknown name, a file that is no checkpoint, or a download that is not the published one.
-        DownloadFailed: what came of it is kept and the next call goes on from there.
+        UserError: the name is unknown, the file is no checkpoint, or the download is not the published file.
+        DownloadFailed: the download broke off; what came of it is kept and the next call goes on from there.
         MissingPackage: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
     """
     if str(name_or_path) == "tiny":
@@ -131,7 +131,7 @@ def load_clip(
     Args:
         name_or_path: `clip_b32`, `clip_b16`, `clip_l14`, `clip_l14_336` (downloaded once, from OpenAI; no PyTorch
             needed), or the path of a checkpoint: ours, OpenAI's, or a Hugging Face folder.
-        dtype, cache_dir, releases: as of `load_model`.
+        dtype, cache_dir, releases: as for `load_model`.
 
     Raises:
         UserError, DownloadFailed, MissingPackage: as `load_model`.
@@ -144,7 +144,7 @@ def load_ritm(path: str | Path) -> Ritm:
     """Loads a RITM model, to answer clicks with `sam_jax.ritm.RitmPredictor`.
 
     Args:
-        path: of our file, or of a published `.pth`, which needs PyTorch.
+        path: path of our file, or of a published `.pth`, which needs PyTorch.
 
     Raises:
         UserError, MissingPackage: as `load_checkpoint`.
@@ -157,9 +157,9 @@ def load_detector(path: str | Path, config: DetectorConfig | None = None, *, dty
     """Loads a ViTDet detector.
 
     Args:
-        path: of our file, or of detectron2's (.pkl; .pth, which needs PyTorch; its tensors as .safetensors).
-        config: of a detectron2 file; None: the published detector with the same width, heads and classes.
-        dtype: of the arithmetic.
+        path: path of our file, or of detectron2's (.pkl; .pth, which needs PyTorch; its tensors as .safetensors).
+        config: config of a detectron2 file; None: the published detector with the same width, heads and classes.
+        dtype: number format of the arithmetic.
 
     Raises:
         UserError, MissingPackage: as `load_checkpoint`.
@@ -214,17 +214,17 @@ def _converted(release: Release[Any], cache_dir: Path, needs_pytorch: bool) -> P
 
 
 def download(release: Release[Any], folder: Path) -> Path:
-    """Fetches a release into `folder` and verifies it. An earlier, interrupted transfer is continued.
+    """Downloads a release into `folder` and verifies it. An earlier, interrupted transfer is continued.
 
     Only one process downloads at a time; the others wait and find the file. It has its name only once it is whole and
     its SHA-256 is right; before, it is called `.part`.
 
     Returns:
-        path of the verified file.
+        the path of the verified file.
 
     Raises:
-        ConnectionError: no connection, an HTTP error or a broken transfer.
-        ValueError: the wrong SHA-256; the file is deleted.
+        DownloadFailed: there is no connection, an HTTP error or a broken transfer.
+        UserError: the file has another SHA-256; it is deleted.
     """
     make_folder(folder)
     target = folder / release.file_name

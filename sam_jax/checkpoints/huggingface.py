@@ -1,4 +1,4 @@
-"""Our config <-> the JSON files of a Hugging Face `SamModel` folder."""
+"""Converts our config to the JSON files of a Hugging Face `SamModel` folder, and back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 
 
 def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
-    """The content of `config.json`.
+    """Returns the content of `config.json`.
 
     Raises:
-        ValueError: `SamModel` cannot express this config.
+        UserError: `SamModel` cannot express this config.
     """
     if config.decoder_attention_downsample != 2:
         raise UserError(
@@ -68,7 +68,7 @@ def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
 
 
 def preprocessor_to_huggingface(config: SamConfig) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`, which `SamImageProcessor` reads."""
+    """Returns the content of `preprocessor_config.json`, which `SamImageProcessor` reads."""
     square = {side: config.image_size for side in ("height", "width")}
     low_res = config.low_res_size
     return {
@@ -98,10 +98,10 @@ def config_from_huggingface(
     The name is that of the published size with the same numbers, else the one that `config.json` gives, else "custom".
 
     Args:
-        source: named in errors.
+        source: where the content is from, for the error.
 
     Raises:
-        ValueError: another model, or a SamModel with options that ours does not have; names all of them.
+        UserError: this is another model, or a SamModel with options that ours does not have; names all of them.
     """
     if content.get("model_type") != "sam":
         raise UserError(

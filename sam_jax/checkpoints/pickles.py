@@ -1,4 +1,4 @@
-"""Tensors from a pickle without running what is in it.
+"""Reads tensors from a pickle without running what is in it.
 
 A pickle is a program: it names functions and calls them. Here it finds none but stand-ins for the few that arrays and
 dicts need, which do nothing but note down type, shape and bytes; any other name ends the reading.
@@ -22,11 +22,11 @@ NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")
 
 
 def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
-    """A pickled state dict of numpy arrays, itself or under "model", as detectron2 publishes them.
+    """Reads a pickled state dict of numpy arrays, itself or under "model", as detectron2 publishes them.
 
     Raises:
-        ValueError: cut off or no pickle, one that asks for anything but arrays and containers (says what), or not a
-            mapping from names to arrays.
+        UserError: the file is cut off or no pickle, asks for anything but arrays and containers (says what), or does
+            not hold a mapping from names to arrays.
     """
     with open_to_read(path) as file:
         unpickler = _make_unpickler(file)
@@ -45,10 +45,10 @@ def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _make_unpickler(file: Any) -> pickle.Unpickler:
-    """The stand-ins are made anew each time: an instruction of a pickle can write to what it was given."""
+    """Returns an unpickler with stand-ins of its own: an instruction of a pickle can write to what it was given."""
 
     class PickledType:
-        """In place of a numpy dtype."""
+        """Stands in for a numpy dtype."""
 
         def __init__(self, code: str, *_: Any) -> None:
             self.code, self.order = code, "="
@@ -63,7 +63,7 @@ def _make_unpickler(file: Any) -> pickle.Unpickler:
             return np.dtype(name)
 
     class PickledArray:
-        """In place of a numpy array."""
+        """Stands in for a numpy array."""
 
         def __init__(self, *_: Any) -> None:
             self.state: tuple = ()

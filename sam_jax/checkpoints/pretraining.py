@@ -1,4 +1,4 @@
-"""Weights of a published model, as of a masked autoencoder -> the start of an image encoder."""
+"""Starts an image encoder from the weights of a published model, such as a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
     has 14 x 14), both bicubic; the class token is dropped; relative positions start at zero.
 
     Args:
-        params: of a whole model, a SAM or a detector, with "image_encoder".
+        params: params of a whole model, a SAM or a detector, with "image_encoder".
 
     Raises:
         MissingFile, MissingPackage: as `load_checkpoint`.
-        UserError: the encoder has no such start; another model, or one of another size; names all tensors that do
-            not fit.
+        UserError: there is no pre-training for this encoder, or the file holds another model or size; names all
+            tensors that do not fit.
 
     Reference: paper, section A "Image encoder"; Li et al. 2022 (ViTDet).
     """

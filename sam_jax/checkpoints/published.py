@@ -1,7 +1,7 @@
-"""Tensors out of the files that others publish, told apart by their content. No code in a file is run.
+"""Reads tensors from the files that others publish, told apart by their content. No code in a file is run.
 
-Read are a Hugging Face folder, a safetensors file, what `torch.save` writes (which needs PyTorch), a TorchScript
-archive and a pickle of numpy arrays; written, a state dict for PyTorch and a Hugging Face folder.
+It reads a Hugging Face folder, a safetensors file, what `torch.save` writes (which needs PyTorch), a TorchScript
+archive and a pickle of numpy arrays, and writes a state dict for PyTorch and a Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LEGACY_PYTORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What a published checkpoint holds.
+    """The content of a published checkpoint.
 
     Attributes:
-        path: of the file or folder.
+        path: path of the file or folder.
         state: the tensors under the names that they have there.
         stored_config: what a PyTorch file holds under "config" beside its tensors.
     """
@@ -45,13 +45,13 @@ class Published:
 
     @property
     def names(self) -> list[str]:
-        """Names of the tensors, and `config.KEY` for what is stored beside them."""
+        """Returns the names of the tensors, and `config.KEY` for what is stored beside them."""
         stored = self.stored_config if isinstance(self.stored_config, Mapping) else ()
         return [*self.state, *(f"config.{key}" for key in stored)]
 
     @property
     def huggingface_config(self) -> Path:
-        """Path of the config.json of the folder, or beside the file, whether or not it is there."""
+        """Returns the path of config.json in the folder, or beside the file, whether or not it is there."""
         return (self.path if self.path.is_dir() else self.path.parent) / "config.json"
 
 
@@ -59,9 +59,9 @@ def read_published(path: Path) -> Published:
     """Reads the tensors of a file or folder of a known kind; the content tells which.
 
     Raises:
-        MissingFile: nothing there.
-        MissingPackage: a file of PyTorch's, and no PyTorch.
-        UserError: of no known kind, broken, or with other things than tensors in it.
+        MissingFile: nothing is there.
+        MissingPackage: it is a file of PyTorch's, and PyTorch is not installed.
+        UserError: it is of no known kind, broken, or holds other things than tensors.
     """
     if not path.exists():
         raise MissingFile(f"expected a checkpoint at {path}, found nothing")
@@ -80,10 +80,10 @@ def read_published(path: Path) -> Published:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Reads what a safetensors file says of itself; of any other file or folder, nothing.
+    """Reads the metadata of a safetensors file; of any other file or folder it is empty.
 
     Raises:
-        MissingFile: nothing there.
+        MissingFile: nothing is there.
     """
     if not path.exists():
         raise MissingFile(f"expected a checkpoint at {path}, found nothing")
@@ -113,7 +113,7 @@ def write_pytorch(path: Path, state: State, config: str | None) -> None:
     """Writes a state dict as `torch.save` does.
 
     Args:
-        config: JSON to be written beside it; None: there is none to be beside it.
+        config: JSON to write beside it; None: there shall be none, and one that is there is removed.
     """
     torch = _import_torch(path)
     with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""The family of RITM: its published checkpoints, a `.pth` with a config and a state dict.
+"""Defines the family of RITM: its published checkpoints, a `.pth` with a config and a state dict.
 
 Our names are the published ones with `/` for `.` and digits joined by `_`; the head has a part of its own. What is
 numbered there and alike, the modules of a stage and the blocks of a branch, is one array with leading axes here.

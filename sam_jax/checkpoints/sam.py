@@ -1,4 +1,4 @@
-"""The family of Segment Anything: official checkpoints and Hugging Face's `SamModel`.
+"""Defines the family of Segment Anything: official checkpoints and Hugging Face's `SamModel`.
 
 Our names are the official ones with `/` for `.` and digits joined by `_`; Hugging Face renamed some.
 """
@@ -65,7 +65,7 @@ def _rename(ours: str, config: SamConfig, naming: str) -> str:
 
 
 def _mlp_rules(config: SamConfig) -> Rules:
-    """Hugging Face splits the layers 0 .. depth - 1 of a small MLP into proj_in, layers 0 .. depth - 3, proj_out."""
+    """Returns the rules for small MLPs: Hugging Face has proj_in, layers 0 .. depth - 3 and proj_out of them."""
 
     def rule(head: str, depth: int) -> tuple[str, Callable[[re.Match], str]]:
         def layer(match: re.Match) -> str:
@@ -85,8 +85,8 @@ def guess_config(shapes: Mapping[str, Shape], source: str, naming: str) -> SamCo
     their config beside them.
 
     Args:
-        shapes: name -> shape.
-        source: named in errors.
+        shapes: shapes of the tensors by name.
+        source: where they are from, for the error.
         naming: "official" or "huggingface".
 
     Returns:
@@ -134,7 +134,7 @@ def _tensor_shapes(config: SamConfig, naming: str) -> dict[str, Shape]:
 
 
 def _from_official_shapes(shapes: Mapping[str, Shape], names: OfficialNames[Any] | None) -> SamConfig | None:
-    """None: not the shapes of any config. A config may still differ in other tensors than those looked at here."""
+    """Returns the config that official shapes tell, as far as they are looked at here; None: they tell none."""
     assert names is not None
 
     def layers(prefix: str, suffix: str) -> int:
@@ -163,7 +163,7 @@ def _from_official_shapes(shapes: Mapping[str, Shape], names: OfficialNames[Any]
 
 
 def without_text_prompt(params: Params, config: SamConfig) -> tuple[Params, SamConfig]:
-    """Returns the same model as others know it."""
+    """Returns the same model without its text prompt, as other formats know it."""
     prompt_encoder = {name: value for name, value in params["prompt_encoder"].items() if name != TEXT_PROMPT}
     return params | {"prompt_encoder": prompt_encoder}, config.without_text()
 

@@ -1,4 +1,4 @@
-"""The tensors of a TorchScript archive, read as data: its code does not run, and PyTorch isn't needed."""
+"""Reads the tensors of a TorchScript archive as data: its code does not run, and PyTorch isn't needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Module:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether it is a zip with code beside its data."""
+    """Returns whether a file is a zip with code beside its data, as TorchScript writes it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -44,10 +44,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array of all tensors that the archive's module and its submodules hold.
+    """Reads all tensors that the archive's module and its submodules hold, by name.
 
     Raises:
-        ValueError: not such an archive, or one whose pickle asks for anything but modules and tensors.
+        UserError: this is no such archive, or its pickle asks for anything but modules and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:

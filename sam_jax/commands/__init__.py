@@ -1,1 +1,1 @@
-"""The `sam-jax` command: a module for each subcommand."""
+"""Defines the `sam-jax` command, with a module for each subcommand."""

@@ -36,22 +36,22 @@ class Annotate:
     stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None
     """assisted: start from clicks; semi: complete what the model proposes. Without it as the project says."""
     held_out: float = 0.0
-    """Share of the images that models are judged on and never trained on."""
+    """Fraction of the images that models are evaluated on and never trained on."""
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
     port: int = 8009
-    """0 takes one that is free."""
+    """Port to listen on; 0 takes one that is free."""
     token: str | None = None
-    """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
-    given, it is drawn."""
+    """Token that a visitor must have, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and
+    none is given, it is drawn at random."""
     label_studio: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Of a Label Studio whose images are fetched into the project when somebody clicks on them, such as
+    """Address of a Label Studio whose images are fetched into the project when somebody clicks on them, such as
     http://localhost:8080; its token from LABEL_STUDIO_API_KEY. The model is its ML backend at /label-studio, with
     or without this. The folder may be empty then."""
     max_megapixels: float = 50.0
-    """Larger images are refused."""
+    """Size of the largest images that are taken, million pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Number format of the arithmetic."""
 
     def run(self) -> None:
         """Serves the page until it is interrupted."""

@@ -1,4 +1,4 @@
-"""What `sam-jax train` and `sam-jax eval` share: a config by name or path, and its fields as options."""
+"""Defines the base of `sam-jax train` and `sam-jax eval`: a config by name or path, and its fields as options."""
 
 from __future__ import annotations
 

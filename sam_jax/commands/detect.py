@@ -29,13 +29,13 @@ class Detect:
     images: Path | None = None
     """Folder of a JSON file's images, where they are not near it."""
     min_score: float | None = None
-    """Objects with a score above this; without it as the detector was published (0.05, LVIS 0.02)."""
+    """Objects with a score above this are written; by default as the detector was published (0.05, LVIS 0.02)."""
     batch: int = 1
     """Images computed together."""
     boxes_only: bool = False
     """Leave segmentations out."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Number format of the arithmetic."""
 
     def run(self) -> int:
         """Writes the objects; returns 1 if some images can't be read."""

@@ -31,7 +31,7 @@ class EngineInit:
     model: str = "tiny"
     """Name or path of the model to begin with."""
     held_out: float = 0.1
-    """Share of the images that models are judged on and never trained on; people annotate them like the rest."""
+    """Fraction of the images that models are evaluated on and never trained on; people annotate them like the rest."""
 
     def run(self) -> None:
         """Makes the project, or adds images to it."""
@@ -44,12 +44,12 @@ class EngineInit:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStatus:
-    """Shows stage, images, masks, datasets and models of a project."""
+    """Shows the stage, images, masks, datasets and models of a project."""
 
     project: Project
     """Folder of the project."""
     json: bool = False
-    """As JSON."""
+    """Print JSON."""
 
     def run(self) -> None:
         """Prints the status."""
@@ -70,9 +70,9 @@ class EngineRelease:
     project: Project
     """Folder of the project."""
     annotator: str | None = None
-    """Whose; without it everybody's."""
+    """Name of the annotator whose images are released; by default everybody's."""
     idle_hours: float = 24.0
-    """Only images that were opened, and whose masks were changed, at least so long ago."""
+    """Hours since an image was opened or its masks were changed, at the least."""
 
     def run(self) -> None:
         """Frees the images, and prints their names."""
@@ -84,12 +84,12 @@ class EngineRelease:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStage:
-    """Goes on to the next stage, or back to the one before."""
+    """Moves a project to the next stage, or back to the one before."""
 
     project: Project
     """Folder of the project."""
     stage: tyro.conf.Positional[Stage]
-    """assisted-manual: people draw all masks; semi-automatic: they complete pre-filled ones; automatic: nobody does."""
+    """assisted-manual: people draw all masks; semi-automatic: they complete pre-filled ones; automatic: no people."""
 
     def run(self) -> None:
         """Moves the project to the stage."""
@@ -102,7 +102,7 @@ class EngineStage:
 
 @dataclasses.dataclass(frozen=True)
 class EngineTrain:
-    """Freezes a dataset version and trains the next model on it; one that was stopped goes on.
+    """Freezes a dataset version and trains the next model on it; a training that was stopped goes on.
 
     Example: sam-jax engine train project --config finetune_lora --set steps=500 optimizer.learning-rate=1e-4
     """
@@ -113,13 +113,13 @@ class EngineTrain:
     """Name of a shipped config (sam-jax train --help lists them) or path of a file; out, data.path and init_from
     are the project's. Without it engine_model, which fine-tunes the decoder, or engine_detector."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
-    """Fields of the config, named as for sam-jax train."""
+    """Values for fields of the config, which are named as for sam-jax train."""
     automatic: tuple[Path, ...] = ()
     """Outputs of sam-jax engine run (or anything in SA-1B's layout) to train on as well."""
     detector: bool = False
     """Train a class-agnostic detector, for sam-jax engine prefill, in place of a model."""
     drop: bool = False
-    """Give up the training that was stopped, and start anew."""
+    """Give up a training that was stopped, and start anew."""
 
     def run(self) -> int:
         """Trains; returns 130 if the training was stopped before its end."""
@@ -138,7 +138,7 @@ class EngineTrain:
 
 @dataclasses.dataclass(frozen=True)
 class EnginePromote:
-    """Measures a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
+    """Evaluates a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
 
     There is no --force: a model that is worse on images it has not seen would draw worse masks, on which the next
     model would be trained. More data, or another config, is the way.
@@ -147,7 +147,7 @@ class EnginePromote:
     project: Project
     """Folder of the project."""
     model: int | None = None
-    """Number of the candidate; without it the newest."""
+    """Number of the candidate; by default the newest."""
 
     def run(self) -> int:
         """Promotes the candidate, or says why not and returns 1."""
@@ -176,13 +176,13 @@ class EnginePrefill:
     project: Project
     """Folder of the project."""
     source: Annotated[Literal["detector", "everything"], tyro.conf.arg(name="from")] = "detector"
-    """everything: the masks of everything mode, where there is no detector."""
+    """Where masks come from: a detector's boxes, or everything mode, where there is no detector."""
     detector: Path | None = None
     """Checkpoint of another detector than the project's newest."""
     min_score: float = 0.5
-    """Boxes of the detector below it are left out."""
+    """Least score of the detector's boxes that are used."""
     min_predicted_iou: float | None = None
-    """Masks below it are left out; with everything mode 0.88 where nothing is said."""
+    """Least predicted IoU of the masks that are used; by default 0.88 with everything mode, none with a detector."""
     max_images: int = 0
     """Most images to fill; 0 means all."""
     batch: int = 4
@@ -214,7 +214,7 @@ class EngineRemaining:
     project: Project
     """Folder of the project."""
     out: Path
-    """Text file, a path per line."""
+    """Text file to write, a path per line."""
 
     def run(self) -> None:
         """Writes the list."""
@@ -253,7 +253,7 @@ class EngineExport:
 
 @dataclasses.dataclass(frozen=True)
 class EngineReport:
-    """Writes PROJECT/report/report.md: status, and plots of masks per image, sizes, concavity, centres and time."""
+    """Writes PROJECT/report/report.md: the status, and plots of masks per image, sizes, concavity, centres and time."""
 
     project: Project
     """Folder of the project."""

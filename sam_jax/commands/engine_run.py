@@ -32,26 +32,26 @@ class EngineRun:
     out: str
     """Folder or URL for the tars, manifest.json, and what is known of each tar (reports/)."""
     format: Literal["tar", "both"] = "tar"
-    """both: in addition a TFDS data set of ArrayRecord files, as sam-jax prepare makes of the tars."""
+    """What is written: tars, or both them and a TFDS data set of ArrayRecord files, as from sam-jax prepare."""
     shards: int | None = None
-    """Tars to split the images into; without it one for each 1000 images."""
+    """Number of tars; by default one for each 1000 images."""
     blur: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
-    """Hides faces and plates: a function from RGB uint8 (H, W, 3) to the same. Masks are found before, in the original
-    pixels; only what it gives is written."""
+    """Function that hides faces and plates, from RGB uint8 (H, W, 3) to the same. Masks are found before, in the
+    original pixels; only what it returns is written."""
     max_bad_fraction: float = 0.01
-    """More images that can't be used are an error."""
+    """Fraction of the images that may be unusable; more of them are an error."""
     runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner"] = "DirectRunner"
     """Where Beam runs: this machine, or a cluster whose workers see inputs, model and out under the same names;
     PortableRunner: any job server of Beam's."""
     beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
-    """More for Beam's pipeline, such as --beam-options="--flink_master=host:8081" or "--job_endpoint=host:8099"."""
+    """Options of Beam's pipeline, such as --beam-options="--flink_master=host:8081" or "--job_endpoint=host:8099"."""
     workers: int = 1
-    """Processes on this machine, each with a model of its own. One keeps all accelerators of a host busy."""
+    """Number of processes on this machine, each with a model of its own. One keeps all accelerators of a host busy."""
     process: int | None = None
-    """Of several hosts without a cluster, which this is, from 0: it takes its part of the shards. Without it TPU pods,
-    SLURM and Open MPI are detected."""
+    """Number of this host, from 0, among several without a cluster: it takes its part of the shards. By default TPU
+    pods, SLURM and Open MPI are detected."""
     processes: int | None = None
-    """How many hosts there are."""
+    """Number of hosts, with --process."""
     generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = PAPER
 
     def run(self) -> int:

@@ -18,11 +18,11 @@ class Export:
     """
 
     run_folder: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """Folder of the run."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
     step: int | Literal["best"] | None = None
-    """Of the checkpoint, or best: the one that validated best; without it the last."""
+    """Step of the checkpoint, or best: the one that validated best; by default the last."""
     overwrite: bool = False
     """Replace the target if it exists."""
 

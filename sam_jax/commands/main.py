@@ -1,4 +1,4 @@
-"""The `sam-jax` command: its subcommands, and what becomes of their errors."""
+"""Runs the `sam-jax` command: chooses the subcommand, and turns a user's mistakes into messages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Command(Protocol):
     """A dataclass whose fields are the options of a subcommand, with their help."""
 
     def run(self) -> int | None:
-        """Does it, and returns the exit code; None: 0.
+        """Runs the subcommand, and returns the exit code; None: 0.
 
         Raises:
-            UserError, OSError: something is wrong with options or files, for the user to read.
+            UserError, OSError: something is wrong with options or files; the message is for the user to read.
         """
         ...
 

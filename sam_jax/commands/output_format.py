@@ -1,4 +1,4 @@
-"""The option --format of commands that write masks: every output format there is."""
+"""Defines the option --format of commands that write masks: every output format there is."""
 
 from typing import Annotated
 

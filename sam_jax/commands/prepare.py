@@ -24,20 +24,20 @@ class Prepare:
     source: tyro.conf.Positional[Path]
     """Folder or file: SA-1B tars, a COCO JSON, label maps, masks."""
     out: Path
-    """Folder for the result; train with --data.path of it."""
+    """Folder for the result, which is what --data.path of sam-jax train takes."""
     format: DataFormat = "auto"
-    """What the source is; auto looks."""
+    """Format of the source; auto: found out from what is there."""
     images: Path | None = None
     """Folder of the images, where they are not near their annotations."""
     label_values: LabelValues = "auto"
-    """What the values of label maps are."""
+    """What the values of label maps stand for; auto: objects, if they look like it."""
     max_bad_fraction: float = 0.01
-    """More unusable records are an error."""
+    """Fraction of the records that may be unusable; more of them are an error."""
     workers: int = 1
-    """Processes that prepare SA-1B on this machine."""
+    """Number of processes that prepare SA-1B on this machine."""
     beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
-    """For Beam's pipeline, to prepare SA-1B elsewhere, such as "--runner=FlinkRunner --flink_master=host:8081". All its
-    workers must see source and result under the same names."""
+    """Options of Beam's pipeline, to prepare SA-1B elsewhere, such as "--runner=FlinkRunner --flink_master=host:8081".
+    All its workers must see source and result under the same names."""
 
     def run(self) -> None:
         """Writes the prepared data, and prints what was left out."""

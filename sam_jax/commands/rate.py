@@ -1,4 +1,4 @@
-"""`sam-jax rate sample`, `serve` and `report`."""
+"""`sam-jax rate sample`, `serve` and `report`: people rate masks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class RateSample:
 
     A source is a file in COCO's result format, such as `sam-jax eval instances` leaves; the file of
     annotations stands for the annotated masks. Masks go together by image, category and prompt.
-    Example: sam-jax rate sample --annotations coco.json --source sam=sam.results.json --source truth=coco.json
+    Example: sam-jax rate sample --annotations coco.json --source sam=sam.results.json --source annotated=coco.json
     """
 
     annotations: Path
     """COCO or LVIS file that names the images."""
     source: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=FILE")] = ()
-    """What to compare; twice or more."""
+    """Name and file of masks to compare; given twice or more."""
     images: Path | None = None
-    """Folder of the images; without it the annotations' own or its subfolder images."""
+    """Folder of the images; by default the annotations' own or its subfolder images."""
     masks: int = 100
-    """Of each source."""
+    """Number of masks to draw from each source."""
     min_area: int = 24 * 24
-    """Pixels; smaller objects are not drawn."""
+    """Area of the smallest objects that are drawn, pixels."""
     seed: int = 0
-    """Of the draw and of the order."""
+    """Seed of the draw and of the order."""
     out: Path = Path("rating")
     """Folder of the study."""
 
@@ -66,10 +66,10 @@ class RateServe:
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
     port: int = 8008
-    """0 takes one that is free."""
+    """Port to listen on; 0 takes one that is free."""
     token: str | None = None
-    """What a visitor must show, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and none is
-    given, it is drawn."""
+    """Token that a visitor must have, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and
+    none is given, it is drawn at random."""
 
     def run(self) -> None:
         """Serves the page until it is interrupted."""
@@ -95,7 +95,7 @@ class RateServe:
 
 @dataclasses.dataclass(frozen=True)
 class RateReport:
-    """Mean ratings with confidence intervals, and paired tests between the sources; kept in the study's folder."""
+    """Reports mean ratings with confidence intervals, and paired tests between the sources, in the study's folder."""
 
     study: tyro.conf.Positional[Path] = Path("rating")
     """Folder of the study."""

@@ -1,4 +1,4 @@
-"""What several commands write: images, masks as JSON, and which files failed."""
+"""Writes what several commands write: images, masks as JSON, and which files failed."""
 
 from __future__ import annotations
 

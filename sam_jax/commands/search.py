@@ -17,7 +17,7 @@ from sam_jax.ops.rle import decode_rle
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Finds objects by text: ranks all masks of an image by what CLIP makes of them. Takes any model.
+    """Finds objects by text: ranks all masks of an image by CLIP's similarity to the text. Takes any model.
 
     Writes into the output folder, named after the image: an overlay of each text's best mask, and a JSON with the
     best masks for each text. Example: sam-jax search street.jpg --text "a wheel" --text "a red car"

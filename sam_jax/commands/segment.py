@@ -29,21 +29,21 @@ class Segment:
     image: tyro.conf.Positional[Path]
     """JPEG, PNG or any other image."""
     point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
-    """x,y of a pixel in the object; may be given many times."""
+    """Pixel x,y in the object; may be given many times."""
     negative_point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y")] = ()
-    """x,y of a pixel outside the object; may be given many times."""
+    """Pixel x,y outside the object; may be given many times."""
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
-    """x0,y0,x1,y1 of a box around the object."""
+    """Box x0,y0,x1,y1 around the object, pixels."""
     text: str | None = None
     """What to look for, such as "a wheel", alone or with points and box."""
     model: str = "tiny"
     """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
     clip: str | None = None
-    """Name or path of the CLIP for the text; without it the one that the model names."""
+    """Name or path of the CLIP for the text; by default the one that the model names."""
     out: Path = Path("masks")
     """Folder for the results."""
     single: bool = False
-    """One mask in place of three; better for prompts that leave no doubt."""
+    """Write one mask in place of three; better for prompts that leave no doubt."""
 
     def run(self) -> None:
         """Writes the masks of the prompt into the output folder."""

@@ -44,7 +44,7 @@ from tqdm import tqdm
 from sam_jax.data.coco import read_coco
 from sam_jax.engine.datasets import read_automatic
 from sam_jax.engine.models import model_in_use
-from sam_jax.engine.stages import init, judge_prefilled, summarize
+from sam_jax.engine.stages import init_project, judge_prefilled, summarize
 from sam_jax.engine.store import Store
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.ops.rle import Rle, decode_rle, rle_area, rle_iou
@@ -248,7 +248,7 @@ class Run:
         store = Store(self.project)  # the set says which are held out, and not a share that is drawn
         store.add_images(self.photos, parts["held_out"], held_out=0.9999)
         store.add_images(self.photos, parts["train"])
-        init(self.project, self.photos, options.model, 0.0)
+        init_project(self.project, self.photos, options.model, 0.0)
         print(f"{len(parts['train'])} images to annotate, {len(parts['held_out'])} held out")
 
     def annotate(self, stage: str, pictures: int) -> None:

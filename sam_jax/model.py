@@ -1,4 +1,4 @@
-"""Defines a model to predict with: config and params, with jitted functions that all models of one size share."""
+"""A model for inference: config and params, and the jitted functions that all inference code shares."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sam_jax.types import Params, Prediction, Prompts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sam:
-    """One Segment Anything model. Get one from `sam_jax.load_model`, or build it from config and params.
+    """A Segment Anything model, from `sam_jax.load_model` or from a config and params.
 
-    Both methods run compiled. The compiled code belongs to shapes, config and dtype, so models of one size share it,
+    Both methods are compiled for the shapes, the config and the dtype, so models of the same config share compiled code
     whatever their params.
 
     Args:
-        config: the model's numbers.
-        params: nested dict of arrays, as `sam_jax.modeling.init_params` gives it; moved to the default device.
-        dtype: of the arithmetic.
+        config: architecture of the model.
+        params: nested dict of arrays, as `sam_jax.modeling.init_params` returns it; moved to the default device.
+        dtype: dtype of the computation; that of the params does not change.
     """
 
     config: SamConfig
@@ -36,17 +36,17 @@ class Sam:
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        # Once, and not with every call.
+        # Params are moved to the device once, and not with every call.
         object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
 
     def encode_image(
         self, images: UInt8[Array | np.ndarray, "B S S 3"], sizes: Int[Array | np.ndarray, "B 2"]
     ) -> Float[Array, "B h w D"]:
-        """Encodes images in the input frame to embeddings.
+        """Returns the embeddings of images in the input frame.
 
         Args:
-            images: RGB, 0-255, from `sam_jax.ops.transforms.fit_image`.
-            sizes: (h, w) of the part that is image, pixels of the input frame.
+            images: RGB, 0-255, resized and padded by `sam_jax.ops.transforms.fit_image`.
+            sizes: size (h, w) of each image without padding, in pixels of the input frame.
         """
         return _encode(self.params, images, sizes, config=self.config, dtype=self.dtype)
 
@@ -56,10 +56,10 @@ class Sam:
         """Predicts the masks of Q prompts on each of B images.
 
         Args:
-            embeddings: from `encode_image`.
-            prompts: from `sam_jax.prompting.prompts.pack_prompts`.
-            multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
-                single one first. The model computes four in any case, so None is one compilation instead of two.
+            embeddings: result of `encode_image`.
+            prompts: result of `sam_jax.prompting.prompts.pack_prompts`.
+            multimask_output: True returns the three masks for ambiguous prompts, False the single mask, and None all
+                four with the single mask first. The model computes four in any case, so None avoids compiling twice.
         """
         return _decode(
             self.params, embeddings, prompts, config=self.config, dtype=self.dtype, multimask_output=multimask_output
@@ -86,12 +86,12 @@ def _decode(
 
 
 def model_identity(model: Sam) -> str:
-    """Returns digits that stand for config and params, not the name: the same name may be trained further."""
+    """Returns a digest of a model's config, params and dtype, which changes when it is trained further."""
     return params_digest(f"{_settings(model.config)} {np.dtype(model.dtype)}", model.params)
 
 
 def _settings(config: SamConfig) -> str:
-    """Returns the config's JSON; with a ViT in the form of before encoders had configs, whose digests are on disk."""
+    """Returns the config's JSON. For a ViT it is in the earlier, flat format, whose digests are in records on disk."""
     if not isinstance(config.encoder, ViTConfig):
         return config.to_json()
     fields = json.loads(config.to_json())
@@ -102,7 +102,7 @@ def _settings(config: SamConfig) -> str:
 
 
 def params_digest(settings: str, params: Params) -> str:
-    """Returns 16 hexadecimal digits that stand for settings and params."""
+    """Returns a digest of settings and params, 16 hexadecimal digits."""
     digest = hashlib.sha256(settings.encode())
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

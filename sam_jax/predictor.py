@@ -1,7 +1,4 @@
-"""Predicts masks interactively: set an image once, then ask for as many masks as you like.
-
-The names are those of the official code.
-"""
+"""Interactive prediction: encode an image once, then decode any number of masks. Names as in the official API."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 
 
 class Masks(NamedTuple):
-    """Masks of Q prompts on one image, M for each; M is 3 with multimask_output and else 1."""
+    """The masks of Q prompts on one image, M for each prompt: 3 with multimask_output, else 1."""
 
-    masks: np.ndarray  # (Q, M, H, W), bool; with return_logits float32 logits
-    iou_predictions: np.ndarray  # (Q, M)
-    low_res_logits: np.ndarray  # (Q, M, S, S), to be fed back as a mask prompt
+    masks: np.ndarray  # (Q, M, H, W), bool, original frame; float32 logits with return_logits
+    iou_predictions: np.ndarray  # (Q, M), float32
+    low_res_logits: np.ndarray  # (Q, M, S, S), float32, which can be fed back as mask prompts
 
 
 class SamPredictor:
-    """Predicts masks for prompts on one image after another.
+    """Predicts masks for any number of prompts on one image at a time.
 
     Example:
         predictor = SamPredictor(load_model("vit_b"))
@@ -38,13 +35,14 @@ class SamPredictor:
     """
 
     def __init__(self, model: Sam, clip: Clip | None = None) -> None:
-        """Prepares to predict with a model.
+        """Creates a predictor without an image.
 
         Args:
-            clip: for a model with a text prompt, the CLIP that it was trained with (`model.config.text_encoder`).
+            model: predicts the masks.
+            clip: the CLIP that the model was trained with (`model.config.text_encoder`); needed for text prompts.
 
         Raises:
-            UserError: this is another CLIP.
+            ValueError: the model was trained with another CLIP, or without text prompts.
         """
         if clip is not None:
             check_clip(model, clip)
@@ -58,17 +56,18 @@ class SamPredictor:
 
     @property
     def is_image_set(self) -> bool:
+        """Whether an image is set."""
         return self._embedding is not None
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """Returns the size (H, W) of the image that is set."""
+        """The size (H, W) of the image that is set, in pixels."""
         if self._size is None:
             raise RuntimeError("no image is set; call set_image(image) first")
         return self._size
 
     def get_image_embedding(self) -> Float[Array, "1 h w D"]:
-        """Returns the embedding of the image that is set, NHWC (the official code has NCHW)."""
+        """Returns the embedding of the image that is set, in NHWC; the official code has NCHW."""
         if self._embedding is None:
             raise RuntimeError("no image is set; call set_image(image) first")
         return self._embedding
@@ -77,11 +76,11 @@ class SamPredictor:
         """Encodes an image, for all later calls of `predict`.
 
         Args:
-            image: (H, W, 3), uint8, 0-255; grey and RGBA are taken too.
-            image_format: RGB or BGR.
+            image: (H, W, 3), uint8, 0-255; grey and RGBA images are accepted too.
+            image_format: order of the channels, RGB or BGR.
 
         Raises:
-            WrongType, UserError: this is not such an image. The one that was set before stays.
+            TypeError, ValueError: the image is not as described. An image that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._embedding = embed(self.model, [image])
@@ -97,24 +96,24 @@ class SamPredictor:
         return_logits: bool = False,
         text: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predicts the masks of one prompt.
+        """Predicts the masks for one prompt.
 
         Args:
             point_coords: (N, 2), (x, y) in pixels of the original image.
             point_labels: (N,), 1 foreground and 0 background.
             box: (4,), (x0, y0, x1, y1) in pixels of the original image.
-            mask_input: (1, S, S) low_res logits of an earlier call.
-            multimask_output: True: three masks, for a prompt that may mean several things; False: one.
-            return_logits: whether to return logits in place of masks.
-            text: what to look for, such as "a wheel"; alone or with points and box.
+            mask_input: (1, S, S), low_res logits that an earlier call returned.
+            multimask_output: predict three masks, for an ambiguous prompt; else one.
+            return_logits: return logits instead of masks.
+            text: what to segment, such as "a wheel"; alone or with points and box.
 
         Returns:
-            masks (M, H, W), bool; predicted IoU (M,); low_res logits (M, S, S), all float32.
+            Masks (M, H, W), bool, or logits, float32; predicted IoUs (M,), float32; low_res logits (M, S, S), float32.
 
         Raises:
             RuntimeError: no image is set.
-            UserError: the prompt is not as described, or lies outside the image; or it is a text, and the model was
-                not trained for texts, or there is no CLIP.
+            ValueError: the prompt is not as described, or is outside the image; or there is a text, and the model was
+                not trained with texts or the predictor has no CLIP.
         """
         prompt = Prompt(point_coords, point_labels, box, mask_input, text)
         result = self.predict_prompts([prompt], multimask_output, return_logits)
@@ -123,18 +122,17 @@ class SamPredictor:
     def predict_prompts(
         self, prompts: Sequence[Prompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
-        """Predicts masks of many prompts on the image that is set; the decoder takes them 64 at a time."""
+        """Predicts the masks for many prompts on the image that is set, up to 64 in one pass of the decoder.
+
+        Raises the same errors as `predict`.
+        """
         embedding = self.get_image_embedding()
         (prompts,) = embed_texts(self.model, self.clip, [prompts])
         return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
 
 
 def check_clip(model: Sam, clip: Clip) -> None:
-    """Checks that a model was trained with a CLIP.
-
-    Raises:
-        UserError: the model has no text prompt, or was trained with another CLIP.
-    """
+    """Raises a UserError if the model takes no text prompts, or was trained with another CLIP."""
     config = model.config
     if not config.text_dim:
         raise UserError(f"model {config.name!r} was not trained for text prompts, so it takes no CLIP")
@@ -146,10 +144,13 @@ def check_clip(model: Sam, clip: Clip) -> None:
 
 
 def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
-    """Returns the prompts with the embeddings of their texts, all of which pass CLIP together, each text once.
+    """Returns the prompts with the embeddings of their texts. All distinct texts pass CLIP in one batch.
+
+    Args:
+        prompts: the prompts of each image.
 
     Raises:
-        UserError: there are texts, and the model has no text prompt, or there is no CLIP, or it does not take them.
+        UserError: there are texts, and the model takes none or there is no CLIP; or CLIP does not accept a text.
     """
     found: dict[str, np.ndarray] = {}
     if clip is not None:
@@ -167,7 +168,7 @@ def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt
 
 
 def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
-    """Returns the embeddings of RGB images of any sizes."""
+    """Returns the embeddings of RGB images, (H, W, 3), uint8, of any sizes."""
     padded, sizes = zip(*(fit_image(image, model.config.image_size) for image in images), strict=True)
     return model.encode_image(np.stack(padded), np.array(sizes, np.int32))
 
@@ -182,18 +183,23 @@ def predict_batch(
     batch_size: int = 4,
     clip: Clip | None = None,
 ) -> list[Masks]:
-    """Predicts masks for several images, of any sizes, each with its own number of prompts.
+    """Predicts masks for several images of any sizes, each with any number of prompts.
 
     Args:
-        images: RGB images as for `SamPredictor.set_image`.
-        prompts: a list of prompts for each image.
-        multimask_output, return_logits: as for `SamPredictor.predict`.
-        batch_size: most images that pass the model together. The last ones go in groups of half the size, a quarter,
-            and so on: few group sizes to compile for, and no filling to encode.
-        clip: the model's CLIP, for prompts with texts.
+        model: predicts the masks.
+        images: RGB images, as in `SamPredictor.set_image`.
+        prompts: the prompts of each image.
+        multimask_output: see `SamPredictor.predict`.
+        return_logits: see `SamPredictor.predict`.
+        batch_size: largest number of images that pass the model together. The last images are divided into batches of
+            half the size, a quarter, and so on, so that few sizes are compiled and no padding is encoded.
+        clip: see `SamPredictor`; needed for prompts with texts.
+
+    Returns:
+        The masks of each image.
 
     Raises:
-        UserError: there is not one list of prompts per image, or an image or prompt is bad.
+        TypeError, ValueError: the number of lists of prompts is not that of images, or an image or prompt is invalid.
     """
     if len(images) != len(prompts):
         raise UserError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")
@@ -226,7 +232,7 @@ def _predict(
     multimask_output: bool,
     return_logits: bool,
 ) -> list[Masks]:
-    # All four masks are computed in any case: choosing here saves the decoder a second compilation.
+    # The decoder computes all four masks in any case; selecting here avoids compiling it a second time.
     outputs = slice(1, None) if multimask_output else slice(0, 1)
     at_once = PROMPT_BUCKETS[-1]
     parts: list[list[Masks]] = [[] for _ in sizes]
@@ -235,9 +241,9 @@ def _predict(
         prediction = model.decode(embeddings, pack_prompts(rows, sizes, model.config))
         for b, (row, size) in enumerate(zip(rows, sizes, strict=True)):
             low_res = prediction.low_res_logits[b, :, outputs]
-            # The bucket goes through whole, so that only a new image size compiles; the filling is cut off after.
+            # The padded prompts are processed too and cut off afterwards, so that only a new image size compiles.
             masks = to_original_frame(low_res, size, model.config, return_logits=return_logits)
             iou = prediction.iou_predictions[b, :, outputs]
             parts[b].append(Masks(*(np.asarray(x)[: len(row)] for x in (masks, iou, low_res))))
-    # This copies even a single part: callers may write into their results, and jax gives read-only views.
+    # Even a single part is copied, since callers may write into their results and JAX returns read-only views.
     return [Masks(*(np.concatenate(fields) for fields in zip(*part, strict=True))) for part in parts]

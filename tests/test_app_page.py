@@ -151,7 +151,7 @@ def test_click_choose_undo_save_reload_export(project, browser):
     assert page.page.input_value("#saved li input") == ROGUE
     page.ready()
     page.press("p")
-    page.until("document.querySelector('#toast').textContent.includes('no earlier picture')")
+    page.until("document.querySelector('#toast').textContent.includes('no earlier image')")
     page.press("n")
     page.until("document.querySelector('#picture-name').textContent === '1.png'")
     assert page.problems == []

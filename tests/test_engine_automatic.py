@@ -417,7 +417,7 @@ def test_the_disk_s_errors_are_told_and_leave_nothing_half(whole, tmp_path):
     out = Folder.at(str(tmp_path))
     with (
         pytest.raises(OSError, match=f"{tmp_path}/a/b.json.*No space.*the same command goes on"),
-        out.writing("a/b.json"),
+        out.open_to_write("a/b.json"),
     ):
         raise OSError(28, os.strerror(28))
     assert tree(tmp_path) == {}

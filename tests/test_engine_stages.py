@@ -18,13 +18,13 @@ from sam_jax.commands import main as cli
 from sam_jax.detection.detector import init_detector
 from sam_jax.engine import promotion
 from sam_jax.engine.measures import measure_shape, measure_stages
-from sam_jax.engine.models import HeldOut, add_model, change_model, current_model, list_models, model_in_use
+from sam_jax.engine.models import HeldOutMetrics, add_model, change_model, current_model, list_models, model_in_use
 from sam_jax.engine.prefill import DetectorProposer, EverythingProposer, Proposal, prefill
 from sam_jax.engine.promotion import promote
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.report import write_report
 from sam_jax.engine.retraining import drop_training, retrain
-from sam_jax.engine.stages import init, judge_prefilled, move, summarize
+from sam_jax.engine.stages import init_project, judge_prefilled, move_to_stage, summarize
 from sam_jax.engine.store import Store
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
@@ -48,7 +48,7 @@ def project(tmp_path, small):
     """12 images, 3 of them held out, none annotated."""
     (tmp_path / "photos").mkdir()
     examples = {example.path.name: example for example in write_examples(tmp_path / "photos", 12)}
-    store, new = init(tmp_path / "project", tmp_path / "photos", str(small), 0.25)
+    store, new = init_project(tmp_path / "project", tmp_path / "photos", str(small), 0.25)
     assert new == 12
     return store, examples
 
@@ -78,17 +78,17 @@ def test_a_project_begins_with_a_model_and_takes_new_images(project, tmp_path, s
     assert [(m.number, m.state, m.source) for m in list_models(store)] == [(1, "promoted", str(small))]
     assert sum(image.split == "held_out" for image in store.images()) == 3
     Image.new("RGB", (20, 10)).save(tmp_path / "photos" / "new.png")
-    assert init(tmp_path / "project", tmp_path / "photos", str(small), 0.25)[1] == 1
+    assert init_project(tmp_path / "project", tmp_path / "photos", str(small), 0.25)[1] == 1
     with pytest.raises(ValueError, match="began with the model"):
-        init(tmp_path / "project", tmp_path / "photos", "tiny", 0.25)
+        init_project(tmp_path / "project", tmp_path / "photos", "tiny", 0.25)
 
 
 def test_stages_follow_each_other(project):
     store, _ = project
     with pytest.raises(ValueError, match="stage before or after assisted-manual"):
-        move(store, "automatic")
+        move_to_stage(store, "automatic")
     for stage in ("semi-automatic", "automatic", "semi-automatic"):
-        move(store, stage)
+        move_to_stage(store, stage)
     assert store.stage == "semi-automatic"
 
 
@@ -189,7 +189,7 @@ def test_a_candidate_is_promoted_only_if_held_out_miou_does_not_fall(project, mo
     candidate = add_model(store, "sam", "candidate", "models/{number}/model.safetensors", parent=1, dataset=1)
     figures = {1: 50.0, candidate.number: miou}
     monkeypatch.setattr(
-        promotion, "measure", lambda store, model, held_out: HeldOut(held_out.number, figures[model.number], 6)
+        promotion, "evaluate", lambda store, model, held_out: HeldOutMetrics(held_out.number, figures[model.number], 6)
     )
     monkeypatch.setattr(promotion, "difference_interval", lambda *_: (-1.0, 1.0))
     code = cli.main(["engine", "promote", str(store.folder)])
@@ -236,7 +236,7 @@ def test_pre_filling_proposes_each_object_once_and_only_where_nobody_was(project
     with pytest.raises(ValueError, match="semi-automatic stage"):
         prefill(store, FixedProposer())
     annotate(store, examples, 4)
-    move(store, "semi-automatic")
+    move_to_stage(store, "semi-automatic")
     (store.images("free")[0].path).write_bytes(b"broken")
     free = [p for p in store.images("free") if p.split == "train"]
     report = prefill(store, FixedProposer())
@@ -252,7 +252,7 @@ def test_pre_filling_proposes_each_object_once_and_only_where_nobody_was(project
 
 def test_what_people_made_of_pre_filled_masks_is_counted(project):
     store, _ = project
-    move(store, "semi-automatic")
+    move_to_stage(store, "semi-automatic")
     prefill(store, FixedProposer(), max_images=4)
     outcomes = ["untouched", "slightly", "much", "rejected"]
     for outcome in outcomes:
@@ -307,7 +307,7 @@ def test_the_report_shows_every_stage_that_has_masks(project):
     store, examples = project
     assert "no finished image" in write_report(store).read_text()
     annotate(store, examples, 6)
-    move(store, "semi-automatic")
+    move_to_stage(store, "semi-automatic")
     annotate(store, examples)
     measured = measure_stages(store)
     assert list(measured) == ["assisted-manual", "semi-automatic"]

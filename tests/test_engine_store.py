@@ -278,17 +278,17 @@ def test_going_back_opens_finished_and_skipped_images_the_last_first(store):
     for outcome in ("done", "skipped"):
         store.finish(store.claim("ann").id, "ann", outcome)
     assert store.claim("ann").id == 3
-    assert store.back("bea") is None  # of their own there are none
-    assert store.back("ann").id == store.claim("ann").id == 2
-    assert store.back("ann").id == store.claim("ann").id == 1
-    assert store.back("ann") is None
+    assert store.reopen_last("bea") is None  # of their own there are none
+    assert store.reopen_last("ann").id == store.claim("ann").id == 2
+    assert store.reopen_last("ann").id == store.claim("ann").id == 1
+    assert store.reopen_last("ann") is None
     for expected in (1, 2, 3):  # forward again, to the one that was left for them
         assert store.claim("ann").id == expected
         store.finish(expected, "ann", "skipped" if expected == 2 else "done")
     store.finish(store.claim("bea").id, "bea")  # 2, which ann skipped
-    assert store.back("ann").id == 3
-    assert store.back("ann").id == 1
-    assert store.back("ann") is None  # 2 is bea's
+    assert store.reopen_last("ann").id == 3
+    assert store.reopen_last("ann").id == 1
+    assert store.reopen_last("ann") is None  # 2 is bea's
 
 
 def test_images_of_people_who_went_away_are_released_with_their_masks(store):

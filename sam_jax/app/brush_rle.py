@@ -1,9 +1,10 @@
-"""Label Studio's run lengths of brush masks.
+"""Label Studio's run-length encoding of brush masks.
 
-A stream of bits, the highest of each byte first: the number of values (32 bits); the bits of a value less one (5);
-four widths, each less one (4 bits each). Then blocks: one bit, set if one value is repeated; which of the widths the
-length has (2 bits); the length less one; the value, or as many values as that. The values are the mask as an RGBA
-image, row by row, and Label Studio looks at its opacity.
+The encoding is a stream of bits, the highest bit of each byte first. Its header is the number of values (32 bits), the
+bits of a value minus one (5 bits), and four widths, each minus one (4 bits each). Blocks follow: one bit, set if a
+single value is repeated; the index of the width in which the length is written (2 bits); the length minus one; and the
+value, or that many values. The values are those of the mask as an RGBA image, row by row, of which Label Studio uses
+the opacity.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import numpy as np
 from jaxtyping import Bool
 
 VALUE_BITS = 8
-WIDTHS = (3, 4, 8, 16)  # bits of a length
+WIDTHS = (3, 4, 8, 16)  # bits in which a length is written
 CHANNELS = 4
 
 
 def encode_brush(mask: Bool[np.ndarray, "H W"]) -> list[int]:
-    """A mask as bytes, which JSON has as numbers."""
+    """Returns the encoded bytes of a mask, as the list of numbers that JSON holds."""
     flat = mask.reshape(-1)
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
     lengths = np.diff(starts, append=flat.size) * CHANNELS

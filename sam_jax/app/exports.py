@@ -1,4 +1,4 @@
-"""What is saved, for download: the masks of one image or of all, in any output format."""
+"""Downloads of saved masks, of one image or of all images, in any output format."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sam_jax.engine.store import Store
 from sam_jax.files import remove
 
 
-def download(
+def export_response(
     store: Store,
     images: Sequence[StoredImage] | None,
     format: str,
     name: str,
     read: Callable[[StoredImage], np.ndarray],
 ) -> FileResponse:
-    """Answers with the saved masks: one file as it is, several as a zip.
+    """Returns a response with the saved masks: a single file as it is, several files as a zip.
 
     Args:
-        images: None: all.
+        images: images of the project; None means all.
         format: one of `FORMATS`.
-        name: of the download, without its ending.
-        read: gives an image's pixels to formats that show it.
+        name: file name of the download, without extension.
+        read: reads an image's pixels, for the formats that draw on them.
     """
     folder = Path(tempfile.mkdtemp(prefix="sam_jax_export_"))
     try:
@@ -48,6 +48,6 @@ def download(
 
 
 def file_stem(stored: StoredImage) -> str:
-    """Returns a name for a download that no header or file system can mistake."""
+    """Returns a file name for a download that is safe in any header and file system."""
     stem = PurePosixPath(stored.name).stem
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)[:80] or str(stored.id)

@@ -1,7 +1,7 @@
-"""Images of a folder for people to annotate, and nothing outside it.
+"""Access to the images of a folder, and to nothing outside it.
 
-A name comes from the scan and goes into the store; requests carry the store's ids. Names are looked at again whenever a
-file is opened, for a link may have been put there since.
+Names come from a scan of the folder and are put in the store; requests contain the store's ids. A name is checked again
+whenever its file is opened, since a link may have been put there meanwhile.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from sam_jax.errors import MissingFile, UserError
 JPEG_QUALITY = 92
 
 
-class Scan(NamedTuple):
-    """What a folder holds."""
+class ScannedFolder(NamedTuple):
+    """The images of a folder."""
 
-    names: list[str]  # relative to the folder, with slashes, sorted
-    refused: list[str]  # links that leave the folder, and names that are no text
+    names: list[str]  # sorted paths relative to the folder, with slashes
+    refused: list[str]  # links that lead out of the folder, and names that are not valid text
 
 
-def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = False) -> Scan:
-    """All images below a folder. Links to files are followed as long as they stay in it, links to folders never.
+def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = False) -> ScannedFolder:
+    """Finds all images in a folder and below. Links to files are followed if they stay in it, links to folders are not.
 
     Args:
-        leave_out: a folder below it that is not looked into: the project's own.
-        may_be_empty: to find no image is no error.
+        leave_out: a folder below `root` that is not searched, such as the project's own.
+        may_be_empty: accept a folder without images.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is a file, or has no image in it.
+        MissingFile: the folder does not exist.
+        UserError: `root` is a file, or contains no images.
     """
     if not root.exists():
         raise MissingFile(f"expected a folder of images at {root}, found nothing")
@@ -55,7 +55,7 @@ def scan(root: Path, leave_out: Path | None = None, *, may_be_empty: bool = Fals
             names.append(name)
     if not names and not may_be_empty:
         raise no_images(root)
-    return Scan(sorted(names), sorted(refused))
+    return ScannedFolder(sorted(names), sorted(refused))
 
 
 def _files(root: Path, leave_out: Path | None) -> Iterator[str]:
@@ -69,11 +69,15 @@ def _files(root: Path, leave_out: Path | None) -> Iterator[str]:
 
 
 def locate(root: Path, name: str) -> Path:
-    """The file of a name, with all links followed.
+    """Returns the path of an image, with all links followed.
+
+    Args:
+        root: folder of images.
+        name: path relative to it.
 
     Raises:
-        ValueError: it lies outside the folder.
-        FileNotFoundError: it is gone.
+        UserError: the file is outside the folder.
+        MissingFile: the file does not exist.
     """
     folder = root.resolve()
     try:
@@ -88,11 +92,15 @@ def locate(root: Path, name: str) -> Path:
 
 
 def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
-    """An image as RGB, (H, W, 3), upright.
+    """Reads an image of a project as an RGB array, (H, W, 3), uint8, upright.
+
+    Args:
+        max_pixels: larger images are refused.
 
     Raises:
-        FileNotFoundError, ValueError: gone, outside its folder, not an image, damaged or too large. No message tells
-            where the folder is.
+        MissingFile: the file does not exist.
+        UserError: the file is outside the folder, damaged, too large or not an image. No message reveals where the
+            folder is.
     """
     path = locate(stored.root, stored.name)
     try:
@@ -101,8 +109,8 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
         raise type(error)(str(error).replace(str(path), stored.name)) from error
 
 
-def to_jpeg(image: np.ndarray) -> bytes:
-    """What browsers show, upright and without the file's metadata: where an image was taken is nobody's business."""
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encodes an RGB image for a browser, without the file's metadata, which may tell where it was taken."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""The model for Label Studio: the routes of its ML backends, under /label-studio.
+"""The routes of a Label Studio ML backend, under /label-studio: the same model serves Label Studio.
 
-In Label Studio: Settings, Model, connect http://HOST:PORT/label-studio, with the token, if there is one, as password of
-basic authentication and any user name; switch interactive preannotations on. A labelling setup that shows its tools:
+In Label Studio, connect http://HOST:PORT/label-studio under Settings, Model, with any user name and the token, if there
+is one, as password of basic authentication; switch interactive preannotations on. A labelling setup with the tools:
 
     <View>
       <Image name="image" value="$image" zoom="true"/>
@@ -10,14 +10,14 @@ basic authentication and any user name; switch interactive preannotations on. A 
       <RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="Cat"/></RectangleLabels>
     </View>
 
-There: Auto-Annotation on, the last tool, a label of the points or boxes, and a click. Further ones before the mask is
-accepted refine it, each after choosing the label again; with Alt they are of the background.
-Label Studio from 1.23 asks no backend at an address of this machine or a private network, unless it is started
-with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.
+To annotate, switch Auto-Annotation on, choose the last tool and a label of the points or boxes, and click. Further
+clicks before the mask is accepted refine it; choose the label again before each. Clicks with Alt are background.
+Label Studio 1.23 and later does not connect to a backend on the same machine or in a private network unless it is
+started with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.
 
-Images are those of the project, which Label Studio has as local files (/data/local-files/?d=folder/picture.jpg) or
-lie in its folder of uploads (media/upload); with --label-studio the rest is fetched, see `label_studio_files`.
-Predictions that are asked for without a click are the masks that the project has of an image.
+The project contains the images, which Label Studio knows as local files (/data/local-files/?d=folder/image.jpg) or as
+files of its upload folder (media/upload). With --label-studio other images are fetched, see `label_studio_files`.
+Predictions that are requested without a click are the project's masks of an image.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from pydantic import BaseModel, Field, ValidationError
 from sam_jax.app.brush_rle import encode_brush
 from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
 from sam_jax.app.messages import MAX_POINTS
-from sam_jax.app.session import Answer, ModelSession
+from sam_jax.app.session import ModelSession, PredictedMasks
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.ops.rle import Rle, decode_rle
 from sam_jax.prompting.prompts import Prompt
 
-MAX_TASKS = 10_000  # Label Studio asks for all that are chosen at once
+MAX_TASKS = 10_000  # Label Studio sends all selected tasks in one request
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Labels = Annotated[list[str], Field(max_length=16)]
 
 
-class Value(BaseModel):
-    """Of a region, in percent of the image."""
+class RegionValue(BaseModel):
+    """Position of a region in percent of the image's width and height, and its labels."""
 
     x: Percent
     y: Percent
@@ -58,6 +58,8 @@ class Value(BaseModel):
 
 
 class Region(BaseModel):
+    """A key point or rectangle that was drawn in Label Studio."""
+
     type: str = Field(max_length=64)
     original_width: int = Field(ge=1, le=1_000_000)
     original_height: int = Field(ge=1, le=1_000_000)
@@ -66,49 +68,58 @@ class Region(BaseModel):
     value: dict[str, Any]
 
 
-class Context(BaseModel):
+class RegionContext(BaseModel):
+    """The regions that were drawn since the last accepted mask."""
+
     result: list[Region] = Field(default=[], max_length=MAX_POINTS)
 
 
-class Parameters(BaseModel):
-    context: Context | None = None
+class PredictParameters(BaseModel):
+    """Parameters of a prediction; `context` is there if it is interactive."""
+
+    context: RegionContext | None = None
 
 
 class Task(BaseModel):
+    """A task of Label Studio; `data` holds the address of its image."""
+
     data: dict[str, Any] = {}
 
 
 class BackendRequest(BaseModel):
-    """What Label Studio sends; it sends more, which is not looked at."""
+    """A request by Label Studio, without the fields that are not used."""
 
     tasks: list[Task] = Field(default=[], max_length=MAX_TASKS)
     label_config: str = Field(default="", max_length=100_000)
-    params: Parameters = Parameters()
+    params: PredictParameters = PredictParameters()
 
 
-class Event(BaseModel):
-    """What happened in Label Studio."""
+class WebhookEvent(BaseModel):
+    """An event in Label Studio."""
 
     action: str = Field(default="", max_length=64)
 
 
-class Setup(NamedTuple):
-    """Of a labelling setup, the first BrushLabels."""
+class LabellingSetup(NamedTuple):
+    """The first BrushLabels of a labelling setup, and its image."""
 
-    from_name: str  # its name
-    to_name: str  # of its image
-    field: str  # of a task, that has the image's address
-    labels: frozenset[str]  # none if every task brings its own
+    from_name: str  # name of the BrushLabels
+    to_name: str  # name of the image
+    field: str  # field of a task's data with the address of the image
+    labels: frozenset[str]  # empty if every task has its own labels
 
 
 def label_studio_routes(
     store: Store, session: ModelSession, model_version: str, *, max_pixels: int, source: LabelStudio | None = None
 ) -> APIRouter:
-    """The routes, to be included under a prefix.
+    """Returns the routes of the ML backend, to be included under a prefix.
 
     Args:
+        store: the project's images and saved masks.
+        session: the model.
+        model_version: name of the model, which is part of every prediction.
         max_pixels: larger images are not fetched.
-        source: where images are fetched from that the project does not have; None: nowhere.
+        source: the server from which images are fetched that the project does not have; None to fetch none.
     """
     router = APIRouter()
 
@@ -125,8 +136,8 @@ def label_studio_routes(
         return {"versions": [model_version]}
 
     @router.post("/webhook")
-    def webhook(event: Event) -> dict[str, Any]:
-        """Label Studio tells every backend all that happens, and asks for training here."""
+    def webhook(event: WebhookEvent) -> dict[str, Any]:
+        """Accepts Label Studio's events, which every backend receives, and refuses requests for training."""
         if event.action == "START_TRAINING":
             raise _refused("models are trained by sam-jax engine train, from the masks of the project")
         return {}
@@ -137,24 +148,27 @@ def label_studio_routes(
         try:
             names = _read_setup(request.label_config)
             if regions and request.tasks:
-                results = [to_prediction([await clicked(request.tasks[0], regions, names)])]
+                results = [to_prediction([await predict_region(request.tasks[0], regions, names)])]
             else:
-                results = await run_in_threadpool(kept, request.tasks, names)
+                results = await run_in_threadpool(saved_predictions, request.tasks, names)
         except UserError as error:
             raise _refused(str(error)) from error
         return {"results": results, "model_version": model_version}
 
-    async def clicked(task: Task, regions: list[Region], names: Setup) -> dict[str, Any]:
+    async def predict_region(task: Task, regions: list[Region], names: LabellingSetup) -> dict[str, Any]:
         stored = await run_in_threadpool(get_image, task, names.field)
         embedded = await session.embed(stored)
         prompt, label = _read_regions(regions, embedded.size)
         prompt.check(embedded.size)
-        answer = await session.predict(stored, prompt)
-        return await run_in_threadpool(_best, answer, len(regions) == 1, names, label)
+        predicted = await session.predict(stored, prompt)
+        return await run_in_threadpool(_best_region, predicted, len(regions) == 1, names, label)
 
-    def kept(tasks: list[Task], names: Setup) -> list[Any]:
-        """Of each task a prediction, or a list of none: one without masks would be kept, and not asked for again."""
-        masks = [_kept(store, task, names) for task in tasks]
+    def saved_predictions(tasks: list[Task], names: LabellingSetup) -> list[Any]:
+        """Returns a prediction of saved masks for each task, or an empty list where there are none.
+
+        Label Studio would keep a prediction without masks, and not ask again.
+        """
+        masks = [_saved_regions(store, task, names) for task in tasks]
         return [to_prediction(regions) if regions else [] for regions in masks]
 
     def to_prediction(regions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -178,12 +192,12 @@ def label_studio_routes(
 
 
 def _refused(reason: str) -> HTTPException:
-    """Label Studio shows the status alone, so the reason is told here, too."""
+    """Returns a 422 error, and prints its reason, since Label Studio shows the status alone."""
     print(f"sam-jax annotate: Label Studio: {reason}", file=sys.stderr)
     return HTTPException(422, reason)
 
 
-def _read_setup(config: str) -> Setup:
+def _read_setup(config: str) -> LabellingSetup:
     if "<!" in config.replace("<!--", ""):
         raise UserError("expected a labelling setup without document type and entities")
     try:
@@ -196,11 +210,11 @@ def _read_setup(config: str) -> Setup:
         raise UserError("expected a labelling setup with BrushLabels on an Image")
     to_name = str(brush.get("toName"))
     labels = frozenset(label.get("alias") or label.get("value") or "" for label in brush.iter("Label"))
-    return Setup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
+    return LabellingSetup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
 
 
-def _kept(store: Store, task: Task, names: Setup) -> list[dict[str, Any]]:
-    """The masks that the project has of a task's image, proposed ones too; none if it does not have the image."""
+def _saved_regions(store: Store, task: Task, names: LabellingSetup) -> list[dict[str, Any]]:
+    """Returns the saved and proposed masks of a task's image; none if the project does not have the image."""
     try:
         stored = find_image(store, file_of(task.data.get(names.field)))
     except UserError:
@@ -210,7 +224,7 @@ def _kept(store: Store, task: Task, names: Setup) -> list[dict[str, Any]]:
 
 
 def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt, str]:
-    """Clicks and the last box of what was drawn, in pixels, and the label that was chosen."""
+    """Returns a prompt of all clicks and the last box that were drawn, in pixels, and the label that was chosen."""
     H, W = size
     points, labels, box, label = [], [], None, ""
     for region in regions:
@@ -219,7 +233,7 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
         if region.type not in ("keypointlabels", "rectanglelabels"):
             continue
         try:
-            value = Value.model_validate(region.value)
+            value = RegionValue.model_validate(region.value)
         except ValidationError as error:
             raise UserError(str(error)) from error
         x, y = value.x * W / 100, value.y * H / 100
@@ -234,14 +248,14 @@ def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt,
     return Prompt(np.array(points) if points else None, np.array(labels) if points else None, box), label
 
 
-def _best(answer: Answer, ambiguous: bool, names: Setup, label: str) -> dict[str, Any]:
-    candidates = answer.candidates[1:] if ambiguous else answer.candidates[:1]
+def _best_region(predicted: PredictedMasks, ambiguous: bool, names: LabellingSetup, label: str) -> dict[str, Any]:
+    candidates = predicted.candidates[1:] if ambiguous else predicted.candidates[:1]
     best = max(candidates, key=lambda candidate: candidate.predicted_iou)
     return _region(best.segmentation, best.predicted_iou, names, label)
 
 
-def _region(segmentation: Rle, score: float | None, names: Setup, label: str) -> dict[str, Any]:
-    """A mask as Label Studio's brush."""
+def _region(segmentation: Rle, score: float | None, names: LabellingSetup, label: str) -> dict[str, Any]:
+    """Returns a mask as a brush region of Label Studio."""
     height, width = segmentation["size"]
     return {
         "id": secrets.token_hex(5),

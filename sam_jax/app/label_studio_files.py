@@ -1,7 +1,7 @@
-"""Images that lie in Label Studio, asked for at the one address that the user named.
+"""Images that are fetched from a Label Studio server, at the one address that the user has given.
 
-A task is written by whoever may import tasks, so its address is never followed. It only tells which file is meant, an
-upload or one of the local files storage, and that is asked for at the named address, without redirects. Only images
+Anybody who may import tasks can write a task, so the address in it is never followed. It only identifies a file, in the
+uploads or in the local files storage, which is then requested from the given server, without redirects. Only images
 are kept, in the project's folder.
 """
 
@@ -21,17 +21,17 @@ from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.files import make_folder, write_atomically
 
-FOLDER = "label_studio"  # below the project's
+FOLDER = "label_studio"  # in the project's folder
 UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"
 MAX_FILE = 256 << 20  # bytes of an image's file
 TIMEOUT = 30.0  # seconds
 
 
 def file_of(address: object) -> str:
-    """The file that a task's address means: upload/1/NAME or local-files/PATH.
+    """Returns the file that a task's address identifies: upload/1/NAME or local-files/PATH.
 
     Raises:
-        ValueError: it is neither, or its path leads out of the folder.
+        UserError: the address is neither, or its path leads out of the folder.
     """
     parts = _split(address if isinstance(address, str) else "")
     _, upload, name = parts.path.partition(UPLOADS)
@@ -43,11 +43,11 @@ def file_of(address: object) -> str:
 
 
 def find_image(store: Store, file: str) -> int | None:
-    """The id of the project's image that a file (see `file_of`) is; None if it is none, or may be several.
+    """Returns the id of the project's image that a file (see `file_of`) is; None if no image matches, or several do.
 
-    Of local files, Label Studio's root may lie above or below the folder of images, or be called otherwise here: what
-    counts is the longest end of the path. Of uploads, the project has those that were fetched, and if its images are
-    Label Studio's own folder of them, all.
+    The root of Label Studio's local files may be above or below the folder of images, or have another name here, so the
+    longest matching end of the path counts. The project has the uploads that were fetched, or all of them if its folder
+    of images is Label Studio's upload folder.
     """
     kind, _, path = file.partition("/")
     ends = path.split("/")
@@ -57,7 +57,7 @@ def find_image(store: Store, file: str) -> int | None:
     query = "SELECT id, name FROM pictures WHERE name IN (SELECT value FROM json_each(?)) OR substr(name, ?) = ?"
     rows = store.rows(query, (json.dumps(wanted), -len(path) - 1, f"/{path}"))
     for name in wanted:
-        below = name.startswith("/")  # what it is below does not matter
+        below = name.startswith("/")  # in any folder
         found = [row["id"] for row in rows if (row["name"].endswith(name) if below else row["name"] == name)]
         if len(found) == 1:
             return found[0]
@@ -66,14 +66,14 @@ def find_image(store: Store, file: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class LabelStudio:
-    """A server that images are fetched from.
+    """A Label Studio server from which images are fetched.
 
     Args:
-        url: its address, such as http://localhost:8080.
-        key: of a user who may see the images: a personal access token or a legacy one.
+        url: address of the server, such as http://localhost:8080.
+        key: personal access token, or legacy token, of a user who may see the images.
 
     Raises:
-        ValueError: no such address, or no key.
+        UserError: the address or the token is malformed.
     """
 
     url: str
@@ -89,14 +89,17 @@ class LabelStudio:
             )
 
     def add_image(self, store: Store, file: str, max_pixels: int) -> int:
-        """Fetches a file (see `file_of`) into the project's folder.
+        """Fetches a file (see `file_of`) into the project's folder, and adds it to the store.
+
+        Args:
+            max_pixels: larger images are refused.
 
         Returns:
-            The id of its image in the store.
+            The id of the image in the store.
 
         Raises:
-            ValueError: Label Studio does not give it away, or it is no image or too large a one.
-            OSError: no answer, or it can't be written.
+            UserError: Label Studio refuses the request, or the file is too large or not an image.
+            OSError: the server does not respond, or the file can't be written.
         """
         if not is_image_name(file):
             raise UserError(f"expected an image, got {file[:80]!r}")
@@ -117,7 +120,7 @@ class LabelStudio:
         return self._ask(path, {"Authorization": self._authorization()})
 
     def _authorization(self) -> str:
-        """Personal access tokens (JWT) are exchanged for one that is good for minutes."""
+        """Returns the Authorization header; a personal access token (JWT) is exchanged for a short-lived one first."""
         if self.key.count(".") != 2:
             return f"Token {self.key}"
         body = json.dumps({"refresh": self.key}).encode()
@@ -145,10 +148,10 @@ class LabelStudio:
 def _split(address: str) -> SplitResult:
     try:
         return urlsplit(address)
-    except ValueError as error:  # brackets without an address in them
+    except ValueError as error:  # brackets that do not enclose an IP address
         raise UserError(f"expected an address, got {address[:80]!r}: {error}") from error
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """None: the redirect becomes an error."""
+        """Returns None, which makes the redirect an error."""

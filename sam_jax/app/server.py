@@ -1,19 +1,19 @@
-"""The page's server: routes over the store and the model. `/api/openapi.json` describes them.
+"""The server of the annotation page: its routes, which `/api/openapi.json` describes in full.
 
-    GET    /                                    the page; its parts under /assets
-    GET    /api/state                           stage, model, progress
-    POST   /api/next                            this annotator's image: the one left open, or else a new one
-    POST   /api/back                            the one that they finished or skipped last, open again
-    GET    /api/pictures/P                      an image with its masks; /image its pixels, /sa1b.json for download
-    POST   /api/pictures/P/embed                answers once clicks on it are quick
+    GET    /                                    the page; its files are under /assets
+    GET    /api/state                           stage, model and progress
+    POST   /api/next                            opens the annotator's next image, or the one that they left open
+    POST   /api/back                            reopens the image that they finished or skipped last
+    GET    /api/pictures/P                      an image's masks; /image its pixels, /sa1b.json for download
+    POST   /api/pictures/P/embed                responds once clicks on the image are fast
     POST   /api/pictures/P/predict              masks for clicks and a box
-    PUT    /api/pictures/P/masks/M              keeps a mask under an id of the client's choice; again: replaces it
-    DELETE /api/masks/M, POST .../restore       takes it away, and back; GET .../history what happened to it
-    POST   /api/pictures/P/finish               done or skipped
+    PUT    /api/pictures/P/masks/M              saves a mask under an id that the client chooses, or replaces it
+    DELETE /api/masks/M, POST .../restore       deletes and restores a mask; GET .../history lists its changes
+    POST   /api/pictures/P/finish               ends the work on an image: done or skipped
     GET    /api/pictures/P/export/FORMAT        an image's masks in a format of `sam-jax everything`
-    GET    /api/export/FORMAT                   everything saved; /api/export.json is the COCO file
+    GET    /api/export/FORMAT                   all saved masks; /api/export.json is the COCO file
 
-Whoever annotates says so with ?annotator=NAME. What is answered with 200 to a PUT, POST or DELETE is on disk.
+Requests name the annotator with ?annotator=NAME. Changes by a PUT, POST or DELETE that returns 200 are on disk.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from sam_jax.app.exports import download, file_stem
-from sam_jax.app.images import read_stored, to_jpeg
+from sam_jax.app.exports import export_response, file_stem
+from sam_jax.app.images import encode_jpeg, read_stored
 from sam_jax.app.label_studio import label_studio_routes
 from sam_jax.app.label_studio_files import LabelStudio
 from sam_jax.app.messages import (
     MASK_ID,
     CandidateMessage,
     FinishRequest,
-    PredictAnswer,
     PredictRequest,
+    PredictResponse,
     SaveRequest,
     Segmentation,
 )
@@ -51,11 +51,11 @@ from sam_jax.everything.formats import FORMATS
 from sam_jax.model import Sam
 from sam_jax.prompting.prompts import Prompt
 from sam_jax.web.guard import Access, Guard
-from sam_jax.web.serving import PERSON, answer_errors, serve_page
+from sam_jax.web.serving import PERSON, add_error_handlers, serve_page
 
-MAX_PIXELS = 50_000_000  # of an image: the page holds several planes of this size
-READERS = 4  # images decoded at a time: each takes memory
-AHEAD = 2  # images of every annotator's queue that are embedded ahead
+MAX_PIXELS = 50_000_000  # of an image: the page holds several arrays of this size
+READERS = 4  # images that are decoded at the same time, limited to save memory
+AHEAD = 2  # images of each annotator's queue that are embedded ahead
 
 Annotator = Annotated[str, Query(pattern=PERSON, description="who annotates")]
 ImageId = Annotated[int, Path(ge=1, le=2**53)]
@@ -63,12 +63,14 @@ Format = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)}, pattern=
 MaskId = Annotated[str, Path(pattern=MASK_ID)]
 
 
-class Error(BaseModel):
+class ErrorMessage(BaseModel):
+    """The response to a request that is refused."""
+
     error: str
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 403, 404, 405, 409, 413, 415, 422)
+    status: {"model": ErrorMessage} for status in (400, 401, 403, 404, 405, 409, 413, 415, 422)
 }
 
 
@@ -81,15 +83,15 @@ def create_app(
     max_pixels: int = MAX_PIXELS,
     label_studio: LabelStudio | None = None,
 ) -> FastAPI:
-    """The ASGI application.
+    """Returns the ASGI application.
 
     Args:
-        store: has the images.
-        model: what predicts.
-        access: who may ask.
-        model_version: kept with every mask.
+        store: the project's images and masks.
+        model: predicts the masks.
+        access: who may send requests.
+        model_version: name of the model, which is stored with every mask.
         max_pixels: larger images are refused.
-        label_studio: whose images may be fetched.
+        label_studio: the server from which images may be fetched.
     """
 
     readers = threading.BoundedSemaphore(READERS)
@@ -112,13 +114,13 @@ def create_app(
     app = FastAPI(
         title="sam-jax annotate",
         openapi_url="/api/openapi.json",
-        docs_url=None,  # they load scripts from another host
+        docs_url=None,  # its pages load scripts from another host
         redoc_url=None,
         lifespan=lifespan,
         responses=REFUSALS,
     )
     app.add_middleware(Guard, access=access)
-    answer_errors(app)
+    add_error_handlers(app)
     serve_page(app, "annotate")
 
     def image_or_404(picture_id: int) -> StoredImage:
@@ -128,7 +130,7 @@ def create_app(
             raise HTTPException(404, str(error)) from error
 
     async def check(picture_id: int) -> None:
-        if picture_id not in session:  # clicks on one that is embedded do not go to the store
+        if picture_id not in session:  # clicks on an embedded image need no query
             await run_in_threadpool(image_or_404, picture_id)
 
     def describe(stored: StoredImage) -> dict[str, Any]:
@@ -142,19 +144,19 @@ def create_app(
         progress = _progress(store, annotator)
         return {"stage": store.stage, "model": model_version, "formats": formats, "progress": progress}
 
-    async def opened(open_one: Callable[[str], StoredImage | None], annotator: str) -> dict[str, Any]:
+    async def open_with(open_one: Callable[[str], StoredImage | None], annotator: str) -> dict[str, Any]:
         stored, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
-        session.ahead([p.id for p in ([stored] if stored else []) + upcoming])
+        session.embed_ahead([p.id for p in ([stored] if stored else []) + upcoming])
         content = {"picture": None, "masks": []} if stored is None else await run_in_threadpool(describe, stored)
         return content | {"upcoming": [p.id for p in upcoming]}
 
     @app.post("/api/next")
     async def next_image(annotator: Annotator) -> dict[str, Any]:
-        return await opened(store.claim, annotator)
+        return await open_with(store.claim, annotator)
 
     @app.post("/api/back")
     async def back(annotator: Annotator) -> dict[str, Any]:
-        return await opened(store.back, annotator)
+        return await open_with(store.reopen_last, annotator)
 
     @app.get("/api/pictures/{picture_id}")
     def one_image(picture_id: ImageId) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def create_app(
     @app.get("/api/pictures/{picture_id}/image", response_class=Response)
     def image(picture_id: ImageId) -> Response:
         stored = image_or_404(picture_id)
-        content = to_jpeg(read(stored.id))
+        content = encode_jpeg(read(stored.id))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
     @app.post("/api/pictures/{picture_id}/embed")
@@ -173,7 +175,7 @@ def create_app(
         return {"embedded": True}
 
     @app.post("/api/pictures/{picture_id}/predict")
-    async def predict(picture_id: ImageId, request: PredictRequest) -> PredictAnswer:
+    async def predict(picture_id: ImageId, request: PredictRequest) -> PredictResponse:
         prompts = len(request.points) + (request.box is not None)
         if not prompts:
             raise HTTPException(422, "expected a point, a box, or both")
@@ -187,8 +189,8 @@ def create_app(
         except UserError as error:
             raise HTTPException(422, str(error)) from error
         previous = None if request.previous is None else (request.previous.id, request.previous.mask)
-        answer = await session.predict(picture_id, prompt, previous)
-        scores = [candidate.predicted_iou for candidate in answer.candidates]
+        predicted = await session.predict(picture_id, prompt, previous)
+        scores = [candidate.predicted_iou for candidate in predicted.candidates]
         masks = [
             CandidateMessage(
                 segmentation=Segmentation(**c.segmentation),
@@ -196,9 +198,10 @@ def create_app(
                 predicted_iou=round(c.predicted_iou, 4),
                 stability_score=round(c.stability_score, 4),
             )
-            for c in answer.candidates
+            for c in predicted.candidates
         ]
-        return PredictAnswer(id=answer.id, masks=masks, best=1 + int(np.argmax(scores[1:])) if prompts == 1 else 0)
+        best = 1 + int(np.argmax(scores[1:])) if prompts == 1 else 0
+        return PredictResponse(id=predicted.id, masks=masks, best=best)
 
     @app.put("/api/pictures/{picture_id}/masks/{mask_id}")
     def save(picture_id: ImageId, mask_id: MaskId, annotator: Annotator, request: SaveRequest) -> dict[str, Any]:
@@ -242,11 +245,12 @@ def create_app(
     @app.get("/api/pictures/{picture_id}/export/{format}", response_class=FileResponse)
     def export_image(picture_id: ImageId, format: Format) -> FileResponse:
         stored = image_or_404(picture_id)
-        return download(store, [stored], format, file_stem(stored), read_for_export)
+        return export_response(store, [stored], format, file_stem(stored), read_for_export)
 
     @app.get("/api/export/{format}", response_class=FileResponse)
     def export_all(format: Format) -> FileResponse:
-        return download(store, None, format, "instances" if format == "coco" else f"masks_{format}", read_for_export)
+        name = "instances" if format == "coco" else f"masks_{format}"
+        return export_response(store, None, format, name, read_for_export)
 
     @app.get("/api/pictures/{picture_id}/sa1b.json", response_class=FileResponse)
     def export_image_as_sa1b(picture_id: ImageId) -> FileResponse:
@@ -262,7 +266,7 @@ def create_app(
 
 
 def _progress(store: Store, annotator: str) -> dict[str, int]:
-    """Numbers of images."""
+    """Returns the number of images: all, those that are done, and those that this annotator has done."""
     (row,) = store.rows(
         "SELECT count(*) AS pictures, coalesce(sum(state = 'done'), 0) AS done, "
         "coalesce(sum(state = 'done' AND annotator = ?), 0) AS done_by_me FROM pictures",

@@ -1,7 +1,7 @@
-"""The model behind the page: images are embedded ahead of the clicks, clicks decoded one by one.
+"""The model behind the page: images are embedded ahead of the clicks, and prompts are decoded one by one.
 
-Two threads of their own: a click does not wait until another image is embedded. Everything else happens on the event
-loop, so nothing here needs a lock.
+Embedding and decoding have a thread each, so a click does not wait until another image is embedded. Everything else
+runs on the event loop, so no locks are needed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sam_jax.predictor import embed
 from sam_jax.prompting.prompts import TOKEN_BUCKETS, Prompt, bucket, pack_prompts
 from sam_jax.types import PAD, Prompts
 
-TOKENS = tuple(n for n in TOKEN_BUCKETS if n >= 8)  # what clicks are filled up to: few programs to compile
+TOKENS = tuple(n for n in TOKEN_BUCKETS if n >= 8)  # prompts are padded to few sizes, each of which is compiled
 STABILITY_OFFSET = 1.0  # as in everything mode
-MOST_AHEAD = 256  # images that wait for being embedded ahead; more are forgotten, the oldest first
+MAX_AHEAD = 256  # images in the queue for embedding ahead; the oldest are dropped from a longer one
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Embedded(NamedTuple):
-    """An image that clicks can be decoded on."""
+class EmbeddedImage(NamedTuple):
+    """An image whose prompts can be decoded."""
 
     embedding: Float[Array, "1 h w D"]
     size: tuple[int, int]  # (H, W), pixels
@@ -48,26 +48,26 @@ class Candidate(NamedTuple):
     stability_score: float
 
 
-class Answer(NamedTuple):
-    """All four masks for a prompt: the single one first, then the three for prompts that may mean several things."""
+class PredictedMasks(NamedTuple):
+    """All four masks for a prompt: the single mask first, then the three for ambiguous prompts."""
 
-    id: str  # by which a later prompt can go on from these masks
+    id: str  # by which a later prompt can refine these masks
     candidates: list[Candidate]
 
 
 class ModelSession:
-    """Embeds and decodes for many clients at a time.
+    """Embeds images and decodes prompts for many clients at the same time.
 
     Example:
         session = ModelSession(model, read)
         session.start()  # on the event loop
-        answer = await session.predict(7, Prompt(points, labels))
+        predicted = await session.predict(7, Prompt(points, labels))
 
     Args:
-        model: what predicts.
-        read: the image of an id, RGB; called in a thread.
-        embedding_bytes: kept of embeddings, the latest used; further ones are computed again when they are needed.
-        logits_bytes: likewise of predictions that later clicks may go on from.
+        model: predicts the masks.
+        read: reads the image of an id, RGB, (H, W, 3); called in another thread.
+        embedding_bytes: memory for the most recently used embeddings; others are computed again when needed.
+        logits_bytes: memory for the logits of the most recent predictions, which later prompts may refine.
     """
 
     def __init__(
@@ -83,9 +83,10 @@ class ModelSession:
         self._embedder = ThreadPoolExecutor(1, "embed")
         self._decoder = ThreadPoolExecutor(1, "decode")
         side, grid = model.config.low_res_size, model.config.grid_size
-        self._embeddings: _Latest[int, Embedded] = _Latest(embedding_bytes // (grid**2 * model.config.prompt_dim * 4))
-        self._logits: _Latest[str, tuple[int, np.ndarray]] = _Latest(logits_bytes // (4 * side**2 * 4))
-        self._pending: dict[int, asyncio.Future[Embedded]] = {}
+        embedding_size = grid**2 * model.config.prompt_dim * 4  # bytes
+        self._embeddings: _LruCache[int, EmbeddedImage] = _LruCache(embedding_bytes // embedding_size)
+        self._logits: _LruCache[str, tuple[int, np.ndarray]] = _LruCache(logits_bytes // (4 * side**2 * 4))
+        self._pending: dict[int, asyncio.Future[EmbeddedImage]] = {}
         self._urgent: OrderedDict[int, None] = OrderedDict()
         self._ahead: OrderedDict[int, None] = OrderedDict()
         self._wake = asyncio.Event()
@@ -93,12 +94,12 @@ class ModelSession:
         self._compiled: Future[None] | None = None
 
     def start(self) -> None:
-        """Begins to embed what is asked for, and compiles what the first clicks need."""
+        """Starts to embed requested images, and compiles the decoder for the first click."""
         self._task = asyncio.get_running_loop().create_task(self._embed_in_turn())
         self._compiled = self._decoder.submit(self._compile)
 
     async def stop(self) -> None:
-        """Ends both threads; who still waits is told so."""
+        """Stops both threads, and cancels the calls that still wait."""
         if self._task is not None:
             self._task.cancel()
         for future in self._pending.values():
@@ -107,30 +108,30 @@ class ModelSession:
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
     def __contains__(self, image_id: int) -> bool:
-        """Whether clicks on it need not wait."""
+        """Returns whether an image is embedded, so that clicks on it need not wait."""
         return image_id in self._embeddings
 
     async def prepare(self, image_id: int) -> None:
-        """Waits until clicks on an image are quick. Raises as `embed`."""
+        """Waits until clicks on an image are fast. Raises the same errors as `embed`."""
         await self.embed(image_id)
         if self._compiled is not None:
             await asyncio.shield(asyncio.wrap_future(self._compiled))
 
-    def ahead(self, images: Iterable[int]) -> None:
-        """Embeds images as soon as nobody waits for another one."""
+    def embed_ahead(self, images: Iterable[int]) -> None:
+        """Queues images, which are embedded when nobody waits for another one."""
         for image_id in images:
             if image_id not in self._embeddings and image_id not in self._pending:
                 self._ahead[image_id] = None
                 self._ahead.move_to_end(image_id)
-        while len(self._ahead) > MOST_AHEAD:
+        while len(self._ahead) > MAX_AHEAD:
             self._ahead.popitem(last=False)
         self._wake.set()
 
-    async def embed(self, image_id: int) -> Embedded:
-        """An image's embedding; waits for it if need be, before all that is only embedded ahead.
+    async def embed(self, image_id: int) -> EmbeddedImage:
+        """Returns an image's embedding. If it must be computed, that takes precedence over images embedded ahead.
 
         Raises:
-            ValueError, OSError: the image can't be read.
+            UserError, OSError: the image can't be read.
         """
         found = self._embeddings.get(image_id)
         if found is not None:
@@ -139,22 +140,22 @@ class ModelSession:
             self._pending[image_id] = asyncio.get_running_loop().create_future()
             self._urgent[image_id] = None
         elif image_id not in self._urgent:
-            self._urgent[image_id] = None  # it may be under way already: then this does nothing
+            self._urgent[image_id] = None  # no effect if it is being embedded already
         self._ahead.pop(image_id, None)
         self._wake.set()
-        # Others may wait for the same image: that this client goes away must not end it.
+        # Others may wait for the same image, so it must not be cancelled when this client disconnects.
         return await asyncio.shield(self._pending[image_id])
 
-    async def predict(self, image_id: int, prompt: Prompt, previous: tuple[str, int] | None = None) -> Answer:
-        """Masks for a prompt.
+    async def predict(self, image_id: int, prompt: Prompt, previous: tuple[str, int] | None = None) -> PredictedMasks:
+        """Returns the masks for a prompt.
 
         Args:
-            prompt: in pixels of the image.
-            previous: an earlier answer's id and which of its masks to go on from; its logits are fed back. Where that
-                answer is forgotten, the prompt alone counts.
+            prompt: clicks and a box, in pixels of the image.
+            previous: the id of an earlier prediction and the index of one of its masks, whose logits are fed back.
+                It is ignored if the prediction is no longer in memory.
 
         Raises:
-            ValueError: a prompt that is not as `Prompt` says, or the image can't be read.
+            UserError: the prompt is invalid, see `Prompt`, or the image can't be read.
         """
         embedded = await self.embed(image_id)
         if previous is not None:
@@ -165,7 +166,7 @@ class ModelSession:
         logits, candidates = await loop.run_in_executor(self._decoder, self._decode, embedded, prompt)
         name = secrets.token_hex(8)
         self._logits.put(name, (image_id, logits))
-        return Answer(name, candidates)
+        return PredictedMasks(name, candidates)
 
     async def _embed_in_turn(self) -> None:
         loop = asyncio.get_running_loop()
@@ -181,22 +182,22 @@ class ModelSession:
             future = self._pending.setdefault(image_id, loop.create_future())
             try:
                 embedded = await loop.run_in_executor(self._embedder, self._embed, image_id)
-            except Exception as error:  # of any kind: it goes on to whoever waits, and this task to the next image
+            except Exception as error:  # of any kind: it is raised in the calls that wait, and the task goes on
                 future.set_exception(error)
-                future.exception()  # ahead, nobody is told: who asks for the image reads it again
+                future.exception()  # marks it as seen: if the image was embedded ahead, nobody awaits the future
             else:
                 self._embeddings.put(image_id, embedded)
                 future.set_result(embedded)
             self._pending.pop(image_id)
             self._urgent.pop(image_id, None)
 
-    def _embed(self, image_id: int) -> Embedded:
+    def _embed(self, image_id: int) -> EmbeddedImage:
         image = self._read(image_id)
         embedding = embed(self.model, [image])
         embedding.block_until_ready()
-        return Embedded(embedding, (image.shape[0], image.shape[1]))
+        return EmbeddedImage(embedding, (image.shape[0], image.shape[1]))
 
-    def _decode(self, embedded: Embedded, prompt: Prompt) -> tuple[np.ndarray, list[Candidate]]:
+    def _decode(self, embedded: EmbeddedImage, prompt: Prompt) -> tuple[np.ndarray, list[Candidate]]:
         config = self.model.config
         prompts = _one_shape(pack_prompts([[prompt]], [embedded.size], config), config)
         prediction = self.model.decode(embedded.embedding, prompts)
@@ -206,12 +207,12 @@ class ModelSession:
 
     def _compile(self) -> None:
         grid, D = self.model.config.grid_size, self.model.config.prompt_dim
-        nowhere = Embedded(jnp.zeros((1, grid, grid, D), self.model.dtype), (64, 64))
+        nowhere = EmbeddedImage(jnp.zeros((1, grid, grid, D), self.model.dtype), (64, 64))
         self._decode(nowhere, Prompt(np.zeros((1, 2)), np.ones(1)))
 
 
 def _one_shape(prompts: Prompts, config: SamConfig) -> Prompts:
-    """The same prompt with filled-up points and with a place for logits: clicks of all kinds share one program."""
+    """Returns the same prompts with padded points and with mask logits, so that all kinds share one program."""
     B, Q, N = prompts.labels.shape
     fill = bucket(N, TOKENS) - N
     points = np.pad(prompts.points, ((0, 0), (0, 0), (0, fill), (0, 0)))
@@ -223,10 +224,10 @@ def _one_shape(prompts: Prompts, config: SamConfig) -> Prompts:
 
 
 def _to_rle(logits: Float[np.ndarray, "S S"], size: tuple[int, int], config: SamConfig) -> tuple[Rle, int, float]:
-    """(run lengths, area, stability score) of a mask in the original frame.
+    """Returns the RLE, the area in pixels and the stability score of a mask in the original frame.
 
-    As `ops.masks.to_original_frame`, whose program is compiled for every size of image; this is plain numpy, and
-    computes the part of the image alone that the mask can reach.
+    The result equals that of `ops.masks.to_original_frame`, which is compiled anew for every image size. This is plain
+    NumPy, and computes only the part of the image that the mask can reach.
     """
     rows, columns = frame_matrices(size, config)
     near = logits > -STABILITY_OFFSET
@@ -246,17 +247,17 @@ def _to_rle(logits: Float[np.ndarray, "S S"], size: tuple[int, int], config: Sam
 
 
 def _reach(matrix: np.ndarray, positive: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Ranges of a matrix of weights: the rows that have one in these columns, and the columns that those rows have."""
+    """Returns the range of rows with weights in the given columns, and the range of columns that these rows use."""
     (near,) = np.nonzero(matrix[:, positive].any(1))
-    if not len(near):  # all of it lies in the padding
+    if not len(near):  # the mask is in the padding alone
         return (0, 1), (0, matrix.shape[1])
     rows = slice(near[0], near[-1] + 1)
     (used,) = np.nonzero(matrix[rows].any(0))
     return (int(near[0]), int(near[-1]) + 1), (int(used[0]), int(used[-1]) + 1)
 
 
-class _Latest(Generic[Key, Value]):
-    """The entries that were used last, at most `count` and at least one."""
+class _LruCache(Generic[Key, Value]):
+    """A cache of the most recently used entries: `count` of them, and at least one."""
 
     def __init__(self, count: int) -> None:
         self._count, self._entries = max(1, count), OrderedDict[Key, Value]()

@@ -35,9 +35,9 @@ class EngineInit:
 
     def run(self) -> None:
         """Makes the project, or adds images to it."""
-        from sam_jax.engine.stages import init
+        from sam_jax.engine.stages import init_project
 
-        store, new = init(self.project, self.images, self.model, self.held_out)
+        store, new = init_project(self.project, self.images, self.model, self.held_out)
         held_out = sum(image.split == "held_out" for image in store.images())
         print(f"{new} new images, {len(store.images())} in all, {held_out} of them held out, in {self.project}")
 
@@ -93,10 +93,10 @@ class EngineStage:
 
     def run(self) -> None:
         """Moves the project to the stage."""
-        from sam_jax.engine.stages import move
+        from sam_jax.engine.stages import move_to_stage
         from sam_jax.engine.store import Store
 
-        move(Store(self.project, create=False), self.stage)
+        move_to_stage(Store(self.project, create=False), self.stage)
         print(f"stage: {self.stage}")
 
 
@@ -218,11 +218,11 @@ class EngineRemaining:
 
     def run(self) -> None:
         """Writes the list."""
-        from sam_jax.engine.stages import unfinished
+        from sam_jax.engine.stages import unfinished_paths
         from sam_jax.engine.store import Store
         from sam_jax.files import write_atomically
 
-        paths = unfinished(Store(self.project, create=False))
+        paths = unfinished_paths(Store(self.project, create=False))
         write_atomically(self.out, "".join(f"{path}\n" for path in paths))
         print(f"{len(paths)} images, in {self.out}")
 

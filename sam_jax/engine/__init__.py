@@ -1,4 +1,4 @@
-"""The data engine: masks by people with the model's help, then by the model alone; a better model from both.
+"""The data engine: people annotate with the model's help, the model is retrained, then it annotates on its own.
 
 Reference: paper, section 4.
 """

@@ -1,9 +1,9 @@
-"""Dataset versions: what was annotated up to a time, frozen in folders that `sam-jax train` reads as SA-1B.
+"""Dataset versions: the annotations up to a point in time, frozen in folders that `sam-jax train` reads as SA-1B.
 
-    datasets/0001/version.json        what is in it, and what it was made from
-    datasets/0001/SHA256SUMS          of every file; `sha256sum -c` checks them
-    datasets/0001/0000/sa_12.jpg      the image as it was, beside sa_12.json with its masks
-    held_out/0001/...                 the same of the images that models are judged on
+    datasets/0001/version.json        what the version contains, and what it was made from
+    datasets/0001/SHA256SUMS          checksums of all files, for `sha256sum -c`
+    datasets/0001/0000/sa_12.jpg      the unchanged image, beside sa_12.json with its masks
+    held_out/0001/...                 the same for the held-out images, on which models are evaluated
 
 A version never changes. Images are copied into the project once, later versions link to the copies.
 """
@@ -33,35 +33,36 @@ from sam_jax.everything.formats.sa1b import sa1b_annotation
 from sam_jax.files import make_folder, parse_json, read_bytes, read_json, read_json_lines, read_text, remove, write
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
-PER_FOLDER = 1000  # images
-AUTOMATIC = "automatic"  # folder of the images that no person saw
+IMAGES_PER_FOLDER = 1000
+AUTOMATIC = "automatic"  # folder of the images that were annotated by the model alone
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetVersion:
-    """What `version.json` says."""
+    """The contents of `version.json`."""
 
     number: int
     split: Split
     at: str  # UTC
-    stage: Stage  # of the project at that time
+    stage: Stage  # of the project when the version was frozen
     pictures: int
     masks: int
     origins: dict[str, int]  # manual, prefilled, automatic -> masks
-    models: dict[str, int]  # model that drew them -> masks
-    automatic: list[str]  # folders of automatic masks that went in
-    sha256: str  # of SHA256SUMS, and so of all of it
+    models: dict[str, int]  # model that drew the masks -> masks
+    automatic: list[str]  # folders of automatic masks that were included
+    sha256: str  # of SHA256SUMS, which covers all files
 
 
 def version_folder(store: Store, split: Split, number: int) -> Path:
+    """Returns the folder of a dataset version, whether it exists or not."""
     return store.folder / FOLDERS[split] / f"{number:04d}"
 
 
 def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
-    """All versions, oldest first.
+    """Returns all frozen versions of a split, oldest first.
 
     Raises:
-        ValueError: a version.json that another program, or a newer one, has written.
+        UserError: a version.json was written by another program, or by a newer sam_jax.
     """
     files = sorted((store.folder / FOLDERS[split]).glob("[0-9]*/version.json"))
     try:
@@ -73,15 +74,19 @@ def list_versions(store: Store, split: Split = "train") -> list[DatasetVersion]:
 def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ()) -> DatasetVersion:
     """Freezes the accepted and edited masks of all finished images of a split, with a progress bar.
 
-    It appears whole or not at all. Where nothing has changed since the last version, that is it.
+    A version appears only once it is complete. If nothing has changed since the last version, no new one is written.
 
     Args:
-        automatic: folders or tars in SA-1B's layout, as `sam-jax engine run` writes them, whose masks go in too; but
-            not those of images that people finished. For the training part.
+        split: train, or held_out for the images on which models are evaluated.
+        automatic: folders or tars in SA-1B's layout, as `sam-jax engine run` writes them, whose masks are included in
+            the training split. Images that people finished, or that are held out, are skipped.
+
+    Returns:
+        The new version, or the last one if nothing has changed.
 
     Raises:
-        ValueError: no finished image with a mask, or an image that is no longer the one that was annotated.
-        FileNotFoundError: an image is gone.
+        UserError: there is no finished image with a mask, or automatic masks are given for the held-out split.
+        MissingFile: an annotated image no longer exists.
     """
     if split == "held_out" and automatic:
         raise UserError("expected people's masks alone to judge models on, got automatic ones")
@@ -122,7 +127,7 @@ def freeze(store: Store, split: Split = "train", automatic: Sequence[Path] = ())
 
 @contextlib.contextmanager
 def _building(folder: Path) -> Iterator[Path]:
-    """A new folder; what is left of it at the end goes, and what another run left there when it was killed."""
+    """Yields a new temporary folder, which is deleted at the end, as are leftovers of a killed run."""
     remove(folder)
     make_folder(folder)
     try:
@@ -132,13 +137,13 @@ def _building(folder: Path) -> Iterator[Path]:
 
 
 class _Writer:
-    """Writes a version's files and counts what goes in.
+    """Writes a version's files and counts its images and masks.
 
     Args:
-        last: folder of the version before, whose images are linked to where they are the same.
+        last: folder of the previous version; images that have not changed are hard links to it.
 
     Attributes:
-        seen: SHA-256 of images that are in, or must not come in.
+        seen: SHA-256 of images that are included already, or must not be included.
     """
 
     def __init__(self, folder: Path, last: Path | None) -> None:
@@ -150,7 +155,7 @@ class _Writer:
         self._before = {name: digest for digest, name in (line.split("  ", 1) for line in sums)}
 
     def add(self, name: str, stored: bytes, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
-        """An image, unless it was seen or has no masks."""
+        """Writes an image and its annotations, unless the image was seen before or has no masks."""
         digest = hashlib.sha256(stored).hexdigest()
         if digest in self.seen or not annotations:
             return
@@ -169,7 +174,7 @@ class _Writer:
         self._sums.append(f"{hashlib.sha256(text).hexdigest()}  {Path(name).with_suffix('.json').as_posix()}")
 
     def finish(self) -> str:
-        """SHA-256 of the sums of all files."""
+        """Writes SHA256SUMS and returns its own SHA-256."""
         text = "".join(f"{line}\n" for line in self._sums).encode()
         _write(self.folder / "SHA256SUMS", text)
         return hashlib.sha256(text).hexdigest()
@@ -189,13 +194,13 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _write_images(store: Store, split: Split, version: _Writer) -> None:
-    if split == "train":  # an image that lies in both parts, under two names, is not to be trained on
+    if split == "train":  # an image that is in both splits, under two names, must not be trained on
         held_out = [stored for stored in store.images() if stored.split == "held_out"]
         version.seen = {hashlib.sha256(_read(stored)).hexdigest() for stored in held_out}
     done = [stored for stored in store.images("done") if stored.split == split]
     for stored in tqdm(done, "freezing", unit="image", delay=1):
         masks = [mask for mask in store.masks(stored.id) if mask.state in KEPT]
-        name = f"{stored.id // PER_FOLDER:04d}/sa_{stored.id}{stored.path.suffix.lower()}"
+        name = f"{stored.id // IMAGES_PER_FOLDER:04d}/sa_{stored.id}{stored.path.suffix.lower()}"
         image = {"image_id": stored.id, "width": stored.width, "height": stored.height, "source": stored.name}
         if masks:
             version.add(name, _read(stored), image, [to_annotation(i, mask) for i, mask in enumerate(masks)])
@@ -208,16 +213,20 @@ def _read(stored: StoredImage) -> bytes:
 
 
 def to_annotation(number: int, mask: MaskRecord) -> dict[str, Any]:
-    """Returns a mask as an annotation of SA-1B, with how it came to be."""
+    """Returns a mask as an SA-1B annotation that also says who or what drew it."""
     origin = {field: getattr(mask, field) for field in ("rank", "origin", "state", "model")}
     return sa1b_annotation(number, to_record(mask)) | {"mask_id": mask.id} | origin
 
 
 def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(bytes of an image, its JSON) of a tar, or of a folder of tars or of pairs, in SA-1B's layout.
+    """Yields each image of SA-1B's layout as its encoded bytes and its parsed JSON.
+
+    Args:
+        path: a tar, a folder of tars, or a folder of image and JSON pairs.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or what is there can't be read.
+        MissingFile: nothing exists at `path`.
+        UserError: there are no images in SA-1B's layout, or some can't be read.
     """
     if not path.exists():
         raise MissingFile(f"expected automatic masks at {path}, found nothing")
@@ -238,8 +247,10 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
-    """Images that are held out or finished are known by their bytes; or, as a JPEG may have been written anew, by the
-    list that `sam-jax engine run` leaves beside its tars.
+    """Adds automatic masks, except those of images that are held out or finished.
+
+    Such images are recognised by their bytes; or, since a JPEG may have been encoded anew, by the list that
+    `sam-jax engine run` writes beside its tars.
     """
     taken = {str(p.path) for p in store.images() if p.split == "held_out"} | {str(p.path) for p in store.images("done")}
     listed = path / "pictures.jsonl"

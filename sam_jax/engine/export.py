@@ -1,4 +1,4 @@
-"""A project's saved masks, or those of a run of the automatic stage, in any output format."""
+"""Export of saved masks: those of a project, or of a run of the automatic stage, in any output format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sam_jax.types import Record
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written."""
+    """How much was written."""
 
     images: int
     masks: int
@@ -44,8 +44,8 @@ def saved_masks(
     """Yields images of a project with their accepted and edited masks.
 
     Args:
-        images: of the project; None: all that have such masks.
-        read: gives an image's pixels to formats that show it.
+        images: images of the project; None means all that have such masks.
+        read: reads an image's pixels, for the formats that draw on them.
     """
     names: set[PurePosixPath] = set()
     for stored in store.images() if images is None else images:
@@ -63,10 +63,10 @@ def automatic_masks(path: Path, first_id: int = 1) -> Iterator[AnnotatedImage]:
     """Yields the images and masks of an output of `sam-jax engine run`, or of anything in SA-1B's layout.
 
     Args:
-        first_id: of the images; the others have the numbers after it.
+        first_id: number of the first image; the others are numbered consecutively.
 
     Raises:
-        UserError: nothing there, or what is there can't be read.
+        UserError: nothing exists at `path`, or it can't be read.
     """
     for number, (encoded, content) in enumerate(read_automatic(path), start=first_id):
         try:
@@ -90,7 +90,7 @@ def _decode(encoded: bytes, name: str) -> np.ndarray:
 
 
 def categories_of(store: Store) -> list[str]:
-    """Returns the names of all saved masks, in the order in which they come first."""
+    """Returns the names of all saved masks, in order of first appearance."""
     masks = (mask for stored in store.images() for mask in store.masks(stored.id))
     return list(dict.fromkeys(mask.name or OBJECT for mask in masks if mask.state in KEPT)) or [OBJECT]
 
@@ -98,16 +98,16 @@ def categories_of(store: Store) -> list[str]:
 def write_masks(
     annotated_images: Iterable[AnnotatedImage], out: Path, format: str, categories: Sequence[str]
 ) -> ExportReport:
-    """Writes masks into a folder, which appears whole or not at all.
+    """Writes masks into a folder, which appears only once it is complete.
 
     Args:
-        out: must not be there.
+        out: folder, which must not exist yet.
         format: one of `FORMATS`.
-        categories: the names that masks have.
+        categories: the names of the masks' objects.
 
     Raises:
-        AlreadyExists: `out` is there.
-        UserError: an image that is to be drawn can't be read.
+        AlreadyExists: `out` exists.
+        UserError: an image that the format draws on can't be read.
         OSError: a result can't be written.
     """
     if out.exists():
@@ -131,12 +131,12 @@ def export_project(store: Store, out: Path, format: str, automatic: Sequence[Pat
     """Writes all saved masks of a project, with a progress bar.
 
     Args:
-        out: folder; must not be there.
+        out: folder, which must not exist yet.
         format: one of `FORMATS`.
-        automatic: outputs of `sam-jax engine run` whose masks are written too, below the name `automatic`.
+        automatic: outputs of `sam-jax engine run` whose masks are written too, in a folder named `automatic`.
 
     Raises:
-        UserError: no masks, `out` is there, or something can't be read.
+        UserError: there are no masks, `out` exists, or something can't be read.
         OSError: a result can't be written.
     """
     categories = categories_of(store)

@@ -1,7 +1,8 @@
-"""What the paper's analysis of its data looks at, measured on a project's masks, stage by stage.
+"""Statistics of a project's masks, stage by stage: the ones by which the paper analyses its dataset.
 
-Reference: paper, section 5, figures 5 and 6. Size is the square root of the share of the image, concavity is one
-minus the mask's share of its convex hull.
+Size is the square root of mask area over image area. Concavity is one minus mask area over the area of its convex hull.
+
+Reference: paper, section 5, figures 5 and 6.
 """
 
 from __future__ import annotations
@@ -17,33 +18,35 @@ from jaxtyping import Float
 
 from sam_jax.engine.datasets import AUTOMATIC, list_versions, version_folder
 from sam_jax.engine.records import KEPT, STAGES, Stage
-from sam_jax.engine.statements import from_json
+from sam_jax.engine.statements import mask_from_json
 from sam_jax.engine.store import Store
 from sam_jax.files import read_json
 from sam_jax.ops.rle import Rle, decode_rle
 
-MOST_SHAPES = 20_000  # masks of a stage whose shape is measured, drawn at random
+MAX_SHAPES = 20_000  # of a stage with more masks, a random sample of this size is measured
 
 
 class MaskShape(NamedTuple):
+    """Size, concavity and centre of a mask, relative to its image."""
+
     size: float  # sqrt(area / area of the image)
     concavity: float  # 1 - area / area of the convex hull
-    x: float  # centre, 0..1 from left to right
-    y: float  # from top to bottom
+    x: float  # centre, 0 (left) to 1 (right)
+    y: float  # centre, 0 (top) to 1 (bottom)
 
 
 @dataclasses.dataclass(frozen=True)
 class StageMeasures:
-    """One stage's masks."""
+    """Statistics of the masks of one stage."""
 
-    per_image: list[int]  # accepted and edited masks of each finished image
+    per_image: list[int]  # number of accepted and edited masks on each finished image
     shapes: Float[np.ndarray, "N 4"]  # rows are `MaskShape`
     seconds: list[float]  # of the masks that people spent time on
     states: dict[str, int]  # "manual, accepted", ... -> masks
 
 
 def measure_shape(mask: Rle) -> MaskShape:
-    """Returns the shape of a mask that isn't empty."""
+    """Returns the shape of a mask, which must not be empty."""
     pixels = decode_rle(mask)
     height, width = pixels.shape
     rows, columns = np.nonzero(pixels)
@@ -52,7 +55,7 @@ def measure_shape(mask: Rle) -> MaskShape:
     corners = np.concatenate(cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0])
     hull = cv2.fillConvexPoly(np.zeros(part.shape, np.uint8), cv2.convexHull(corners), 1)
     area = len(rows)
-    # The hull is drawn through the centres of the outer pixels, which it contains, as the mask does.
+    # The hull is filled up to and including the outer pixels, as the mask is.
     concavity = 1 - area / max(area, int(hull.sum()))
     return MaskShape(
         (area / (height * width)) ** 0.5,
@@ -63,8 +66,10 @@ def measure_shape(mask: Rle) -> MaskShape:
 
 
 def measure_stages(store: Store) -> dict[Stage, StageMeasures]:
-    """The stages that have masks. People's are those of the finished training images, in the stage in which each mask
-    was made; automatic ones are those of the newest dataset version that has some.
+    """Computes the statistics of every stage that has masks.
+
+    Masks by people are those on finished training images, counted in the stage in which each was made. Automatic masks
+    are those of the newest dataset version that contains some.
     """
     found = {stage: _measure_people(store, stage) for stage in STAGES}
     automatic = [version for version in list_versions(store) if version.origins.get("automatic")]
@@ -86,7 +91,7 @@ def _measure_people(store: Store, stage: Stage) -> StageMeasures:
         "WHERE NOT deleted AND masks.stage = ? AND pictures.state = 'done' AND split = 'train' ORDER BY picture_id",
         (stage,),
     )
-    masks = [(row["picture_id"], from_json(row["record"])) for row in rows]
+    masks = [(row["picture_id"], mask_from_json(row["record"])) for row in rows]
     used = [(image, mask) for image, mask in masks if mask.state in KEPT]
     states = [f"{mask.origin}, {mask.state}" for _, mask in masks]
     return StageMeasures(
@@ -98,7 +103,7 @@ def _measure_people(store: Store, stage: Stage) -> StageMeasures:
 
 
 def _measure_shapes(masks: list[Rle]) -> np.ndarray:
-    drawn = random.Random(0).sample(masks, MOST_SHAPES) if len(masks) > MOST_SHAPES else masks
+    drawn = random.Random(0).sample(masks, MAX_SHAPES) if len(masks) > MAX_SHAPES else masks
     return np.array([measure_shape(mask) for mask in drawn], float).reshape(-1, 4)
 
 
@@ -110,7 +115,7 @@ def _count(things: Iterable[Any]) -> dict[Any, int]:
 
 
 def summarize_measures(measures: StageMeasures) -> dict[str, float | int | None]:
-    """The numbers of a row of the report."""
+    """Returns the figures of one row of the report's table, by column name; None where there are no masks."""
 
     def median(values: Any) -> float | None:
         return float(np.median(values)) if len(values) else None

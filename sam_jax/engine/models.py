@@ -1,6 +1,6 @@
-"""Model versions: where each came from, what it was trained on, what it is worth, and which one is in use.
+"""Model versions: where each came from, what it was trained on, how good it is, and which one is in use.
 
-The store has the truth; `models/0002/model.json` is a copy for people and other programs.
+The store is authoritative; `models/0002/model.json` is a copy for people and other programs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Literal
 
-from sam_jax.engine.statements import log, now
+from sam_jax.engine.statements import log_event, now
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.files import make_folder, write_atomically
@@ -21,7 +21,7 @@ ModelState = Literal["training", "dropped", "candidate", "refused", "promoted"]
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
+class HeldOutMetrics:
     """How good a model is on a version of the held-out images."""
 
     version: int
@@ -31,37 +31,40 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class ModelVersion:
+    """A model or detector of a project, and how it came to be."""
+
     number: int
     kind: Kind
     state: ModelState
     at: str  # UTC, of the last change of state
-    source: str  # name, or path of the checkpoint, below the project where it was trained here
-    parent: int | None = None  # that it started from
-    dataset: int | None = None  # version that it was trained on
-    config: list[str] = dataclasses.field(default_factory=list)  # path of the config and overrides
-    held_out: HeldOut | None = None
+    source: str  # name or path of the checkpoint; relative to the project if it was trained there
+    parent: int | None = None  # number of the model that training started from
+    dataset: int | None = None  # number of the dataset version that it was trained on
+    config: list[str] = dataclasses.field(default_factory=list)  # name or path of the training config, and overrides
+    held_out: HeldOutMetrics | None = None
 
 
-def models_folder(store: Store, number: int) -> Path:
+def model_folder(store: Store, number: int) -> Path:
+    """Returns the folder of a model version, whether it exists or not."""
     return store.folder / "models" / f"{number:04d}"
 
 
 def load_name(store: Store, model: ModelVersion) -> str:
-    """What `hub.load_model` takes."""
+    """Returns the name or path by which `checkpoints.hub.load_model` loads a model version."""
     path = store.folder / model.source
     return str(path) if path.exists() else model.source
 
 
 def describe(model: ModelVersion) -> str:
-    """Under which name masks remember the model that drew them."""
+    """Returns the name that is stored with masks that the model draws, such as "sam 2"."""
     return f"{model.kind} {model.number}"
 
 
 def model_in_use(store: Store, given: str | None = None) -> tuple[str, str]:
-    """(what `hub.load_model` takes, the name under which masks remember it) of a project.
+    """Returns what `checkpoints.hub.load_model` takes, and the name that is stored with masks, for a project's model.
 
     Args:
-        given: name or path of another model than the project's. A project without one has `tiny`.
+        given: name or path of a model to use instead of the project's. A project without a model uses `tiny`.
     """
     current = current_model(store)
     if given is None and current is not None:
@@ -70,39 +73,43 @@ def model_in_use(store: Store, given: str | None = None) -> tuple[str, str]:
 
 
 def list_models(store: Store, kind: Kind | None = None) -> list[ModelVersion]:
-    """All versions, oldest first."""
+    """Returns all versions, or those of one kind, oldest first."""
     models = [_read(row) for row in store.rows("SELECT record FROM models ORDER BY number")]
     return [model for model in models if kind in (None, model.kind)]
 
 
 def current_model(store: Store, kind: Kind = "sam") -> ModelVersion | None:
-    """The one that was promoted last."""
+    """Returns the version that is in use, which is the one promoted last; None if none was."""
     promoted = [model for model in list_models(store, kind) if model.state == "promoted"]
     return max(promoted, key=lambda model: model.at, default=None)
 
 
 def add_model(store: Store, kind: Kind, state: ModelState, source: str, **fields: Any) -> ModelVersion:
-    """Notes a new version under the next number.
+    """Records a new version under the next number, and returns it.
 
     Args:
-        source: `{number}` stands for that number, with four digits.
+        source: see `ModelVersion`; `{number}` in it is replaced by the number, with four digits.
+        fields: further fields of `ModelVersion`.
     """
     with store.transaction() as db:
         number = 1 + db.execute("SELECT coalesce(max(number), 0) FROM models").fetchone()[0]
         model = ModelVersion(number, kind, state, now(), source.format(number=f"{number:04d}"), **fields)
         db.execute("INSERT INTO models VALUES (?, ?, ?)", (number, model.at, _to_json(model)))
-        log(db, "model", dataclasses.asdict(model))
+        log_event(db, "model", dataclasses.asdict(model))
     _write_copy(store, model)
     return model
 
 
 def change_model(
-    store: Store, model: ModelVersion, state: ModelState, held_out: HeldOut | None = None, reason: str = ""
+    store: Store, model: ModelVersion, state: ModelState, held_out: HeldOutMetrics | None = None, reason: str = ""
 ) -> ModelVersion:
-    """Notes another state, or what a model is worth.
+    """Records a model's new state or metrics, and returns the changed version.
+
+    Args:
+        reason: why, for the project's log of events.
 
     Raises:
-        ValueError: somebody else has changed it.
+        UserError: another process has changed the version meanwhile.
     """
     at = model.at if state == model.state else now()
     changed = dataclasses.replace(model, state=state, at=at, held_out=held_out or model.held_out)
@@ -111,7 +118,7 @@ def change_model(
         if row is None or _read(row) != model:
             raise UserError(f"model {model.number} was changed by another command meanwhile; see its status")
         db.execute("UPDATE models SET record = ? WHERE number = ?", (_to_json(changed), model.number))
-        log(db, "model", dataclasses.asdict(changed) | {"reason": reason})
+        log_event(db, "model", dataclasses.asdict(changed) | {"reason": reason})
     _write_copy(store, changed)
     return changed
 
@@ -123,10 +130,10 @@ def _to_json(model: ModelVersion) -> str:
 def _read(row: sqlite3.Row) -> ModelVersion:
     fields = json.loads(row["record"])
     held_out = fields["held_out"]
-    return ModelVersion(**fields | {"held_out": None if held_out is None else HeldOut(**held_out)})
+    return ModelVersion(**fields | {"held_out": None if held_out is None else HeldOutMetrics(**held_out)})
 
 
 def _write_copy(store: Store, model: ModelVersion) -> None:
-    folder = models_folder(store, model.number)
+    folder = model_folder(store, model.number)
     make_folder(folder)
     write_atomically(folder / "model.json", json.dumps(dataclasses.asdict(model), indent=1))

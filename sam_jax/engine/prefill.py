@@ -1,6 +1,6 @@
-"""The semi-automatic stage: a model's confident masks on images that nobody has opened yet, for people to complete.
+"""The semi-automatic stage: a model puts confident masks on images that nobody has opened, for people to complete.
 
-Reference: paper, section 4 (a box detector trained on the first stage's masks, with one generic category).
+Reference: paper, section 4 (a box detector with one generic category, trained on the masks of the first stage).
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from sam_jax.model import Sam
 from sam_jax.ops.rle import Rle, rle_area, rle_iou
 from sam_jax.ops.transforms import fit_image
 
-SAME_OBJECT = 0.8  # IoU of two masks, from which on the less certain one is left out
+SAME_OBJECT = 0.8  # masks of at least this IoU show one object: the less confident one is left out
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A mask that a model is confident of."""
+    """A mask that a model is confident about."""
 
     segmentation: Rle
-    score: float  # what is confident: the detector, or everything mode's predicted IoU
+    score: float  # confidence: the detector's score, or the predicted IoU in everything mode
     predicted_iou: float
     stability_score: float | None
     prompts: list[Prompt]
 
 
 class Proposer(Protocol):
-    """Finds objects."""
+    """Proposes masks for the objects of images."""
 
     @property
     def name(self) -> str:
-        """What the masks depend on, in words."""
+        """The model and settings that the masks depend on, in words."""
         ...
 
     def propose(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[Proposal]]:
-        """Of each image what it is confident of, best first. At most `batch_size` images."""
+        """Returns the confident masks of each image, best first. Takes at most `batch_size` images."""
         ...
 
     @property
@@ -58,23 +58,25 @@ class Proposer(Protocol):
 
 @dataclasses.dataclass
 class PrefillReport:
+    """How many images and masks were pre-filled."""
+
     images: int = 0
     masks: int = 0
-    taken: int = 0  # images that somebody opened meanwhile, and that stay as they are
+    taken: int = 0  # images that somebody opened meanwhile, which are left unchanged
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # images that can't be read, and why
 
 
 def prefill(store: Store, proposer: Proposer, max_images: int = 0) -> PrefillReport:
-    """Puts proposed masks into training images that nobody has opened, with a progress bar.
+    """Puts proposed masks on training images that nobody has opened, with a progress bar.
 
-    What was done by the same proposer is not done again, so a run that was stopped goes on; another proposer's masks
-    take the place of what nobody has seen.
+    Images that the same proposer has filled are skipped, so a stopped run can be resumed. Masks of another proposer
+    replace earlier ones that nobody has seen.
 
     Args:
-        max_images: most to do; 0 means all.
+        max_images: the largest number of images to fill; 0 means all.
 
     Raises:
-        ValueError: the project is in another stage.
+        UserError: the project is not in the semi-automatic stage.
     """
     if store.stage != "semi-automatic":
         raise UserError(
@@ -125,7 +127,7 @@ def _record(stored: StoredImage, proposal: Proposal, rank: int, model: str) -> M
 
 
 def _distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
-    """Without empty masks, and of those that are the same object only the first."""
+    """Removes empty masks, and all but the first of masks that show the same object."""
     kept: list[Proposal] = []
     for proposal in proposals:
         new = all(rle_iou(proposal.segmentation, other.segmentation) < SAME_OBJECT for other in kept)
@@ -135,14 +137,15 @@ def _distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
 
 
 class DetectorProposer:
-    """Boxes of a detector, and the model's masks for them.
+    """Proposes the model's masks for the boxes of a detector.
 
     Args:
-        model: that draws the masks.
-        detector: checkpoint, as `load_detector` reads it.
-        name: of model and detector.
-        min_score: boxes below it are left out.
-        min_predicted_iou: masks below it likewise.
+        model: draws the masks.
+        detector: path of a checkpoint for `checkpoints.load_detector`.
+        name: name of the model and the detector, for `Proposer.name`.
+        min_score: boxes of a lower score are left out.
+        min_predicted_iou: masks of a lower predicted IoU are left out.
+        batch_size: images that pass the detector and the model together.
     """
 
     def __init__(
@@ -190,14 +193,14 @@ class DetectorProposer:
 
 
 class EverythingProposer:
-    """Everything mode's masks of high predicted IoU and stability, where there is no detector.
+    """Proposes the masks of everything mode that have a high predicted IoU and stability, for want of a detector.
 
     Args:
-        model: that draws the masks.
-        name: of the model.
-        min_predicted_iou: masks below it are left out.
-        min_stability: likewise.
-        points_per_side: of the grid.
+        model: draws the masks.
+        name: name of the model, for `Proposer.name`.
+        min_predicted_iou: masks of a lower predicted IoU are left out.
+        min_stability: masks of a lower stability score are left out.
+        points_per_side: the grid of prompts has this number of points squared.
     """
 
     batch_size = 1
@@ -252,15 +255,15 @@ def _as_prompt(box: np.ndarray) -> Prompt:
 
 
 def open_proposer(store: Store, detector: Path | None, *, everything: bool, **settings: Any) -> Proposer:
-    """The proposer that a project's model and detector make.
+    """Loads a project's model and detector, and returns a proposer that uses them.
 
     Args:
-        detector: checkpoint; None: the project's newest.
-        everything: use everything mode and no detector.
-        settings: of `DetectorProposer` or `EverythingProposer`.
+        detector: path of a checkpoint; None means the project's newest detector.
+        everything: use everything mode, and no detector.
+        settings: keyword arguments of `DetectorProposer` or `EverythingProposer`.
 
     Raises:
-        ValueError: there is no model, or no detector and everything mode is not asked for.
+        UserError: the project has no model; or it has no detector, none is given and `everything` is False.
     """
     from sam_jax.checkpoints.hub import load_model
 

@@ -1,4 +1,4 @@
-"""Which model is used: the newest one that is not worse on held-out images than the one before it."""
+"""Promotion: a new model is used only if it is not worse on the held-out images than the current one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sam_jax.engine.datasets import DatasetVersion, freeze, version_folder
 from sam_jax.engine.models import (
-    HeldOut,
+    HeldOutMetrics,
     ModelVersion,
     change_model,
     current_model,
     list_models,
     load_name,
-    models_folder,
+    model_folder,
 )
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
@@ -21,26 +21,26 @@ from sam_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Promotion:
-    """What was decided."""
+    """The decision on a candidate."""
 
     candidate: ModelVersion
-    current: ModelVersion  # the one that was in use before
+    current: ModelVersion  # the model that was in use before
     promoted: bool
     reason: str
 
 
 def promote(store: Store, number: int | None = None) -> Promotion:
-    """Measures a candidate and the current model on the held-out images as they are annotated now.
+    """Evaluates a candidate and the current model on the held-out images, and promotes the candidate if it is as good.
 
-    The candidate is used from then on if its mIoU after one click is at least the current model's. Both figures, how
-    sure their difference is, and the decision are noted. There is no way around it: the next stage's masks, and the
-    models trained on them, would be drawn by a model that is known to be worse.
+    The candidate is promoted if its mIoU after one click is at least that of the current model. Both values, the
+    confidence interval of their difference, and the decision are recorded. The rule cannot be overridden: a worse model
+    would draw the next stage's masks, on which the next models are trained.
 
     Args:
-        number: of the candidate; None: the newest.
+        number: number of the candidate; None means the newest.
 
     Raises:
-        ValueError: no candidate, or no held-out image with masks.
+        UserError: there is no candidate, or no held-out image with masks.
     """
     candidates = [model for model in list_models(store, "sam") if model.state == "candidate"]
     if number is not None:  # one that was refused may be measured again, on more held-out images
@@ -52,7 +52,7 @@ def promote(store: Store, number: int | None = None) -> Promotion:
         raise UserError(f"expected {which} in {store.folder}, found none; train one first (sam-jax engine train)")
     candidate = candidates[-1]
     held_out = freeze(store, "held_out")
-    before, after = (measure(store, model, held_out) for model in (current, candidate))
+    before, after = (evaluate(store, model, held_out) for model in (current, candidate))
     low, high = difference_interval(store, candidate, current, held_out)
     figures = (
         f"{after.miou:.2f} against {before.miou:.2f} of model {current.number}, mIoU after one click on {after.masks} "
@@ -65,11 +65,13 @@ def promote(store: Store, number: int | None = None) -> Promotion:
     return Promotion(changed, current, good, reason)
 
 
-def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> HeldOut:
-    """Single-point mIoU on a version of the held-out images; every mask counts. What is measured is kept.
+def evaluate(store: Store, model: ModelVersion, held_out: DatasetVersion) -> HeldOutMetrics:
+    """Computes a model's single-point mIoU, averaged over all masks of a version of the held-out images.
+
+    The IoU of every mask is kept in the model's folder, and not computed again.
 
     Raises:
-        ValueError: not an image can be used.
+        UserError: no image can be used.
     """
     from sam_jax.checkpoints.hub import load_model
     from sam_jax.data.sa1b import Sa1bSource, pairs_of_folder
@@ -86,13 +88,16 @@ def measure(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Held
         segmenter, {"held out": sample}, ClickRules(1, "center"), out, {"sha256": held_out.sha256}, count_record
     )
     summary = summarize(sums["held out"])
-    return HeldOut(held_out.number, round(summary["iou@1"], 4), summary["masks"])
+    return HeldOutMetrics(held_out.number, round(summary["iou@1"], 4), summary["masks"])
 
 
 def difference_interval(
     store: Store, candidate: ModelVersion, current: ModelVersion, held_out: DatasetVersion
 ) -> tuple[float, float]:
-    """95 % interval of the difference in mIoU, percent points, of two measured models (bootstrap over images)."""
+    """Returns the 95 % confidence interval of the difference in mIoU of two evaluated models.
+
+    The interval, in percentage points, comes from a bootstrap over images.
+    """
     from sam_jax.evals.compare import compare
 
     (found,) = compare(
@@ -102,5 +107,5 @@ def difference_interval(
 
 
 def _records(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Path:
-    """Folder of what was measured of a model, mask by mask."""
-    return models_folder(store, model.number) / f"held_out_{held_out.number:04d}"
+    """Returns the folder in which the IoU of a model on every mask is kept."""
+    return model_folder(store, model.number) / f"held_out_{held_out.number:04d}"

@@ -1,4 +1,4 @@
-"""What the store holds, and what is refused: images, and masks with how they came to be."""
+"""The records that the store holds, and their validation: images, and masks with how they came to be."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MAX_TEXT = 200  # characters of a name
 MAX_PROMPTS = 1_000_000  # characters of a mask's prompts as JSON
 
 Prompt = dict[str, Any]
-"""`type` is point (x, y, label), box (x0, y0, x1, y1) or brush (label); label 1 is the object, 0 the background.
-Pixels of the original frame; other keys are kept.
+"""A prompt as JSON. `type` is point (x, y, label), box (x0, y0, x1, y1) or brush (label); label 1 is the object, 0 the
+background. Coordinates are pixels of the original frame; other keys are kept.
 """
 
 
@@ -35,9 +35,9 @@ class StoredImage:
     """An image of a project."""
 
     id: int
-    root: Path  # folder, absolute
-    name: str  # path below the root, with /
-    width: int  # pixels, upright; 0 until known
+    root: Path  # absolute path of the folder of images
+    name: str  # path relative to the root, with /
+    width: int  # pixels of the upright image; 0 until it was opened
     height: int
     split: Split
 
@@ -51,22 +51,22 @@ class MaskRecord:
     """A mask and how it came to be.
 
     Raises:
-        ValueError: a field that can't be; says which.
+        UserError: a field has an invalid value; the message names it.
     """
 
-    id: str  # chosen by the client, such as uuid4().hex: what is saved again with it is the same mask
+    id: str  # chosen by the client, such as uuid4().hex; saving under the same id changes the mask
     picture_id: int
     annotator: str
     segmentation: Rle  # original frame
     origin: Origin = "manual"
-    state: State = "accepted"  # what a person draws is accepted, what a model draws is proposed until it is judged
-    name: str | None = None  # of the object, free text
-    rank: int = 0  # place in the order of prominence, from 0
+    state: State = "accepted"  # a person's masks are accepted, a model's are proposed until a person has judged them
+    name: str | None = None  # what the object is called, free text
+    rank: int = 0  # 0 for the most prominent object of the image, then 1, ...
     prompts: list[Prompt] = dataclasses.field(default_factory=list)
-    model: str = ""  # version that drew it
+    model: str = ""  # model version that drew the mask
     predicted_iou: float | None = None
     stability_score: float | None = None
-    seconds: float = 0.0  # that the annotator spent on it
+    seconds: float = 0.0  # time that the annotator spent on the mask
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", self.id):
@@ -96,7 +96,7 @@ class MaskRecord:
 
 
 def bare_record(segmentation: Rle) -> Record:
-    """Returns a mask of which nothing else is known, as everything mode gives its own."""
+    """Returns a record in the format of everything mode for a mask of which nothing else is known."""
     height, width = segmentation["size"]
     return {
         "segmentation": segmentation,
@@ -110,7 +110,7 @@ def bare_record(segmentation: Rle) -> Record:
 
 
 def to_record(mask: MaskRecord) -> Record:
-    """Returns a mask as everything mode gives its own, with the object's name; its point is the first click on it."""
+    """Returns a mask in the format of everything mode, with its name and its first positive click as the point."""
     clicks = [[prompt["x"], prompt["y"]] for prompt in mask.prompts if prompt["type"] == "point" and prompt["label"]]
     return bare_record(mask.segmentation) | {
         "predicted_iou": mask.predicted_iou,
@@ -121,26 +121,29 @@ def to_record(mask: MaskRecord) -> Record:
 
 
 def check_annotator(annotator: str) -> None:
+    """Raises a UserError if an annotator's name is empty or too long."""
     if not isinstance(annotator, str) or not annotator.strip() or len(annotator) > MAX_TEXT:
         raise UserError(f"expected an annotator's name of 1 to {MAX_TEXT} characters, got {str(annotator)[:80]!r}")
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:
+    """Raises a UserError that names the field if the value is none of a Literal's choices."""
     if value not in get_args(choices):
         raise UserError(f"expected {field} to be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def check_seconds(seconds: float) -> None:
+    """Raises a UserError if a duration is negative or not finite."""
     _check_number("seconds", seconds)
     if seconds < 0:
         raise UserError(f"expected seconds of at least 0, got {seconds}")
 
 
 def check_name(name: str) -> str:
-    """An image's path below its root.
+    """Returns an image's path relative to its root, normalised.
 
     Raises:
-        ValueError: absolute, or leads out of the folder.
+        UserError: the path is absolute, or leads out of the folder.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or "\0" in name:

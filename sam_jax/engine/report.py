@@ -1,4 +1,4 @@
-"""A project's report: tables in Markdown, and the paper's figures on data (5 and 6) for its own masks, as PNG."""
+"""A project's report: tables in Markdown, and plots of its masks as in the paper's figures 5 and 6, as PNG."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ UNIT = np.linspace(0, 1, BINS + 1)
 
 
 def write_report(store: Store) -> Path:
-    """Writes PROJECT/report/report.md and its plots, in place of earlier ones.
+    """Writes PROJECT/report/report.md and its plots, replacing earlier ones.
 
     Returns:
-        Path of report.md.
+        The path of report.md.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -91,10 +91,10 @@ def _colour(stage: Stage) -> str:
     return {"assisted-manual": "C0", "semi-automatic": "C1", "automatic": "C2"}[stage]
 
 
-def _draw_shares(
+def _draw_histograms(
     axes: Axes, measured: Measured, values: Callable[[StageMeasures], Any], label: str, edges: np.ndarray
 ) -> None:
-    """A line per stage: the share of its masks in each bin."""
+    """Draws a line per stage, the percentage of its masks in each bin."""
     top = edges[-1]
     centres = (edges[:-1] + edges[1:]) / 2
     for stage, measures in measured.items():
@@ -108,27 +108,29 @@ def _draw_shares(
 
 def _draw_per_image(axes: Axes, measured: Measured) -> None:
     most = max(max(measures.per_image, default=1) for measures in measured.values())
-    width = -(-most // BINS)  # whole numbers in a bin: as many in every one
+    width = -(-most // BINS)  # each bin covers the same number of integers
     edges = 0.5 + width * np.arange(-(-most // width) + 1)
-    _draw_shares(axes, measured, lambda m: m.per_image, "masks on an image (images in brackets)", edges)
+    _draw_histograms(axes, measured, lambda m: m.per_image, "masks on an image (images in brackets)", edges)
 
 
 def _draw_size(axes: Axes, measured: Measured) -> None:
-    _draw_shares(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the image", UNIT)
+    _draw_histograms(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the image", UNIT)
 
 
 def _draw_concavity(axes: Axes, measured: Measured) -> None:
-    _draw_shares(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
+    _draw_histograms(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
 
 
 def _draw_seconds(axes: Axes, measured: Measured) -> None:
     every = [seconds for measures in measured.values() for seconds in measures.seconds]
     top = float(np.percentile(every, 99)) * 1.05 if every else 1.0
-    _draw_shares(axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT)
+    _draw_histograms(
+        axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT
+    )
 
 
 def _draw_states(axes: Axes, measured: Measured) -> None:
-    """A bar per stage, of what became of its masks."""
+    """Draws a bar per stage, split by what became of its masks."""
     names = list(dict.fromkeys(name for measures in measured.values() for name in measures.states))
     stages = list(measured)
     totals = np.array([sum(measures.states.values()) for measures in measured.values()])
@@ -153,7 +155,7 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
 
 
 def _plot_centres(path: Path, measured: Measured) -> None:
-    """A map per stage of how often a mask's centre lies where, the image stretched to a square."""
+    """Plots a heat map of mask centres for each stage, with all images stretched to a square."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(measured) + 0.4, 2.9), layout="constrained")

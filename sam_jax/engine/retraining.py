@@ -1,4 +1,4 @@
-"""Training the project's next model, or its detector, on what was annotated so far."""
+"""Training of a project's next model, or its detector, on the annotations so far."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sam_jax.engine.models import (
     describe,
     list_models,
     load_name,
-    models_folder,
+    model_folder,
 )
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.files import copy, make_folder, remove
 
-OWN_CONFIGS: dict[Kind, str] = {"sam": "engine_model", "detector": "engine_detector"}  # shipped configs
+DEFAULT_CONFIGS: dict[Kind, str] = {"sam": "engine_model", "detector": "engine_detector"}  # names of shipped configs
 
 
 def retrain(
@@ -37,37 +37,38 @@ def retrain(
     overrides: Sequence[str] = (),
     automatic: Sequence[Path] = (),
 ) -> ModelVersion:
-    """Freezes a dataset version and trains on it, from the current model on.
+    """Freezes a dataset version and trains a model on it, starting from the current model.
 
-    A run that was stopped goes on with the next call, on the same data and with the same config, and ends with the
-    same model.
+    If an earlier run was stopped, it is resumed with the same data and config, and ends with the model that an
+    uninterrupted run gives.
 
     Args:
-        config: name of a shipped config for training, or path of a file; out, data.path and init_from become the
-            project's. None: the one in `OWN_CONFIGS`.
-        overrides: FIELD=VALUE, fields of the config named as for `sam-jax train`.
+        kind: sam for the model that draws masks, detector for the one that finds boxes.
+        config: name of a shipped training config, or path of a config file. Its fields out, data.path and init_from
+            are set to those of the project. None means the one in `DEFAULT_CONFIGS`.
+        overrides: FIELD=VALUE, with the names of fields as for `sam-jax train`.
         automatic: see `freeze`.
 
     Returns:
-        The version: a candidate if it is a SAM model; a detector is in use at once, since the share of its masks that
-        people keep is what it is judged by. Still in training if it was asked to stop.
+        The new version. A SAM model is a candidate, to be promoted. A detector is used at once, since it is judged by
+        the fraction of its masks that people keep. The version is still in training if the run was interrupted.
 
     Raises:
-        ValueError: nothing to train on, a config of the other kind, a run that was started with another config, or one
-            that is under way.
-        FileNotFoundError: no such config.
+        UserError: there is nothing to train on, the config trains the other kind, the stopped run had another config,
+            or a run is in progress in another process.
+        MissingFile: the config does not exist.
     """
     if bad := [text for text in overrides if "=" not in text]:
         raise UserError(f"expected FIELD=VALUE, such as steps=500, got {bad[0]!r}")
-    name = config or OWN_CONFIGS[kind]
+    name = config or DEFAULT_CONFIGS[kind]
     arguments = [str(Path(name).resolve()) if is_file_name(name) else name, *(f"--{text}" for text in overrides)]
-    with _only_one(store, kind):
+    with _training_lock(store, kind):
         return _retrain(store, kind, arguments, automatic, given=bool(config or overrides))
 
 
 @contextlib.contextmanager
-def _only_one(store: Store, kind: Kind) -> Iterator[None]:
-    """Keeps other processes from training the same; one that dies lets go."""
+def _training_lock(store: Store, kind: Kind) -> Iterator[None]:
+    """Keeps other processes from training the same kind; the lock of a process that dies is released."""
     folder = store.folder / "models"
     make_folder(folder)
     try:
@@ -88,7 +89,7 @@ def _retrain(store: Store, kind: Kind, arguments: list[str], automatic: Sequence
     if start is None:
         raise UserError(f"{store.folder} has no model to start from; give it one with sam-jax engine init --model")
     if model is None:
-        _read_config(kind, arguments)  # before data are frozen for it
+        _read_config(kind, arguments)  # a mistake in it is found before data are frozen
         dataset = freeze(store, "train", automatic)
         model = add_model(
             store,
@@ -103,16 +104,16 @@ def _retrain(store: Store, kind: Kind, arguments: list[str], automatic: Sequence
 
 
 def drop_training(store: Store, kind: Kind) -> ModelVersion | None:
-    """Gives up the run that was stopped, if there is one.
+    """Abandons the run that was stopped, and returns its version; None if there is no such run.
 
     Raises:
-        ValueError: it is under way.
+        UserError: the run is in progress in another process.
     """
-    with _only_one(store, kind):
+    with _training_lock(store, kind):
         model = next((m for m in list_models(store, kind) if m.state == "training"), None)
         if model is None:
             return None
-        remove(models_folder(store, model.number) / "run")
+        remove(model_folder(store, model.number) / "run")
         return change_model(store, model, "dropped", reason="given up before it was trained")
 
 
@@ -131,14 +132,14 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
 
     assert model.dataset is not None
     (parent,) = [m for m in list_models(store) if m.number == model.parent]
-    config, out = _read_config(model.kind, model.config), models_folder(store, model.number) / "run"
+    config, out = _read_config(model.kind, model.config), model_folder(store, model.number) / "run"
     data = dataclasses.replace(
         config.data, path=version_folder(store, "train", model.dataset).resolve(), format="sa1b", images=None
     )
     config = dataclasses.replace(config, out=out, data=data, init_from=load_name(store, parent))
     if model.kind == "sam":
         config = dataclasses.replace(config, model_from_init=True)
-    elif model.config[0] == OWN_CONFIGS["detector"]:
+    elif model.config[0] == DEFAULT_CONFIGS["detector"]:
         encoder = load_model(load_name(store, parent)).config.encoder
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
     result = train(config, resume=(out / "config.json").exists())

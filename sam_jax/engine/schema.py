@@ -1,4 +1,4 @@
-"""The store's file: its tables, how it is made, and how it is opened."""
+"""The SQLite file of the store: its tables, how it is created, and how it is opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam_jax.files import make_folder, remove
 
 VERSION = 1
 APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
-BUSY_SECONDS = 60.0
+BUSY_SECONDS = 60.0  # how long a writer waits for another one
 
 TABLES = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -65,7 +65,9 @@ CREATE TRIGGER masks_are_not_deleted BEFORE DELETE ON masks BEGIN SELECT RAISE(A
 
 
 def create(path: Path) -> None:
-    """Makes an empty store. It appears whole or not at all; of several that make it at once one does.
+    """Creates an empty store, unless there is one.
+
+    The file appears only once it is complete, and several processes may create it at the same time.
 
     Raises:
         OSError: the folder can't be written to.
@@ -92,10 +94,10 @@ def create(path: Path) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection for one thread. What is committed through it is on disk.
+    """Opens a connection for one thread, on which a commit returns once its changes are on disk.
 
     Raises:
-        ValueError: no store, or one of a newer version.
+        UserError: the file is no store, or one of another version.
     """
     try:
         db = _connect(path)

@@ -1,4 +1,4 @@
-"""Where a project stands: its stage, and what has been done in each."""
+"""The stages of a project: how to start one, how to move between stages, and a summary of what has been done."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from typing import Any
 from sam_jax.engine.datasets import list_versions
 from sam_jax.engine.models import add_model, current_model, list_models
 from sam_jax.engine.records import STAGES, Stage
-from sam_jax.engine.statements import from_json
+from sam_jax.engine.statements import mask_from_json
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.ops.rle import rle_iou
 
-SLIGHTLY = 0.9  # IoU of a pre-filled mask with what people made of it, from which on it was right
+SLIGHT_EDIT_IOU = 0.9  # a pre-filled mask with at least this IoU before and after its edit counts as correct
 
 
-def init(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store, int]:
-    """Makes a project, or adds new images to one.
+def init_project(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store, int]:
+    """Creates a project, or adds new images to one.
 
     Args:
-        images: folder; images are looked for in it and below.
-        model: name or path of the model that people work with at first.
-        held_out: share of the images that models are judged on.
+        folder: folder of the project.
+        images: folder that is searched for images, with all folders below it.
+        model: name or path of the model to start with.
+        held_out: fraction of the images on which models are evaluated, 0 to 1.
 
     Returns:
-        The store, and how many images are new.
+        The store, and the number of images that are new.
 
     Raises:
-        FileNotFoundError, ValueError: no images there, or the project has begun with another model.
+        MissingFile: the folder of images does not exist.
+        UserError: it contains no images, or the project was started with another model.
     """
     from sam_jax.data.images import find_images
 
@@ -46,11 +48,11 @@ def init(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store
     return store, store.add_images(images, [str(stored.name) for stored in found], held_out)
 
 
-def move(store: Store, stage: Stage) -> None:
-    """Goes one stage on, or back.
+def move_to_stage(store: Store, stage: Stage) -> None:
+    """Moves a project to the next stage, or to the one before.
 
     Raises:
-        ValueError: further than one stage.
+        UserError: the stage is not next to the current one.
     """
     here = store.stage
     if abs(STAGES.index(stage) - STAGES.index(here)) > 1:
@@ -59,13 +61,13 @@ def move(store: Store, stage: Stage) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """What people made of the masks that were pre-filled, on the images that they finished."""
+class PrefillJudgement:
+    """What people did with pre-filled masks, as counts of masks on finished images."""
 
     untouched: int = 0
-    slightly: int = 0  # edited, but the IoU with what it was is at least SLIGHTLY
-    much: int = 0  # edited further
-    rejected: int = 0  # or deleted
+    slightly: int = 0  # edited, with an IoU of at least SLIGHT_EDIT_IOU before and after
+    much: int = 0  # edited, with a lower IoU
+    rejected: int = 0  # rejected or deleted
 
     @property
     def total(self) -> int:
@@ -73,14 +75,14 @@ class Judged:
 
     @property
     def precision(self) -> float | None:
-        """Share that was right, or right but for a slight edit; None without any."""
+        """The fraction of masks that were left untouched or edited slightly; None if there are no masks."""
         return (self.untouched + self.slightly) / self.total if self.total else None
 
 
-def judge_prefilled(store: Store) -> Judged:
-    """Counts what became of pre-filled masks."""
+def judge_prefilled(store: Store) -> PrefillJudgement:
+    """Counts what people did with pre-filled masks."""
     counts = Counter(_judgements(store))
-    return Judged(**counts)
+    return PrefillJudgement(**counts)
 
 
 def _judgements(store: Store) -> Iterator[str]:
@@ -92,20 +94,20 @@ def _judgements(store: Store) -> Iterator[str]:
         "WHERE pictures.state = 'done' AND json_extract(masks.record, '$.origin') = 'prefilled'"
     )
     for row in rows:
-        first, last = from_json(row["first"]), from_json(row["last"])
+        first, last = mask_from_json(row["first"]), mask_from_json(row["last"])
         if row["deleted"]:
-            if row["who"] != first.annotator:  # people deleted it; else a newer model's masks took its place
+            if row["who"] != first.annotator:  # otherwise the masks of a newer model replaced it
                 yield "rejected"
         elif last.state == "rejected":
             yield "rejected"
         elif first.segmentation == last.segmentation:
             yield "untouched"
         else:
-            yield "slightly" if rle_iou(first.segmentation, last.segmentation) >= SLIGHTLY else "much"
+            yield "slightly" if rle_iou(first.segmentation, last.segmentation) >= SLIGHT_EDIT_IOU else "much"
 
 
 def summarize(store: Store) -> dict[str, Any]:
-    """The state of a project, as JSON takes it."""
+    """Returns the state of a project as data for JSON: stage, images, masks, annotators, datasets and models."""
     states = store.rows("SELECT split, state, count(*) AS n FROM pictures GROUP BY split, state")
     masks = store.rows(
         "SELECT stage, json_extract(record, '$.origin') AS origin, json_extract(record, '$.state') AS state, "
@@ -129,7 +131,7 @@ def summarize(store: Store) -> dict[str, Any]:
 
 
 def describe_status(summary: dict[str, Any]) -> str:
-    """What `sam-jax engine status` prints."""
+    """Returns a summary as text, which `sam-jax engine status` prints."""
     counts = Counter({(row["split"], row["state"]): row["n"] for row in summary["pictures"]})
     lines = [f"stage: {summary['stage']}"]
     for split in ("train", "held_out"):
@@ -153,7 +155,12 @@ def describe_status(summary: dict[str, Any]) -> str:
 
 
 def describe_model(row: dict[str, Any], current: int | None) -> str:
-    """A line on a model version; `row` as in `summarize`."""
+    """Describes a model version in one line.
+
+    Args:
+        row: an entry of `models` in the result of `summarize`.
+        current: number of the version that is in use.
+    """
     parts = [f"{row['kind']} {row['number']}: {row['state']}"]
     if row["dataset"] is None:
         parts.append(row["source"])
@@ -165,6 +172,6 @@ def describe_model(row: dict[str, Any], current: int | None) -> str:
     return ", ".join(parts) + (", in use" if row["number"] == current else "")
 
 
-def unfinished(store: Store) -> list[str]:
-    """Paths of the training images that nobody has finished: the input of the automatic stage."""
+def unfinished_paths(store: Store) -> list[str]:
+    """Returns the paths of the training images that nobody has finished: the input of the automatic stage."""
     return [str(p.path) for p in store.images("free") if p.split == "train"]

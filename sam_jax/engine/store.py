@@ -1,7 +1,7 @@
-"""A project's state in one SQLite file: images, who works on which, masks and all that was done to them.
+"""The store: a project's images, their annotators, and masks with their history, in one SQLite file.
 
-Every change is one short transaction that is on disk when the call returns, and masks change together with their
-history. Any number of threads and processes may use a folder's store at once.
+Every change is one short transaction, which is on disk when the call returns. A mask and its history change together.
+Any number of threads and processes may use the store of a folder at the same time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Store:
     """The store of a project's folder.
 
     Args:
-        folder: of the project.
-        create: make the store if there is none.
+        folder: folder of the project.
+        create: create the store if it does not exist.
 
     Raises:
-        FileNotFoundError: there is none, and it isn't to be made.
-        ValueError: another kind of file is there, or a store that a newer version made.
+        MissingFile: the store does not exist and `create` is False.
+        UserError: the file is no store, or one of another version.
     """
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
@@ -66,7 +66,10 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing. It waits for other writers and keeps them waiting: nothing slow inside."""
+        """Runs the block as one transaction, which is rolled back if the block raises an error.
+
+        It waits for other writers, who then wait for it, so nothing slow belongs in the block.
+        """
         db = self._db()
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -79,38 +82,40 @@ class Store:
                 db.execute("ROLLBACK")
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """What a query finds, without waiting for writers."""
+        """Returns the rows of a query, without waiting for writers."""
         return self._db().execute(query, values).fetchall()
 
     # Stage
 
     @property
     def stage(self) -> Stage:
+        """The stage that the project is in."""
         return statements.stage_of(self._db())
 
     def set_stage(self, stage: Stage) -> None:
+        """Moves the project to any stage, and logs it; `stages.move_to_stage` goes only one step at a time."""
         check_choice("stage", stage, Stage)
         with self.transaction() as db:
             if statements.stage_of(db) != stage:
-                statements.log(db, "stage", {"from": statements.stage_of(db), "to": stage})
+                statements.log_event(db, "stage", {"from": statements.stage_of(db), "to": stage})
                 db.execute("UPDATE settings SET value = ? WHERE key = 'stage'", (stage,))
 
     # Images
 
     def add_images(self, root: Path, names: Iterable[str], held_out: float = 0.0) -> int:
-        """Adds images at the end of the queue; those that are there already stay as they are.
+        """Appends images to the queue; images that are in the store already are left unchanged.
 
         Args:
             root: folder of the images.
-            names: paths below it.
-            held_out: share of all images of the project that models are judged on and never trained on; the new ones
-                make it up, drawn by a hash of their names.
+            names: paths relative to it.
+            held_out: fraction of all images of the project on which models are evaluated and never trained, from 0 up
+                to but not including 1. As many of the new images as it takes are drawn, by a hash of their names.
 
         Returns:
-            How many are new.
+            The number of new images.
 
         Raises:
-            ValueError: a name that leads out of the folder, or a share that is none.
+            UserError: a name leads out of the folder, or `held_out` is out of range.
         """
         if not 0 <= held_out < 1:
             raise UserError(f"expected a share of held-out images of at least 0 and below 1, got {held_out}")
@@ -131,19 +136,19 @@ class Store:
         return len(new)
 
     def image(self, picture_id: int) -> StoredImage:
-        """Raises ValueError if there is none of that number."""
+        """Returns an image; raises a UserError if there is none of that id."""
         return statements.image_of(self._db(), picture_id)
 
     def images(self, state: str | None = None) -> list[StoredImage]:
-        """All, or those that are free, open or done."""
+        """Returns all images, or those in one state: free, open or done."""
         rows = self.rows(f"{statements.IMAGE} WHERE state = ? OR ? IS NULL ORDER BY pictures.id", (state, state))
         return [statements.to_image(row) for row in rows]
 
     def set_size(self, picture_id: int, width: int, height: int) -> None:
-        """Notes the size of an upright image, which masks must have.
+        """Records the size of an upright image, in pixels, which its masks must have.
 
         Raises:
-            ValueError: no size, or another one than it has masks of.
+            UserError: the size is not positive, or the image has masks of another size.
         """
         if width < 1 or height < 1:
             raise UserError(f"expected a width and a height of at least 1, got {width} x {height}")
@@ -158,15 +163,15 @@ class Store:
                 )
             db.execute("UPDATE pictures SET width = ?, height = ? WHERE id = ?", (width, height, picture_id))
 
-    # Who works on what
+    # Assignment of images to annotators
 
     def claim(self, annotator: str) -> StoredImage | None:
-        """The image that the annotator opened last and hasn't finished; or else the next free one, opened for them.
+        """Returns the unfinished image that the annotator opened last; or else opens the next free image for them.
 
-        Free images come in their order, those with masks of a model first. No two annotators get the same one.
+        Free images come in the order of the queue, pre-filled ones first. No two annotators get the same image.
 
         Returns:
-            None: there is nothing left to do.
+            The image; None if there is nothing left to do.
         """
         check_annotator(annotator)
         with self.transaction() as db:
@@ -182,32 +187,32 @@ class Store:
             return None
 
     def upcoming(self, annotator: str, count: int) -> list[StoredImage]:
-        """The images that `claim` would open next if nobody else did. Opens none."""
+        """Returns the images that `claim` would open next if nobody else claimed any, without opening them."""
         check_annotator(annotator)
         return [statements.to_image(row) for row in statements.free_images(self._db(), annotator, count)]
 
     def finish(self, picture_id: int, annotator: str, outcome: Outcome = "done", seconds: float = 0.0) -> None:
-        """Ends the work on an image. A repeated call changes nothing.
-
-        done: masks that are still proposed were seen and left, so they are accepted. skipped: it is free again for
-        others.
+        """Ends an annotator's work on an image. A repeated call changes nothing.
 
         Args:
-            seconds: spent on the image since it was opened.
+            outcome: done accepts the masks that are still proposed, since the annotator has seen and kept them; skipped
+                makes the image available to others.
+            seconds: time spent on the image since it was opened.
 
         Raises:
-            ValueError: the annotator hasn't opened it.
+            UserError: the annotator has not opened the image.
         """
         check_choice("outcome", outcome, Outcome)
         check_seconds(seconds)
         with self.transaction() as db:
-            state, holder = statements.work_on(db, picture_id)
+            state, holder = statements.work_state(db, picture_id)
             if (state, holder) == ("open", annotator):
                 at = statements.now()
                 if outcome == "done":
                     for mask in statements.masks_of(db, picture_id):
                         if mask.state == "proposed":
-                            statements.write(db, dataclasses.replace(mask, state="accepted", annotator=annotator), at)
+                            accepted = dataclasses.replace(mask, state="accepted", annotator=annotator)
+                            statements.write_mask(db, accepted, at)
                     db.execute(
                         "UPDATE pictures SET state = 'done', finished = ?, seconds = seconds + ? WHERE id = ?",
                         (at, seconds, picture_id),
@@ -218,14 +223,14 @@ class Store:
                 return
             before = statements.was_skipped(db, picture_id, annotator)
             if not (before if outcome == "skipped" else (state, holder) == ("done", annotator)):
-                raise statements.not_theirs(picture_id, annotator, state, holder)
+                raise statements.held_by_another(picture_id, annotator, state, holder)
 
     def release(self, idle_hours: float, annotator: str | None = None) -> list[StoredImage]:
-        """Gives open images back, for anybody to claim: those of people who went away. Masks stay.
+        """Makes idle open images available to everybody again, and returns them. Their masks stay.
 
         Args:
-            idle_hours: since the image was opened and any mask of it was changed.
-            annotator: whose; None: everybody's.
+            idle_hours: least number of hours since the image was opened or a mask on it was changed.
+            annotator: whose images to release; None means everybody's.
         """
         if not idle_hours >= 0:
             raise UserError(f"expected hours of at least 0, got {idle_hours}")
@@ -240,11 +245,11 @@ class Store:
                 statements.free_image(db, row["id"])
         return [statements.to_image(row) for row in rows]
 
-    def back(self, annotator: str) -> StoredImage | None:
-        """Opens the image again that the annotator finished or skipped last: it is the next that `claim` gives.
+    def reopen_last(self, annotator: str) -> StoredImage | None:
+        """Opens the image that the annotator finished or skipped last, so that `claim` returns it next.
 
         Returns:
-            None: there is none, or others have them now.
+            The image; None if there is none, or if others have taken it since.
         """
         check_annotator(annotator)
         with self.transaction() as db:
@@ -263,27 +268,28 @@ class Store:
     # Masks
 
     def save_mask(self, record: MaskRecord) -> MaskRecord:
-        """Adds a mask, or changes the one of the same id. A repeated call changes nothing.
+        """Adds a mask, or changes the one with the same id. A repeated call changes nothing.
 
         Raises:
-            ValueError: not of the image's size, which must be known; another image or origin than before; deleted
-                before; or somebody else has the image open.
+            UserError: the mask does not have the image's size, or that is not known yet (see `set_size`); its image or
+                origin has changed; it was deleted; or somebody else has the image open.
         """
         with self.transaction() as db:
-            statements.save(db, record, statements.now())
+            statements.save_mask(db, record, statements.now())
         return record
 
     def prefill(self, picture_id: int, records: Sequence[MaskRecord], source: str) -> bool:
-        """Puts a model's masks into an image that nobody has touched, in place of those put in before.
+        """Puts a model's masks on an image that nobody has opened, replacing masks that were pre-filled before.
 
         Args:
-            source: what made them, in words; `to_prefill` tells by it what has been done.
+            source: description of the model and its settings, by which `to_prefill` knows which images are done.
 
         Returns:
-            False: somebody has or had the image, or it is held out: nothing was changed.
+            Whether the masks were saved. Nothing changes if somebody has opened the image, or if it is held out.
 
         Raises:
-            ValueError: as `save_mask`; or a mask that isn't prefilled and proposed.
+            UserError: see `save_mask`.
+            ValueError: a mask is of another image, or is not prefilled and proposed.
         """
         if bad := [r for r in records if (r.picture_id, r.origin, r.state) != (picture_id, "prefilled", "proposed")]:
             raise ValueError(
@@ -306,14 +312,14 @@ class Store:
                 return False
             for mask in old:
                 if mask.id not in kept:
-                    statements.mark(db, mask.id, mask.annotator, deleted=True, at=at)
+                    statements.set_deleted(db, mask.id, mask.annotator, deleted=True, at=at)
             for record in records:
-                statements.save(db, record, at)
+                statements.save_mask(db, record, at)
             db.execute("UPDATE pictures SET prefilled = ? WHERE id = ?", (source, picture_id))
         return True
 
     def to_prefill(self, source: str) -> list[StoredImage]:
-        """The images that `prefill` would take and that have no masks of this source yet, in the order of `claim`."""
+        """Returns the images that `prefill` accepts and this source has not filled yet, in the order of `claim`."""
         rows = self.rows(
             f"{statements.IMAGE} WHERE state = 'free' AND split = 'train' AND prefilled IS NOT ? "
             "AND NOT EXISTS (SELECT 1 FROM skips WHERE picture_id = pictures.id) ORDER BY pictures.id",
@@ -322,27 +328,27 @@ class Store:
         return [statements.to_image(row) for row in rows]
 
     def delete_mask(self, mask_id: str, annotator: str) -> None:
-        """Takes a mask away; `restore_mask` brings it back. A repeated call changes nothing."""
+        """Deletes a mask; `restore_mask` brings it back. A repeated call changes nothing."""
         check_annotator(annotator)
         with self.transaction() as db:
-            statements.mark(db, mask_id, annotator, deleted=True, at=statements.now())
+            statements.set_deleted(db, mask_id, annotator, deleted=True, at=statements.now())
 
     def restore_mask(self, mask_id: str, annotator: str) -> MaskRecord:
-        """Undoes `delete_mask`."""
+        """Restores a deleted mask, and returns it."""
         check_annotator(annotator)
         with self.transaction() as db:
-            return statements.mark(db, mask_id, annotator, deleted=False, at=statements.now())
+            return statements.set_deleted(db, mask_id, annotator, deleted=False, at=statements.now())
 
     def masks(self, picture_id: int) -> list[MaskRecord]:
-        """An image's masks, those that are rejected too, by rank and then by age."""
+        """Returns an image's masks, including rejected ones, by rank and then by age."""
         return statements.masks_of(self._db(), picture_id)
 
     def history(self, mask_id: str) -> list[dict[str, Any]]:
-        """What was done to a mask, oldest first.
+        """Returns all actions on a mask, oldest first.
 
         Returns:
-            `at` (UTC), `annotator`, `action` (save, delete, restore), `record`, which is the mask after it, and
-            `before`, the mask before it or None.
+            For each action `at` (UTC), `annotator`, `action` (save, delete or restore), `record`, the mask after it,
+            and `before`, the mask before it or None.
         """
         rows = self.rows("SELECT at, annotator, action, record FROM history WHERE mask_id = ? ORDER BY id", (mask_id,))
         records = [json.loads(row["record"]) for row in rows]

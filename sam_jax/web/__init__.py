@@ -1,7 +1,7 @@
-"""What the pages that we serve have in common.
+"""Shared parts of the web servers: access control and serving.
 
-    guard.py      hosts, origins, token, sizes of bodies, headers
-    serving.py    address, token and socket of a command; files of a page; errors as JSON
+    guard.py      checks of hosts, origins, tokens and body sizes; security headers
+    serving.py    address and token of a command, files of a page, errors as JSON
 
 The pages themselves are folders of `assets`.
 """

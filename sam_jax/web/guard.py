@@ -1,4 +1,4 @@
-"""What stands before every request: hosts, origins, the token, sizes of bodies, and headers for the answers."""
+"""Access control: checks the host, origin, token and body size of every request, and adds security headers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sam_jax.errors import UserError
 
-MAX_BODY = 4 << 20  # bytes
+MAX_BODY = 4 << 20  # bytes of a request
 TOKEN_PATTERN = r"[A-Za-z0-9_\-]{16,256}"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
@@ -35,6 +35,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach an address: localhost or a loopback IP address."""
     if host == "localhost":
         return True
     try:
@@ -45,18 +46,19 @@ def is_loopback(host: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may send requests.
 
-    Without a token: requests whose Host names the loopback address, so that no other site's name can be pointed at it.
-    With one: whoever shows it, as a cookie, which a first visit with ?token= sets, or as Authorization, Bearer or the
-    password of Basic. In both cases a request that a browser makes for another site is refused.
+    Without a token, the Host of a request must be the loopback address, so that no other site's name can be made to
+    resolve to the server. With a token, requests must contain it: as a cookie, which a first visit with ?token= sets,
+    or in the Authorization header, as Bearer or as the password of Basic. Requests that a browser sends on behalf of
+    another site are refused in both cases.
 
     Args:
-        host: the address to bind.
-        token: 16 to 256 letters, digits, - and _.
+        host: the address to listen on.
+        token: 16 to 256 letters, digits, - and _; None to require none.
 
     Raises:
-        ValueError: an address that others can reach, without a token; or a token that is not like that.
+        UserError: other machines can reach the address and there is no token, or the token is malformed.
     """
 
     host: str = "127.0.0.1"
@@ -70,19 +72,21 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie. Cookies don't know ports: two servers on one host need two names."""
+        """The name of the cookie. Cookies are shared by all ports of a host, so each server needs its own name."""
         return f"sam_jax_{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
 
     def accepts(self, token: str) -> bool:
+        """Returns whether a token is the right one, in constant time."""
         return self.token is not None and hmac.compare_digest(token.encode(), self.token.encode())
 
 
 def new_token() -> str:
+    """Returns a random token."""
     return secrets.token_urlsafe(24)
 
 
 class Guard:
-    """ASGI middleware that lets through what `Access` allows."""
+    """ASGI middleware that refuses requests which `Access` does not allow, and bodies of more than `max_body` bytes."""
 
     def __init__(self, app: ASGIApp, access: Access, max_body: int = MAX_BODY) -> None:
         self.app, self.access, self.max_body = app, access, max_body
@@ -114,14 +118,14 @@ class Guard:
             await self.app(scope, self._bounded(receive), send)
 
     def _foreign(self, method: str, headers: Headers) -> str | None:
-        """Why a request is refused whoever sends it."""
+        """Returns why a request is refused whatever its token: its Host or origin is foreign. None if it is not."""
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1:
             return "expected one Host"
         try:
             name = urlsplit(f"//{host}").hostname or ""
             origin = urlsplit(headers.get("origin", f"http://{host}")).netloc
-        except ValueError:  # brackets without an address in them
+        except ValueError:  # brackets that do not enclose an IP address
             return "expected a proper Host and Origin"
         if self.access.token is None and not is_loopback(name):
             return "expected a Host of this machine"
@@ -132,7 +136,7 @@ class Guard:
         return None
 
     def _first_visit(self, scope: Scope) -> str | None:
-        """Where to go on after the token was given in the address, which it should not stay in."""
+        """Returns where to redirect a visit whose address contains the token, which must not stay there; else None."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == "token"]
         if scope["method"] != "GET" or scope["path"] != "/" or not given or not self.access.accepts(given[0]):
@@ -156,7 +160,7 @@ class Guard:
         return cookie is not None and self.access.accepts(cookie.value)
 
     def _bounded(self, receive: Receive) -> Receive:
-        """No more of a body than is allowed: its sender may not have told its length."""
+        """Limits the size of a body while it is received, since a request may lack a Content-Length."""
         received = 0
 
         async def bounded() -> Message:

@@ -1,4 +1,4 @@
-"""A page from a folder of `assets`, errors as JSON, and the loop that serves both."""
+"""Serving of a page: its files from a folder of `assets`, errors as JSON, and the server itself."""
 
 from __future__ import annotations
 
@@ -22,27 +22,32 @@ KINDS = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
-PERSON = r"^\w[\w .@+\-]{0,63}$"  # how people may call themselves
+PERSON = r"^\w[\w .@+\-]{0,63}$"  # names of annotators and raters
 
 
 def access_of(host: str, token: str | None) -> Access:
-    """Who may ask a command's page: the token given, or else SAM_JAX_TOKEN, or one that is drawn where it is needed.
+    """Returns who may use a command's page.
+
+    Args:
+        host: address to listen on.
+        token: None means the environment variable SAM_JAX_TOKEN; if that is not set and other machines can reach the
+            address, a random token.
 
     Raises:
-        ValueError: not a proper token.
+        UserError: the token is malformed.
     """
     token = token or os.environ.get("SAM_JAX_TOKEN")
     return Access(host, new_token() if token is None and not is_loopback(host) else token)
 
 
 def serve_app(app: FastAPI, access: Access, port: int, greeting: str) -> None:
-    """Serves until it is interrupted, and prints the greeting with the address once connections are taken.
+    """Serves until interrupted. Prints the greeting and the address once connections are accepted.
 
     Args:
-        port: 0 takes one that is free.
+        port: 0 means any free port.
 
     Raises:
-        OSError: the address or port can't be listened on.
+        OSError: the server can't listen on the address or port.
     """
     with _listen(access.host, port) as listening:
         name = f"[{access.host}]" if ":" in access.host else access.host
@@ -53,7 +58,7 @@ def serve_app(app: FastAPI, access: Access, port: int, greeting: str) -> None:
 
 
 def serve_page(app: FastAPI, folder: str) -> None:
-    """The files of a folder of `assets`: index.html as /, the others under /assets."""
+    """Adds routes for the files of a folder of `assets`: / for index.html, and /assets/NAME for the others."""
     path = resources.files("sam_jax") / "assets" / folder
     files = {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name.endswith(tuple(KINDS))}
 
@@ -71,40 +76,40 @@ def serve_page(app: FastAPI, folder: str) -> None:
         return send(name)
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Every error as {"error": what was expected, what came}."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error a JSON response with the field `error`: what was expected and what came."""
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
 
     @app.exception_handler(UserError)
-    async def not_possible(request: Request, error: UserError) -> JSONResponse:
+    async def conflict(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 409)
 
     @app.exception_handler(MissingFile)
     @app.exception_handler(FileNotFoundError)
-    async def gone(request: Request, error: FileNotFoundError) -> JSONResponse:
+    async def missing(request: Request, error: FileNotFoundError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 404)
 
     @app.exception_handler(OSError)
-    async def not_now(request: Request, error: OSError) -> JSONResponse:
+    async def unavailable(request: Request, error: OSError) -> JSONResponse:
         print(f"{app.title}: {error}", file=sys.stderr)
         return JSONResponse({"error": "the server could not read or write; try again"}, 503)
 
     @app.exception_handler(Exception)  # answered and raised again, so that uvicorn logs it with its traceback
-    async def bug(request: Request, error: Exception) -> JSONResponse:
+    async def internal_error(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the server has a bug, its log says where"}, 500)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections before the address is told."""
+    """Returns a socket that accepts connections, so that the address can be printed."""
     (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     listening = socket.socket(family, kind, protocol)
     try:

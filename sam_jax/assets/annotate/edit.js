@@ -11,7 +11,7 @@ export class Edit {
    *  @param onChange called after every change */
   constructor(predict, onChange, onError) {
     Object.assign(this, {predict, onChange, onError});
-    this.pixels = [0, 0];  // width and height of the picture
+    this.pixels = [0, 0];  // width and height of the image
     this.clear(null, null);
   }
 

@@ -1,4 +1,4 @@
-// The page: which picture, which masks, and what keys, pointer and buttons do.
+// The page: which image, which masks, and what keys, pointer and buttons do.
 
 import {ApiError, call, Outbox} from "./api.js";
 import {Clock} from "./clock.js";
@@ -20,7 +20,7 @@ let records = [];      // its masks: the server's fields, and mask, outline
 let numbered = 0;      // for colours that stay
 let deleted = [];      // records that Z brings back
 let hovered = null;
-let moving = false;    // between two pictures
+let moving = false;    // between two images
 
 const maskClock = new Clock(), pictureClock = new Clock();
 const api = (method, path, body, signal) => call(method, path, annotator, body, signal);
@@ -35,7 +35,7 @@ const edit = new Edit(
 );
 const pointer = new Pointer(view, edit, $("size"), () => picture && !moving);
 
-// Pictures
+// Images
 
 async function openNext() {
   moving = true;
@@ -70,7 +70,7 @@ async function show(content) {
     return;
   }
   const shown = picture;
-  busy("Opening the picture");
+  busy("Opening the image");
   const image = new Image();
   image.src = `/api/pictures/${picture.id}/image`;
   try {
@@ -78,7 +78,7 @@ async function show(content) {
   } catch {
     const problem = await api("POST", `/api/pictures/${picture.id}/embed`).catch(error => error);
     busy(null);
-    toast(`This picture can't be shown: ${problem.message ?? "the browser can't read it"}. Skip it.`, "error", 0);
+    toast(`This image can't be shown: ${problem.message ?? "the browser can't read it"}. Skip it.`, "error", 0);
     edit.reset();
     return;
   }
@@ -89,7 +89,7 @@ async function show(content) {
   records = content.masks.map(withMask);
   pictureClock.restart();
   startMask();
-  busy("The model looks at the picture");
+  busy("The model looks at the image");
   api("POST", `/api/pictures/${picture.id}/embed`).then(
     () => { if (picture === shown) { busy(null); document.body.dataset.ready = "true"; } },
     error => { busy(null); toast(error.message, "error"); },
@@ -115,7 +115,7 @@ async function reload() {
   }
 }
 
-/** Whether the picture may be left. */
+/** Whether the image may be left. */
 function settled() {
   if (moving) return false;
   if (edit.changed && edit.mask?.area) {
@@ -145,7 +145,7 @@ async function goBack() {
   try {
     await outbox.drained();
     const content = await api("POST", "/api/back");
-    if (!content.picture) toast("There is no earlier picture of yours.");
+    if (!content.picture) toast("There is no earlier image of yours.");
     else {
       document.body.dataset.ready = "false";
       await enter(content);
@@ -325,7 +325,7 @@ async function progress() {
     showFormats();
     $("stage").textContent = STAGES[state.stage] ?? state.stage;
     $("stage").title = `Model: ${state.model}`;
-    $("progress-text").textContent = `${done} of ${pictures} pictures`;
+    $("progress-text").textContent = `${done} of ${pictures} images`;
     $("progress").max = Math.max(1, pictures);
     $("progress").value = done;
     if (!outbox.items.length) showConnection(0, null);

@@ -162,7 +162,7 @@ export class Mask {
     return path;
   }
 
-  /** Colours the mask's pixels within `box` in a picture of its size; colour is [r, g, b, a], 0-255. */
+  /** Colours the mask's pixels within `box` in an image of its size; colour is [r, g, b, a], 0-255. */
   paint(image, [r, g, b, a], [left, top, right, bottom] = [0, 0, this.width, this.height]) {
     if (!this.box) return;
     const pixels = image.data, {width, data, box} = this;

@@ -4,7 +4,7 @@ const $ = id => document.getElementById(id);
 
 let candidatesOf = null;
 
-/** The masks of an answer to choose from, as small pictures. */
+/** The masks of an answer to choose from, as thumbnails. */
 export function showCandidates(edit, view) {
   const {answer, choice} = edit.state;
   const parent = $("candidates");

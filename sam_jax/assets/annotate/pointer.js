@@ -3,13 +3,13 @@
 const STILL = 5;  // screen pixels that a click may wander
 
 export class Pointer {
-  /** @param allowed () => whether there is a picture to work on */
+  /** @param allowed () => whether there is an image to work on */
   constructor(view, edit, sizePanel, allowed) {
     Object.assign(this, {view, edit, sizePanel, allowed});
     this.tool = "click";
     this.held = false;     // Space
     this.action = null;    // what the pressed button does
-    this.size = 24;        // of the brush, pixels of the picture
+    this.size = 24;        // of the brush, pixels of the image
     this.range = sizePanel.querySelector("input");
     const canvas = view.canvas;
     canvas.addEventListener("pointerdown", event => this.down(event));
@@ -135,7 +135,7 @@ export class Pointer {
     this.view.paintPart(...this.edit.extendStroke(from));
   }
 
-  /** From where the button was pressed to a place, cut to the picture. */
+  /** From where the button was pressed to a place, cut to the image. */
   boxTo([x, y]) {
     const {naturalWidth: W, naturalHeight: H} = this.view.picture, [a, b] = this.action.at;
     const clip = (value, end) => round(Math.min(end, Math.max(0, value)));
@@ -143,5 +143,5 @@ export class Pointer {
   }
 }
 
-// Down: a click in the last pixel stays in the picture.
+// Down: a click in the last pixel stays in the image.
 const round = value => Math.floor(value * 10) / 10;

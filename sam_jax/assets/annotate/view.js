@@ -1,10 +1,10 @@
-// The canvas: picture, saved masks, the mask in work, prompts; zoom and pan.
+// The canvas: image, saved masks, the mask in work, prompts; zoom and pan.
 
 const CURRENT = [47, 140, 255, 115];
 const GREEN = "#2ecc71", RED = "#ff4d4f";
 const SHOWN = ["mask", "outline", "number", "strong", "dashed"];
 const OUTLINED = 200_000;  // pixels; outlines of larger masks in thumbnails are not worth the time
-const LARGEST = 40;  // screen pixels per pixel of the picture
+const LARGEST = 40;  // screen pixels per pixel of the image
 
 export class View {
   constructor(canvas) {
@@ -77,7 +77,7 @@ export class View {
     this.redraw();
   }
 
-  /** Pixels of the picture under a place on the canvas, with fractions. */
+  /** Pixels of the image under a place on the canvas, with fractions. */
   toPicture(x, y) {
     return [(x - this.left) / this.scale, (y - this.top) / this.scale];
   }
@@ -179,7 +179,7 @@ export class View {
     }
   }
 
-  /** A small picture of a mask with what is around it. */
+  /** A thumbnail of a mask with what is around it. */
   thumbnail(mask, width, height) {
     const canvas = document.createElement("canvas"), ratio = devicePixelRatio || 1;
     canvas.width = width * ratio;

@@ -1,6 +1,6 @@
 // One mask after the other. The server says which; a rating counts once it has answered.
 
-const VIEWS = [["picture", "Picture"], ["overlay", "Mask over it"], ["mask", "Mask alone"],
+const VIEWS = [["picture", "Image"], ["overlay", "Mask over it"], ["mask", "Mask alone"],
                ["zoom", "From near"], ["zoom_overlay", "From near, with the mask"]];
 const SCALE = [[[1], "Nothing, or nothing that can be named"],
                [[2, 3, 4], "Mostly recognisable; the boundary is very poor"],

@@ -1,4 +1,4 @@
-"""The fully automatic stage: everything mode over any number of images, into a data set like SA-1B.
+"""The fully automatic stage: everything mode annotates any number of images, as a dataset like SA-1B.
 
-Reference: paper, section 4 (fully automatic stage) and B.
+Reference: paper, section 4 (fully automatic stage) and appendix B.
 """

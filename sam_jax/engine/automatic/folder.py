@@ -1,4 +1,4 @@
-"""A folder on any file system that fsspec knows, in which every file is whole or not there."""
+"""A folder on any file system that fsspec supports. A file appears in it only once it is complete."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from typing import IO, Any
 
 from sam_jax.errors import MissingPackage, UserError
 
-WORK = ".work"  # of what is not finished: parts, and files that are being written
-CLIENTS = ("botocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are no OSErrors
-OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")  # what is put there at once is there whole
+WORK = ".work"  # subfolder for unfinished results: parts, and files that are being written
+CLIENTS = ("botocore", "aiohttp", "gcsfs", "google", "azure")  # packages whose errors are no OSErrors
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")  # one request writes a complete file
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Names are relative to the folder, joined by slashes. Can be pickled; workers elsewhere see the same files.
+    """A folder at a URL. Names of files in it are relative paths, joined by slashes.
 
-    Credentials and addresses of object stores come from their own variables and files, or from fsspec's configuration.
+    It can be pickled, and workers on other machines see the same files. Credentials and addresses of object stores come
+    from the stores' own environment variables and files, or from fsspec's configuration.
     """
 
     url: str
 
     @classmethod
     def at(cls, url: str) -> Folder:
-        """The folder at a URL or a local path, which may be a relative one.
+        """Returns the folder at a URL, or at an absolute or relative local path.
 
         Raises:
-            ValueError: a protocol that fsspec does not know.
-            ImportError: the package for the protocol is not installed.
+            UserError: fsspec does not support the protocol.
+            MissingPackage: the package for the protocol is not installed.
         """
         file_system, path = open_url(url)
         return cls(file_system.unstrip_protocol(path).rstrip("/"))
 
     @property
     def shown(self) -> str:
-        """For people."""
+        """The folder's name in messages: the local path, or the URL."""
         return self.url.removeprefix("file://")
 
     @property
@@ -49,7 +50,7 @@ class Folder:
         return file_system.isfile(path)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if it is not there."""
+        """Returns the size of a file in bytes; None if it does not exist."""
         file_system, path = self._path(name)
         try:
             return int(file_system.size(path))
@@ -57,7 +58,7 @@ class Folder:
             return None
 
     def names(self, folder: str) -> list[str]:
-        """Of the files and folders in one below this; none if it is not there."""
+        """Returns the sorted names of files and folders in a subfolder; none if it does not exist."""
         file_system, path = self._path(folder)
         try:
             return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in file_system.ls(path, detail=False))
@@ -65,25 +66,26 @@ class Folder:
             return []
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file, or the bytes from `start` up to `end`."""
+        """Returns the contents of a file, or its bytes from `start` up to and not including `end`."""
         file_system, path = self._path(name)
         return file_system.cat_file(path, start=start, end=end)
 
     @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def open_to_read(self, name: str) -> Iterator[IO[bytes]]:
+        """Opens a file to read from."""
         file_system, path = self._path(name)
         with file_system.open(path, "rb") as file:
             yield file
 
     @contextlib.contextmanager
-    def writing(self, name: str, work: str = WORK) -> Iterator[IO[bytes]]:
-        """A file to write to, which has its name when the block ends without an error.
+    def open_to_write(self, name: str, work: str = WORK) -> Iterator[IO[bytes]]:
+        """Opens a file to write to, which gets its name when the block ends without an error.
 
-        Until then it lies in the folder `work` under a name of its own: runners may do the same work twice at once.
-        Object stores too: of an upload that an error ends they would keep what had come.
+        Until then it is in the folder `work` under a unique name, since runners may do the same work twice at the same
+        time. Object stores need this too: when an upload is interrupted, they keep the part that has arrived.
 
         Raises:
-            OSError: it can't be written; says that what is finished is kept.
+            OSError: the file can't be written; the message says that finished results are kept.
         """
         file_system, path = self._path(name)
         temporary = f"{self._path(work)[1]}/{uuid.uuid4().hex}.tmp"
@@ -101,9 +103,9 @@ class Folder:
             raise
 
     def write(self, name: str, data: bytes, work: str = WORK) -> None:
-        """A whole file, as with `writing`; one request to an object store."""
+        """Writes a complete file, as `open_to_write` does; for an object store in one request."""
         if self.url.partition("://")[0] not in OBJECT_STORES:
-            with self.writing(name, work) as file:
+            with self.open_to_write(name, work) as file:
                 file.write(data)
             return
         file_system, path = self._path(name)
@@ -113,14 +115,15 @@ class Folder:
             raise self._not_written(name, error) from error
 
     def remove(self, folder: str) -> None:
-        """A folder with all in it; nothing if it is not there."""
+        """Deletes a subfolder with all its contents, if it exists."""
         file_system, path = self._path(folder)
         with contextlib.suppress(FileNotFoundError):
             file_system.rm(path, recursive=True)
 
     def remove_if_empty(self, folder: str) -> None:
+        """Deletes a subfolder if it is empty."""
         file_system, path = self._path(folder)
-        with contextlib.suppress(OSError):  # not there, or other processes are at work in it
+        with contextlib.suppress(OSError):  # it does not exist, or other processes are using it
             file_system.rmdir(path)
 
     def _not_written(self, name: str, error: OSError) -> OSError:
@@ -136,24 +139,24 @@ class Folder:
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Errors of object stores' clients, such as no connection and no credentials, become OSErrors, which users read.
+    """Converts errors of object stores' clients, such as missing credentials, to OSErrors, which are shown to the user.
 
-    Not as early as in `Folder`: a store that can't be reached must end a run, and not make a bad image of each.
+    `Folder` does not do so itself: a store that can't be reached must end a run, and not count as a bad image.
     """
     try:
         yield
-    except Exception as error:  # the clients share no class; what is not theirs is raised again
+    except Exception as error:  # the clients have no base class in common; other errors are raised again
         if type(error).__module__.partition(".")[0] in CLIENTS:
             raise OSError(f"{error}; what is finished is kept, the same command goes on with the rest") from error
         raise
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """(file system, path in it) of a URL or a local path.
+    """Returns the fsspec file system of a URL or local path, and the path in it.
 
     Raises:
-        ValueError: a protocol that fsspec does not know.
-        ImportError: fsspec, or its package for the protocol, is not installed.
+        UserError: fsspec does not support the protocol.
+        MissingPackage: fsspec, or its package for the protocol, is not installed.
     """
     try:
         from fsspec.core import url_to_fs

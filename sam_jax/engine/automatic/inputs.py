@@ -1,7 +1,7 @@
-"""Which images: found by folder, list or glob on any file system, numbered, and split into shards.
+"""The images to annotate: found by folder, list or glob on any file system, numbered, and divided into shards.
 
-The list is written down once, before the first image is annotated: a restart sees the same images under the same
-numbers. Shards are ranges of its lines, so that a worker is told two numbers and not ten thousand names.
+The list is written once, before the first image is annotated, so a restart sees the same images under the same numbers.
+A shard is a range of its lines, so that a worker is sent a few numbers and not ten thousand names.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from sam_jax.errors import MissingFile, UserError
 
 LIST = "pictures.jsonl"
 IMAGES_PER_SHARD = 1000
-MOST_ID = 10**10  # so that the numbers of masks, in a record of 100,000 each, stay exact in JSON's doubles
+MAX_ID = 10**10  # ids of masks, 100,000 for each image, must be exact in the double precision of JSON
 
 
 class ListedImage(NamedTuple):
-    id: int  # of SA-1B: the image's files are sa_<id>.jpg and sa_<id>.json
-    name: str  # relative to the input that it was found by
+    """A line of the list of images."""
+
+    id: int  # as in SA-1B: the image's files are sa_<id>.jpg and sa_<id>.json
+    name: str  # path relative to the input in which the image was found
     url: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Images that go into one tar: a range of bytes of the list."""
+    """The images of one tar, as a range of bytes of the list."""
 
     number: int
-    start: int
-    end: int
-    count: int
+    start: int  # first byte
+    end: int  # byte after the last
+    count: int  # images
 
     @property
     def tar(self) -> str:
@@ -49,21 +51,22 @@ class Shard:
     def report(self) -> str:
         return f"reports/{self.number:06d}.json"
 
-    def images(self, out: Folder) -> list[ListedImage]:
+    def read_images(self, out: Folder) -> list[ListedImage]:
+        """Reads the shard's lines of the list."""
         return [ListedImage(**json.loads(line)) for line in out.read(LIST, self.start, self.end).splitlines()]
 
 
 def find_images(inputs: Sequence[str], out: Folder) -> list[ListedImage]:
-    """All images of the inputs, sorted by name and numbered.
+    """Finds all images of the inputs, sorts them by name and numbers them.
 
     Args:
-        inputs: each an image, a folder (searched with all below it), a text file with a path or URL per line (relative
-            ones are relative to the file), or a glob; local or at a URL.
-        out: what lies in it are results and no images.
+        inputs: each an image, a folder (searched with all folders below it), a text file with a path or URL per line
+            (relative to the file), or a glob; local or at a URL.
+        out: folder of the results, which is not searched.
 
     Raises:
-        FileNotFoundError: an input that is not there.
-        ValueError: no image at all.
+        MissingFile: an input does not exist.
+        UserError: there are no images.
     """
     found = {url: name for given in inputs for name, url in _find(given) if not url.startswith(f"{out.url}/")}
     if not found:
@@ -73,21 +76,22 @@ def find_images(inputs: Sequence[str], out: Folder) -> list[ListedImage]:
 
 
 def write_list(out: Folder, images: Iterable[ListedImage]) -> None:
-    with out.writing(LIST) as file:
+    """Writes the list of images, one JSON object per line."""
+    with out.open_to_write(LIST) as file:
         for listed in images:
             file.write(json.dumps(listed._asdict()).encode() + b"\n")
 
 
 def read_shards(out: Folder, number: int | None) -> list[Shard]:
-    """The list's lines, split evenly and in order.
+    """Divides the lines of the list into shards of equal size, in order.
 
     Args:
-        number: of shards; None for one for each `PICTURES_PER_SHARD`.
+        number: number of shards; None means one per `IMAGES_PER_SHARD` images.
 
     Raises:
-        ValueError: more shards than images.
+        UserError: there are more shards than images.
     """
-    with out.reading(LIST) as file:
+    with out.open_to_read(LIST) as file:
         ends = np.cumsum([0, *map(len, file)])
     count = len(ends) - 1
     number = math.ceil(count / IMAGES_PER_SHARD) if number is None else number
@@ -101,7 +105,7 @@ def read_shards(out: Folder, number: int | None) -> list[Shard]:
 
 
 def _find(given: str) -> list[tuple[str, str]]:
-    """(name, URL) of the images of one input."""
+    """Returns the name and URL of each image of one input."""
     file_system, path = open_url(given)
     if file_system.isdir(path):
         root, files = path, file_system.find(path)
@@ -123,7 +127,7 @@ def _find(given: str) -> list[tuple[str, str]]:
 
 
 def _read_lines(given: str, content: bytes, root: str) -> list[tuple[str, str]]:
-    """The entries of a list. They are not looked at: a wrong one is found when it is to be read."""
+    """Returns the name and URL of each entry of a list; whether the files exist is found out when they are read."""
     try:
         lines = [line.strip() for line in content.decode().splitlines()]
     except UnicodeDecodeError as error:
@@ -137,9 +141,9 @@ def _read_lines(given: str, content: bytes, root: str) -> list[tuple[str, str]]:
 
 
 def _ids(names: Sequence[str]) -> Iterable[int]:
-    """The images' own numbers if all are named as SA-1B's, sa_123.jpg, and differ; else their positions."""
+    """Returns the numbers in the names if all are distinct and like SA-1B's, sa_123.jpg; else 0, 1, 2, ..."""
     matches = [re.fullmatch(r"sa_(\d+)", PurePosixPath(name).stem) for name in names]
     own = {int(match[1]) for match in matches if match}
-    if len(own) == len(names) and max(own) < MOST_ID:
+    if len(own) == len(names) and max(own) < MAX_ID:
         return [int(match[1]) for match in matches if match]
     return range(len(names))

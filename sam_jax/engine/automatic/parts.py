@@ -1,6 +1,6 @@
-"""An image and its masks as they go into a tar: the blocks of its two files. A tar is such parts and an end mark.
+"""Parts of a tar: the blocks of the two files of one image. A tar is a sequence of parts and an end mark.
 
-Bytes depend on the image and its masks alone: no time, no owner.
+The bytes depend on the image and its masks alone, and not on time or owner.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from sam_jax.everything.formats.sa1b import sa1b_content
 from sam_jax.types import Record
 
 Blur = Callable[[np.ndarray], np.ndarray]
-QUALITY = 95  # of a JPEG that is written anew
-IDS_PER_IMAGE = 100_000  # masks have numbers of their own in the whole data set; the paper's grid has 9216 at most
+QUALITY = 95  # of a JPEG that is encoded anew
+IDS_PER_IMAGE = 100_000  # ids of masks are unique in the dataset; the paper's grid gives at most 9216 to an image
 
 
 def load_blur(name: str) -> Blur:
-    """The function that a name MODULE:FUNCTION stands for.
+    """Imports the function of a name MODULE:FUNCTION.
 
     Raises:
-        ValueError: no such function.
+        UserError: there is no such function.
     """
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no module's name
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: an invalid module name
         raise UserError(
             f"expected MODULE:FUNCTION of a function that can be imported, got {name!r}: {error}; is its folder in "
             "PYTHONPATH?"
@@ -49,35 +49,39 @@ def load_blur(name: str) -> Blur:
 def make_part(
     listed: ListedImage, encoded: bytes, image: np.ndarray, records: Sequence[Record], blur: Blur | None
 ) -> bytes:
-    """The blocks of sa_<id>.jpg and sa_<id>.json; without masks of the latter alone.
+    """Returns the blocks of sa_<id>.jpg and sa_<id>.json, or of the JSON alone if there are no masks.
 
     Args:
-        encoded: the image's file.
-        image: (H, W, 3), RGB, upright: what was segmented.
-        blur: see `to_jpeg`.
+        encoded: the contents of the image's file.
+        image: (H, W, 3), uint8, RGB, upright: the pixels that were segmented.
+        records: the image's masks.
+        blur: see `encode_jpeg`.
 
     Raises:
-        BadRecord: `blur` failed.
-        ValueError: `blur` gives something else than an image of the same shape.
+        BadRecord: `blur` raised an error.
+        UserError: `blur` did not return an image of the same shape.
     """
     name = f"sa_{listed.id}"
     annotated = AnnotatedImage(PurePosixPath(name), f"{name}.jpg", listed.id, image.shape[:2], records, lambda: image)
     content = sa1b_content(annotated, first_id=listed.id * IDS_PER_IMAGE)
     files = {f"{name}.json": json.dumps(content).encode()}
     if records:
-        files = {f"{name}.jpg": to_jpeg(listed, encoded, image, blur)} | files
+        files = {f"{name}.jpg": encode_jpeg(listed, encoded, image, blur)} | files
     return join_files(files)
 
 
-def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur | None) -> bytes:
-    """The image as it is given away: an RGB JPEG that lies upright keeps its bytes.
+def encode_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur | None) -> bytes:
+    """Returns the image as a JPEG, for release. Without `blur`, an upright RGB JPEG is returned unchanged.
 
-    Decision: masks are found in the original pixels and `blur` changes only what is written, so that no object is cut
-    where a face in it is blurred; the paper blurs the images that it releases. With `blur` the JPEG is always a
-    new one, without metadata such as places.
+    Masks are found in the original pixels, and `blur` changes only the written image, so that no mask is cut where a
+    face is blurred; the paper blurs the images that it releases. With `blur` the image is always encoded anew, without
+    metadata such as the location.
+
+    Args:
+        blur: takes and returns an image, (H, W, 3), uint8, RGB; hides faces and license plates.
 
     Raises:
-        BadRecord, ValueError: see `make_part`.
+        BadRecord, UserError: see `make_part`.
     """
     if blur is None:
         with Image.open(io.BytesIO(encoded)) as file:
@@ -87,7 +91,7 @@ def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur |
     else:
         try:
             blurred = blur(image.copy())
-        except Exception as error:  # it is the user's function
+        except Exception as error:  # the function is the user's own
             raise BadRecord("blur failed", listed.url, f"{type(error).__name__}: {error}") from error
         if getattr(blurred, "shape", None) != image.shape or getattr(blurred, "dtype", None) != np.uint8:
             got = f"{getattr(blurred, 'shape', type(blurred).__name__)} {getattr(blurred, 'dtype', '')}".strip()
@@ -99,7 +103,7 @@ def to_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Blur |
 
 
 def join_files(files: Mapping[str, bytes]) -> bytes:
-    """The blocks of files in a tar."""
+    """Returns the blocks of files in a tar, without an end mark."""
     blocks = []
     for name, data in files.items():
         member = tarfile.TarInfo(name)
@@ -110,10 +114,10 @@ def join_files(files: Mapping[str, bytes]) -> bytes:
 
 
 def read_part(data: bytes) -> dict[str, Any]:
-    """The JSON in a part.
+    """Returns the parsed JSON of a part.
 
     Raises:
-        ValueError: the part is not whole.
+        UserError: the part is incomplete or damaged.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
@@ -124,11 +128,11 @@ def read_part(data: bytes) -> dict[str, Any]:
                 file = tar.extractfile(members[-1])
                 assert file is not None
                 return json.loads(file.read())
-    except (tarfile.TarError, IndexError, ValueError) as error:  # ValueError: its JSON is none
+    except (tarfile.TarError, IndexError, ValueError) as error:  # ValueError: invalid JSON
         raise UserError(f"not the blocks of a tar: {error}") from error
     raise UserError("cut off")
 
 
 def end_mark(length: int) -> bytes:
-    """What ends a tar of that length: two empty blocks, filled up to a whole record as `tar` does."""
+    """Returns the end of a tar of that length: two empty blocks, and padding to a full record as `tar` writes it."""
     return bytes(2 * tarfile.BLOCKSIZE + -(length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)

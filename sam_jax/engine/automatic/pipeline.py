@@ -1,4 +1,4 @@
-"""The Beam pipeline: shards -> a model handler that annotates each. No image goes through Beam itself."""
+"""The Beam pipeline: a model handler annotates each shard. No image passes through Beam itself."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tqdm import tqdm
 from sam_jax.data.beam import POLL, open_pipeline, watching
 from sam_jax.engine.automatic.folder import WORK, as_os_errors
 from sam_jax.engine.automatic.inputs import Shard
-from sam_jax.engine.automatic.shard import Job, ShardReport, annotate_shard
+from sam_jax.engine.automatic.shard import AnnotationJob, ShardReport, annotate_shard
 from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
-POLL_ELSEWHERE = 30.0  # seconds: looking costs requests
+REMOTE_POLL = 30.0  # seconds between looks at an object store, each of which costs requests
 
 
 class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]):
-    """RunInference loads the generator once per worker, and keeps it as long as the worker lives.
+    """Annotates shards: an example is a shard, and its prediction the shard's report.
 
-    An example is a shard, and its prediction the shard's report. Images are batched inside the shard, where they
-    are read ahead, in an order that a restart repeats.
+    RunInference loads the generator once per worker, and keeps it as long as the worker runs. Images are batched inside
+    the shard, where they are read ahead, in an order that a restart repeats.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: AnnotationJob) -> None:
         super().__init__(min_batch_size=1, max_batch_size=1)
         self.job = job
 
@@ -48,32 +48,32 @@ class ShardAnnotator(ModelHandler[Shard, ShardReport, SamAutomaticMaskGenerator]
         return "sam_jax_engine"
 
 
-def annotate(job: Job, shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:
-    """Writes the shards that are not finished, with a progress bar in images.
+def annotate(job: AnnotationJob, shards: Sequence[Shard], options: Sequence[str], workers: int) -> None:
+    """Annotates the shards that are not finished, with a progress bar in images.
 
     Args:
-        options: of Beam's pipeline, such as --runner=FlinkRunner.
-        workers: processes on this machine, each with a model of its own.
+        options: options of Beam's pipeline, such as --runner=FlinkRunner.
+        workers: number of processes on this machine, each of which loads the model.
 
     Raises:
-        ValueError, OSError: what a worker on this machine raised; see `annotate_shard`.
+        UserError, OSError: raised by a worker on this machine; see `annotate_shard`.
     """
     todo = [shard for shard, report in zip(shards, job.read_reports(shards), strict=True) if report is None]
     if not todo:
         return
     progress = _Progress(job, shards, todo)
     try:
-        every = POLL if job.out.is_local else POLL_ELSEWHERE
-        with progress.bar, watching(progress.look, every), open_pipeline(options, workers) as pipeline:
+        every = POLL if job.out.is_local else REMOTE_POLL
+        with progress.bar, watching(progress.update, every), open_pipeline(options, workers) as pipeline:
             pipeline | beam.Create(todo) | beam.Reshuffle() | RunInference(ShardAnnotator(job))
     except (RuntimeError, *EXPECTED_ERRORS) as error:  # Beam's own is a RuntimeError
         raise _own_error(error) from error
 
 
 class _Progress:
-    """Counts images by what lies in the output folder: their parts on this machine, elsewhere whole shards."""
+    """Counts finished images by the files in the output folder: parts if it is local, else finished shards."""
 
-    def __init__(self, job: Job, shards: Sequence[Shard], todo: Sequence[Shard]) -> None:
+    def __init__(self, job: AnnotationJob, shards: Sequence[Shard], todo: Sequence[Shard]) -> None:
         self.job, self.open = job, {shard.number: shard for shard in todo}
         self.finished = sum(shard.count for shard in shards) - sum(shard.count for shard in todo)
         there = self.finished + self._parts()
@@ -81,7 +81,8 @@ class _Progress:
             total=sum(shard.count for shard in shards), initial=there, unit="image", smoothing=0.1, mininterval=0.5
         )
 
-    def look(self) -> None:
+    def update(self) -> None:
+        """Counts again, and moves the bar."""
         reports = set(self.job.out.names("reports"))
         for shard in list(self.open.values()):
             if shard.report.rpartition("/")[2] in reports:
@@ -96,7 +97,7 @@ class _Progress:
 
 
 def _own_error(error: Exception) -> BaseException:
-    """A worker's error without what Beam makes of it: a step's name after the message, or a traceback as text."""
+    """Returns a worker's error from Beam's, which adds a step's name to the message or holds a traceback as text."""
     kinds: list[type] = [UserError, *UserError.__subclasses__()]
     mistakes = {kind.__name__ for kind in kinds}
     for line in reversed(f"{type(error).__name__}: {error}".splitlines()):

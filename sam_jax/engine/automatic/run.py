@@ -1,4 +1,4 @@
-"""A run of the automatic stage: images anywhere -> tars like SA-1B's, exactly once."""
+"""A run of the automatic stage: annotates images on any file system exactly once, and writes tars like SA-1B's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_jax.data.bad_records import BAD_ALWAYS_ALLOWED
 from sam_jax.engine.automatic.folder import WORK, Folder, as_os_errors
 from sam_jax.engine.automatic.inputs import LIST, Shard, find_images, read_shards, write_list
 from sam_jax.engine.automatic.parts import load_blur
-from sam_jax.engine.automatic.shard import Job, ShardReport
+from sam_jax.engine.automatic.shard import AnnotationJob, ShardReport
 from sam_jax.errors import MissingPackage, UserError
 from sam_jax.everything.folders import check_settings
 from sam_jax.everything.options import PAPER, GeneratorOptions
@@ -26,20 +26,17 @@ SETTINGS = "engine.settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a finished run has written."""
+    """Summary of a finished run."""
 
-    total: int  # images that were given
-    images: int  # in the tars
+    total: int  # images in the list
+    images: int  # images in the tars
     masks: int
-    without_masks: list[str]  # names of images where nothing was found, which are in no tar
+    without_masks: list[str]  # names of images on which no mask was found, which are in no tar
     bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
     tars: int
 
     def check_bad(self, max_fraction: float) -> None:
-        """
-        Raises:
-            UserError: more than this part of the images (and more than a few) can't be used.
-        """
+        """Raises a UserError if more than this fraction of the images, and more than a few, can't be used."""
         if len(self.bad) > max(BAD_ALWAYS_ALLOWED, max_fraction * self.total):
             raise UserError(f"{len(self.bad)} of {self.total} images can't be used; allow more with --max-bad-fraction")
 
@@ -58,24 +55,26 @@ def annotate_images(
     process: int = 0,
     processes: int = 1,
 ) -> Manifest | int:
-    """Annotates images with everything mode and writes them as tars, or goes on with a run that was stopped.
+    """Annotates images with everything mode and writes them as tars, or resumes a run that was stopped.
 
     Args:
-        inputs: images, folders, lists and globs, here or at URLs.
-        out: folder or URL for the tars, the manifest and what is known of each tar.
-        shards: tars to split the images into; None: one for each 1000 images.
-        blur: MODULE:FUNCTION that hides faces and plates in an image before it is written.
-        max_bad_fraction: of a shard's images, above which it stops.
-        workers: processes on this machine, each with a model of its own.
-        beam_options: of Beam's pipeline.
-        process, processes: of several hosts without a cluster, which this is; it takes its part of the shards.
+        inputs: images, folders, lists and globs, local or at URLs.
+        out: folder or URL for the tars, their reports and the manifest.
+        generator: model and settings of everything mode.
+        shards: number of tars; None means one per 1000 images.
+        blur: MODULE:FUNCTION that hides faces and license plates in an image before it is written.
+        max_bad_fraction: the run stops if more than this fraction of a shard's images can't be used.
+        workers: number of processes on this machine, each of which loads the model.
+        beam_options: options of Beam's pipeline.
+        process: index of this process, if several hosts without a cluster divide the shards among them.
+        processes: number of such processes.
 
     Returns:
-        What was written, or the number of shards that other processes have still to finish.
+        A summary of what was written, or the number of shards that other processes still have to finish.
 
     Raises:
-        UserError: no images; results of other settings in `out`; too many bad images in a shard.
-        OSError: results can't be written, or an object store can't be reached; what is finished is kept.
+        UserError: there are no images, `out` holds results of other settings, or a shard has too many bad images.
+        OSError: results can't be written, or an object store can't be reached. Finished results are kept.
         MissingPackage: Beam, or fsspec's package for a protocol, is not installed.
     """
     pipeline = _import_pipeline()
@@ -112,8 +111,8 @@ def _open_job(
     shards: int | None,
     blur: str | None,
     max_bad_fraction: float,
-) -> Job:
-    """Checks what can be checked before hours of work, and notes down settings and images, or compares them."""
+) -> AnnotationJob:
+    """Validates the arguments before hours of work; writes settings and images, or compares them with earlier ones."""
     if blur:
         load_blur(blur)
     settings = {
@@ -130,11 +129,11 @@ def _open_job(
         out.write(SETTINGS, json.dumps(settings, indent=1).encode())
         write_list(out, listed_images)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + _digest(out, LIST).encode()).hexdigest()
-    return Job(out, generator, digest, blur, max_bad_fraction)
+    return AnnotationJob(out, generator, digest, blur, max_bad_fraction)
 
 
 def digest_model(name_or_path: str) -> str:
-    """SHA-256 of a checkpoint's file or files; empty for a name, which stands for one checkpoint for good."""
+    """Returns the SHA-256 of a checkpoint's files; empty for a model's name, which always means the same checkpoint."""
     path = Path(name_or_path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
@@ -146,15 +145,15 @@ def digest_model(name_or_path: str) -> str:
 
 
 def _digest(out: Folder, name: str) -> str:
-    with out.reading(name) as file:
+    with out.open_to_read(name) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _write_manifest(job: Job, shards: Sequence[Shard], reports: Sequence[ShardReport]) -> Manifest:
-    """Writes the manifest, when all shards are there; it is the same whoever writes it."""
+def _write_manifest(job: AnnotationJob, shards: Sequence[Shard], reports: Sequence[ShardReport]) -> Manifest:
+    """Writes the manifest of a run whose shards are all finished; every process would write the same one."""
     images, masks = (sum(getattr(report, name) for report in reports) for name in ("pictures", "masks"))
     manifest = Manifest(
         total=sum(shard.count for shard in shards),

@@ -1,7 +1,7 @@
-"""One worker's work: the images of a shard through everything mode, into one tar.
+"""Annotation of one shard: everything mode finds the masks of its images, which are written as one tar.
 
-Every image's part is written as soon as it is ready: a killed run loses seconds, not the hours that a shard of
-thousands takes. The tar is the parts one after the other; the shard's report is written last and names what is whole.
+The part of each image is written as soon as it is ready, so a killed run loses seconds and not the hours that a large
+shard takes. The tar joins the parts; the shard's report is written last, and tells that the shard is complete.
 """
 
 from __future__ import annotations
@@ -29,75 +29,75 @@ from sam_jax.everything.options import GeneratorOptions
 from sam_jax.types import Record
 
 PART = ".part"
-LOOKING = 16  # threads that read reports: an object store takes its time for each
+REPORT_THREADS = 16  # threads that read reports: object stores are slow to answer a request
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What all shards of a run have in common. Small and plain: workers get it by pickle."""
+class AnnotationJob:
+    """The settings that all shards of a run have in common. Workers receive them by pickle."""
 
     out: Folder
     generator: GeneratorOptions
-    settings: str  # digest of all that results depend on
+    settings: str  # digest of everything that the results depend on
     blur: str | None = None  # MODULE:FUNCTION
     max_bad_fraction: float = 0.01
 
     def fingerprint(self, shard: Shard) -> str:
-        """Another one means that a shard was made of other images or by other settings."""
+        """Returns a digest of a shard's images and settings, by which outdated results are recognised."""
         return hashlib.sha256(f"{self.settings} {shard}".encode()).hexdigest()
 
     def read_report(self, shard: Shard) -> ShardReport | None:
-        """None if the shard is not finished: no report, one of other images or settings, or no whole tar."""
+        """Returns a shard's report; None unless the shard is complete, with the same images and settings."""
         if not self.out.exists(shard.report):
             return None
         report = ShardReport(**json.loads(self.out.read(shard.report)))
-        whole = report.fingerprint == self.fingerprint(shard) and report.bytes == self.out.size(shard.tar)
-        return report if whole else None
+        complete = report.fingerprint == self.fingerprint(shard) and report.bytes == self.out.size(shard.tar)
+        return report if complete else None
 
     def read_reports(self, shards: Sequence[Shard]) -> list[ShardReport | None]:
-        """`read_report` of many."""
-        with ThreadPoolExecutor(LOOKING) as threads:
+        """Calls `read_report` for many shards at the same time."""
+        with ThreadPoolExecutor(REPORT_THREADS) as threads:
             return list(threads.map(self.read_report, shards))
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What a shard holds."""
+    """The contents of a finished shard."""
 
     fingerprint: str
     tar: str
     bytes: int
     sha256: str
-    pictures: int  # in the tar
+    pictures: int  # images in the tar
     masks: int
-    without_masks: list[str]  # names of images where nothing was found, which are not in the tar
+    without_masks: list[str]  # names of images on which no mask was found, which are not in the tar
     bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
 
 
-class _Loaded(NamedTuple):
+class _LoadedImage(NamedTuple):
     listed: ListedImage
     encoded: bytes
     image: np.ndarray
 
 
-def annotate_shard(job: Job, shard: Shard, generator: SamAutomaticMaskGenerator) -> ShardReport:
-    """Writes the tar of a shard and its report; what is there already is not done again.
+def annotate_shard(job: AnnotationJob, shard: Shard, generator: SamAutomaticMaskGenerator) -> ShardReport:
+    """Annotates a shard, writes its tar and report, and returns the report. Finished parts are not computed again.
 
-    Images go through the model in groups that depend on the list alone, so that a run that goes on computes the
-    same batches as one that was never stopped.
+    The batches that pass the model depend on the list of images alone, so that a resumed run computes the same batches
+    as an uninterrupted one.
 
     Raises:
-        ValueError: too many bad images, or `blur` gives something else than images.
+        UserError: too many images can't be used, or `blur` returns something else than images.
         OSError: a result can't be written.
     """
     if (report := job.read_report(shard)) is not None:
         return report
-    listed_images = shard.images(job.out)
+    listed_images = shard.read_images(job.out)
     work = f"{WORK}/{shard.number:06d}"
-    there = _whole_parts(job.out, work)
+    finished = _complete_parts(job.out, work)
     at_once = generator.batch_size
     groups = [listed_images[i : i + at_once] for i in range(0, len(listed_images), at_once)]
-    todo = [group for group in groups if any(_part(listed) not in there for listed in group)]
+    todo = [group for group in groups if any(_part(listed) not in finished for listed in group)]
     bad = _annotate(job, todo, work, generator, BadRecords(job.max_bad_fraction, len(listed_images)))
     report = _join(job, shard, [listed for listed in listed_images if listed not in bad], bad, work)
     job.out.write(shard.report, json.dumps(dataclasses.asdict(report), indent=1).encode(), work)
@@ -106,14 +106,18 @@ def annotate_shard(job: Job, shard: Shard, generator: SamAutomaticMaskGenerator)
 
 
 def _annotate(
-    job: Job, groups: Sequence[list[ListedImage]], work: str, generator: SamAutomaticMaskGenerator, limit: BadRecords
+    job: AnnotationJob,
+    groups: Sequence[list[ListedImage]],
+    work: str,
+    generator: SamAutomaticMaskGenerator,
+    limit: BadRecords,
 ) -> dict[ListedImage, BadRecord]:
-    """Writes the parts of the images, reading ahead and writing behind; gives those that can't be used."""
+    """Writes the parts of the images, reading and writing in other threads; returns the images that can't be used."""
     blur = load_blur(job.blur) if job.blur else None
     bad: dict[ListedImage, BadRecord] = {}
     writing: deque[tuple[ListedImage, Future[None]]] = deque()
 
-    def read(group: list[ListedImage]) -> list[_Loaded | tuple[ListedImage, BadRecord]]:
+    def read(group: list[ListedImage]) -> list[_LoadedImage | tuple[ListedImage, BadRecord]]:
         return [_read(listed, generator.check_image) for listed in group]
 
     def finish(most: int) -> None:
@@ -128,9 +132,9 @@ def _annotate(
     with ThreadPoolExecutor(READER_THREADS) as readers, ThreadPoolExecutor(READER_THREADS) as writers:
         try:
             for ((_, contents),) in read_batches(readers, groups, read, 1, _stop):
-                loaded = [content for content in contents if isinstance(content, _Loaded)]
+                loaded = [content for content in contents if isinstance(content, _LoadedImage)]
                 for content in contents:
-                    if not isinstance(content, _Loaded):
+                    if not isinstance(content, _LoadedImage):
                         listed, bad[listed] = content
                         limit.count(bad[listed])
                 results = generator.generate_batch([content.image for content in loaded])
@@ -143,31 +147,33 @@ def _annotate(
     return bad
 
 
-def _read(listed: ListedImage, check: Callable[[np.ndarray], np.ndarray]) -> _Loaded | tuple[ListedImage, BadRecord]:
-    """The file and its pixels; of one that can't be used the reason."""
+def _read(
+    listed: ListedImage, check: Callable[[np.ndarray], np.ndarray]
+) -> _LoadedImage | tuple[ListedImage, BadRecord]:
+    """Reads an image's file and pixels; returns the reason if it can't be used."""
     try:
         file_system, path = open_url(listed.url)
         encoded = file_system.cat_file(path)
     except OSError as error:
         return listed, BadRecord("image cannot be read", listed.url, f"{type(error).__name__}: {error}")
     try:
-        return _Loaded(listed, encoded, check(decode_image(io.BytesIO(encoded), listed.name)))
+        return _LoadedImage(listed, encoded, check(decode_image(io.BytesIO(encoded), listed.name)))
     except UserError as error:
         return listed, BadRecord("image cannot be used", listed.url, error)
 
 
-def _save(out: Folder, work: str, loaded: _Loaded, records: Sequence[Record], blur: Blur | None) -> None:
+def _save(out: Folder, work: str, loaded: _LoadedImage, records: Sequence[Record], blur: Blur | None) -> None:
     part = make_part(loaded.listed, loaded.encoded, loaded.image, records, blur)
     out.write(f"{work}/{_part(loaded.listed)}", part, work)
 
 
 def _join(
-    job: Job, shard: Shard, listed_images: Sequence[ListedImage], bad: dict[ListedImage, BadRecord], work: str
+    job: AnnotationJob, shard: Shard, listed_images: Sequence[ListedImage], bad: dict[ListedImage, BadRecord], work: str
 ) -> ShardReport:
-    """The parts of the images as one tar."""
+    """Writes the parts of the images as one tar, and returns the shard's report."""
     digest, length, masks = hashlib.sha256(), 0, 0
     without_masks = []
-    with job.out.writing(shard.tar, work) as file:
+    with job.out.open_to_write(shard.tar, work) as file:
         for listed, part, found in _read_parts(job.out, work, listed_images):
             if found:
                 file.write(part)
@@ -197,7 +203,7 @@ def _join(
 def _read_parts(
     out: Folder, work: str, listed_images: Sequence[ListedImage]
 ) -> Iterator[tuple[ListedImage, bytes, int]]:
-    """(image, its part, number of masks)."""
+    """Yields each image with its part and its number of masks."""
 
     def read(listed: ListedImage) -> tuple[bytes, int]:
         part = out.read(f"{work}/{_part(listed)}")
@@ -208,10 +214,10 @@ def _read_parts(
             yield listed, part, found
 
 
-def _whole_parts(out: Folder, work: str) -> set[str]:
-    """Names of the parts that an earlier run has left, without those that a crash of the machine has damaged."""
+def _complete_parts(out: Folder, work: str) -> set[str]:
+    """Returns the names of the parts that an earlier run has written, without those that a crash has damaged."""
 
-    def is_whole(name: str) -> bool:
+    def is_complete(name: str) -> bool:
         try:
             read_part(out.read(f"{work}/{name}"))
         except UserError:
@@ -220,7 +226,7 @@ def _whole_parts(out: Folder, work: str) -> set[str]:
 
     names = [name for name in out.names(work) if name.endswith(PART)]
     with ThreadPoolExecutor(READER_THREADS) as readers:
-        return set(itertools.compress(names, readers.map(is_whole, names)))
+        return set(itertools.compress(names, readers.map(is_complete, names)))
 
 
 def _part(listed: ListedImage) -> str:
@@ -228,5 +234,5 @@ def _part(listed: ListedImage) -> str:
 
 
 def _stop(item: object, reason: str) -> None:
-    """Ends the shard: what was written a moment ago can't be read. Of images, `_read` itself says what is wrong."""
+    """Ends the shard: a part that was just written can't be read. Images never come here, see `_read`."""
     raise OSError(reason)

@@ -21,7 +21,7 @@ from sam_jax.errors import EXPECTED_ERRORS
 from sam_jax.evals.rating.study import HIGHEST_RATING, LOWEST_RATING, Rating, Study
 from sam_jax.evals.rating.views import render
 from sam_jax.web.guard import Access, Guard
-from sam_jax.web.serving import PERSON, answer_errors, serve_page
+from sam_jax.web.serving import PERSON, add_error_handlers, serve_page
 
 MAX_BODY = 4096  # bytes
 
@@ -58,7 +58,7 @@ def create_app(study: Study, access: Access) -> FastAPI:
     """
     app = FastAPI(title="sam-jax rate", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, access=access, max_body=MAX_BODY)
-    answer_errors(app)
+    add_error_handlers(app)
     serve_page(app, "rate")
 
     def describe(number: int | None, rater: str) -> State:

@@ -1,4 +1,4 @@
-"""The annotation page's server: what it predicts, keeps and gives out; in this process and killed."""
+"""The server of the annotation page: predictions, saved masks and exports; also when the server is killed."""
 
 import threading
 from io import BytesIO
@@ -84,24 +84,24 @@ def test_masks_equal_those_of_the_compiled_way_on_every_shape_of_image(tiny_mode
 
 
 def test_a_mask_saved_again_under_its_id_is_one_mask_with_a_history(client, store):
-    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
-    path = f"/api/pictures/{make_image}/masks/{'a' * 32}"
+    image_id = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    path = f"/api/pictures/{image_id}/masks/{'a' * 32}"
     prompts = [{"type": "point", "x": 40, "y": 30, "label": 1}, {"type": "box", "x0": 1, "y0": 2, "x1": 30, "y1": 40}]
     prompts.append({"type": "brush", "label": 0, "size": 5, "path": [[1, 2], [3.5, 4]]})
     message = mask_message(name="tee <b>cup</b>", prompts=prompts, predicted_iou=0.8)
     for _ in range(3):  # a retry whose answer was lost
         assert client.put(path, params=ADA, json=message).status_code == 200
     assert client.put(path, params=ADA, json=message | {"name": "cup", "rank": 1}).status_code == 200
-    (mask,) = client.get(f"/api/pictures/{make_image}").json()["masks"]
+    (mask,) = client.get(f"/api/pictures/{image_id}").json()["masks"]
     assert (mask["name"], mask["rank"], mask["model"], mask["annotator"]) == ("cup", 1, "tiny", "Ada")
     assert mask["prompts"] == prompts
     history = client.get(f"/api/masks/{'a' * 32}/history").json()
     assert [step["record"]["name"] for step in history] == ["tee <b>cup</b>", "cup"]
     assert client.delete(f"/api/masks/{'a' * 32}", params=ADA).status_code == 200
     assert client.delete(f"/api/masks/{'a' * 32}", params=ADA).status_code == 200
-    assert store.masks(make_image) == []
+    assert store.masks(image_id) == []
     assert client.post(f"/api/masks/{'a' * 32}/restore", params=ADA).json()["name"] == "cup"
-    assert len(store.masks(make_image)) == 1
+    assert len(store.masks(image_id)) == 1
 
 
 def test_every_annotator_has_images_of_their_own(client):
@@ -120,8 +120,8 @@ def test_every_annotator_has_images_of_their_own(client):
         assert client.post(f"/api/pictures/{third}/finish", params=ADA, json={}).status_code == 200
     assert client.get("/api/state", params=ADA).json()["progress"] == {"pictures": 4, "done": 1, "done_by_me": 1}
     for expected in (third, first, None):
-        make_image = client.post("/api/back", params=ADA).json()["picture"]
-        assert (make_image and make_image["id"]) == expected
+        reopened = client.post("/api/back", params=ADA).json()["picture"]
+        assert (reopened and reopened["id"]) == expected
 
 
 def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store):
@@ -148,14 +148,14 @@ def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store
 
 
 def test_exports_are_read_by_the_projects_own_readers(client, tmp_path, store):
-    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    image_id = client.post("/api/next", params=ADA).json()["picture"]["id"]
     for number, name in enumerate(["cup", "cup", None]):
         message = mask_message((number, 5, 20 + number, 30), name=name, rank=number)
-        assert client.put(f"/api/pictures/{make_image}/masks/m{number}", params=ADA, json=message).status_code == 200
-    answer = client.get(f"/api/pictures/{make_image}/sa1b.json")
+        assert client.put(f"/api/pictures/{image_id}/masks/m{number}", params=ADA, json=message).status_code == 200
+    answer = client.get(f"/api/pictures/{image_id}/sa1b.json")
     assert 'filename="0.json"' in answer.headers["Content-Disposition"]
     (tmp_path / "pictures" / "0.json").write_text(answer.text)
-    example = Sa1bSource(pairs=[(store.image(make_image).path, tmp_path / "pictures" / "0.json")])[0]
+    example = Sa1bSource(pairs=[(store.image(image_id).path, tmp_path / "pictures" / "0.json")])[0]
     assert example.size == SIZE
     assert [decode_rle(rle).sum() for rle in example.masks] == [500, 500, 500]
     (tmp_path / "all.json").write_text(client.get("/api/export.json").text)
@@ -221,11 +221,11 @@ def test_clients_that_come_at_once_all_get_their_masks(client):
     answers = []
 
     def work(name):
-        make_image = client.post("/api/next", params={"annotator": name}).json()["picture"]["id"]
+        image_id = client.post("/api/next", params={"annotator": name}).json()["picture"]["id"]
         for x in range(20, 60, 10):
             points = [{"x": x, "y": 30, "label": 1}]
-            answers.append(client.post(f"/api/pictures/{make_image}/predict", json={"points": points}).status_code)
-            url = f"/api/pictures/{make_image}/masks/{name}{x}"
+            answers.append(client.post(f"/api/pictures/{image_id}/predict", json={"points": points}).status_code)
+            url = f"/api/pictures/{image_id}/masks/{name}{x}"
             answers.append(client.put(url, params={"annotator": name}, json=mask_message()).status_code)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
@@ -242,18 +242,18 @@ def test_what_is_saved_outlives_the_server(tmp_path):
     process, address = serve(tmp_path)
     try:
         with httpx.Client(base_url=address, timeout=30) as client:
-            make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
-            client.put(f"/api/pictures/{make_image}/masks/one", params=ADA, json=mask_message()).raise_for_status()
+            image_id = client.post("/api/next", params=ADA).json()["picture"]["id"]
+            client.put(f"/api/pictures/{image_id}/masks/one", params=ADA, json=mask_message()).raise_for_status()
     finally:
         process.kill()  # nothing is tidied up
         process.wait()
-    assert [mask.id for mask in Store(tmp_path / "project").masks(make_image)] == ["one"]
+    assert [mask.id for mask in Store(tmp_path / "project").masks(image_id)] == ["one"]
     process, address = serve(tmp_path, "--stage", "semi")
     try:
         with httpx.Client(base_url=address, timeout=30) as client:
             assert client.get("/api/state", params=ADA).json()["stage"] == "semi-automatic"
             opened = client.post("/api/next", params=ADA).json()
-            assert opened["picture"]["id"] == make_image
+            assert opened["picture"]["id"] == image_id
             assert [mask["id"] for mask in opened["masks"]] == ["one"]
             assert opened["masks"][0]["segmentation"] == mask_message()["segmentation"]
     finally:
@@ -281,10 +281,10 @@ def test_mistakes_on_the_command_line_are_told_in_a_line(tmp_path, monkeypatch, 
 
 
 def test_a_mask_of_another_size_or_without_pixels_is_refused(client):
-    make_image = client.post("/api/next", params=ADA).json()["picture"]["id"]
-    path = f"/api/pictures/{make_image}/masks/m"
+    image_id = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    path = f"/api/pictures/{image_id}/masks/m"
     for mask in (np.zeros(SIZE, bool), np.ones((80, 60), bool)):
         answer = client.put(path, params=ADA, json={"segmentation": encode_rle(mask)})
         assert answer.status_code == 409
         assert "expected a mask" in answer.json()["error"]
-    assert client.get(f"/api/pictures/{make_image}").json()["masks"] == []
+    assert client.get(f"/api/pictures/{image_id}").json()["masks"] == []

@@ -1,4 +1,4 @@
-"""The model as a backend of Label Studio: its messages, its run lengths."""
+"""The model as an ML backend of Label Studio: messages and run lengths."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def region(kind, x, y, **fields):
 
 
 def message(*regions, address="/data/local-files/?d=0.png"):
-    """As Label Studio 1.23.2 sends it, with fields that nobody looks at."""
+    """Returns a region as Label Studio 1.23.2 sends it, with fields that are not used."""
     task = {"id": 3, "data": {"photo": address}, "meta": {}, "inner_id": 3, "total_annotations": 0, "project": 1}
     return {
         "tasks": [task | {"file_upload": None, "annotations": [], "predictions": [], "drafts": []}],
@@ -39,7 +39,7 @@ def message(*regions, address="/data/local-files/?d=0.png"):
 
 
 def decode_brush(data):
-    """Label Studio's format read bit by bit, plainly."""
+    """Decodes Label Studio's format bit by bit."""
     bits = "".join(f"{byte:08b}" for byte in data)
     at = 0
 
@@ -64,7 +64,7 @@ def store(tmp_path_factory):
 
 
 class Elsewhere:
-    """In place of a Label Studio that images are fetched from: whatever is uploaded is image 1."""
+    """Stands in for a Label Studio server from which images are fetched: every upload is image 1."""
 
     def add_image(self, store, file, max_pixels):
         if not file.startswith("upload/1/"):

@@ -1,4 +1,4 @@
-"""Images that Label Studio has: which of the project's they are, and how the others are fetched."""
+"""Images in Label Studio: how those of the project are recognised, and how others are fetched."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(files):
-    """What Label Studio 1.23.2 answers to these requests; the requests that came are in `asked`."""
+    """Responds to requests as Label Studio 1.23.2 does, and records them in `asked`."""
     asked = []
 
     class Answers(BaseHTTPRequestHandler):

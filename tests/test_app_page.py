@@ -18,7 +18,7 @@ ROGUE = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def project(browser, tmp_path_factory):
-    """A running server with an image for everybody."""
+    """Starts a server with enough images for all tests."""
     folder = tmp_path_factory.mktemp("page")
     write_images(folder / "pictures", 7)
     store = Store(folder / "project")
@@ -30,7 +30,7 @@ def project(browser, tmp_path_factory):
 
 
 class Annotating:
-    """The page as somebody uses it, in pixels of the image."""
+    """Drives the page as a user does, with positions in pixels of the image."""
 
     def __init__(self, browser, address, annotator):
         self.context = browser.new_context(viewport={"width": 1200, "height": 700}, accept_downloads=True)
@@ -85,7 +85,7 @@ class Annotating:
         self.until("document.querySelector('#connection').dataset.state === 'ok'")
 
     def colour(self, x, y):
-        """What the canvas shows there."""
+        """Returns the colour of the canvas at a position."""
         x, y = self.place(x, y)
         script = """([x, y]) => {
           const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect();

@@ -1,4 +1,4 @@
-"""Nothing but what is meant gets through to the annotation page's server: hosts, sites, tokens, paths, sizes, names."""
+"""Safety of the annotation page's server: it refuses foreign hosts and sites, wrong tokens, paths, sizes and names."""
 
 import contextlib
 import json
@@ -331,7 +331,7 @@ FEW = settings(
 
 
 def fuzz(operation, mode):
-    """Sends what a schema allows, or what it does not, and gives the statuses of the answers."""
+    """Sends requests that the schema allows, or that it forbids, and returns the statuses of the responses."""
     seen = set()
 
     @FEW

@@ -1,4 +1,4 @@
-"""`sam-jax engine run`: everything mode into tars like SA-1B's, with the same bytes however often it is killed."""
+"""`sam-jax engine run`: everything mode writes tars like SA-1B's, with the same bytes however often it is killed."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def encode(image: np.ndarray, format: str) -> bytes:
 
 
 def photos() -> dict[str, bytes]:
-    """Of several sizes, PNG and JPEG, some in a folder below; their names sort in another order than they are made."""
+    """Writes PNG and JPEG images of several sizes, some in a subfolder; their names sort in another order."""
     files = {}
     for i in range(COUNT):
         image = np.roll(discs(), 9 * i, 1)[:, : 220 - 8 * i]
@@ -81,7 +81,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """The output of a run that nothing stopped."""
+    """Returns the output of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert run(folder, "--out", out, "--shards", 2) == 0
     return out
@@ -119,7 +119,7 @@ def test_the_tars_hold_what_everything_mode_finds_in_sa_1b_s_form(folder, whole,
 
 
 def test_a_job_server_gives_the_same_bytes(folder, whole, tmp_path):
-    """The way to clusters (Flink, Spark): the pipeline goes to a server as a message, workers are called back."""
+    """Runs as on clusters (Flink, Spark): the pipeline goes to a server as a message, which calls workers back."""
     server = local_job_service.LocalJobServicer(str(tmp_path / "staged"))
     port = server.start_grpc_server(0)
     try:

@@ -1,4 +1,4 @@
-"""Dataset versions: frozen whole, never changed, trained on as they are, and never with held-out images."""
+"""Dataset versions: they are complete, never change, can be trained on, and contain no held-out images."""
 
 import dataclasses
 import hashlib

@@ -45,7 +45,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, small):
-    """12 images, 3 of them held out, none annotated."""
+    """Returns a project of 12 images without annotations, 3 of them held out."""
     (tmp_path / "photos").mkdir()
     examples = {example.path.name: example for example in write_examples(tmp_path / "photos", 12)}
     store, new = init_project(tmp_path / "project", tmp_path / "photos", str(small), 0.25)
@@ -118,7 +118,7 @@ def test_training_that_was_stopped_goes_on_with_its_data_and_config(project, mon
     calls = []
 
     def train(config, *, resume):
-        """As the real one: asked to stop after a step, the first time."""
+        """Trains as the real function does, but is asked to stop after one step the first time."""
         calls.append((config, resume))
         config.out.mkdir(parents=True, exist_ok=True)
         (config.out / "config.json").write_text("{}")

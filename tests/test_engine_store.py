@@ -1,4 +1,4 @@
-"""The data engine's store: nothing lost, nothing doubled, nobody in each other's way."""
+"""The store of the data engine: nothing is lost or duplicated, and processes do not disturb each other."""
 
 import dataclasses
 import os

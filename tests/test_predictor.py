@@ -1,4 +1,4 @@
-"""SamPredictor: official shapes, nothing recompiles, padding changes nothing, and every bad input is named."""
+"""SamPredictor: official shapes, no recompilation, padding without effect, and clear errors for every bad input."""
 
 import dataclasses
 
@@ -125,7 +125,7 @@ def test_more_prompts_than_the_largest_bucket_go_in_several_calls(predictor):
 
 
 def test_images_go_in_groups_and_some_may_have_no_prompt(model):
-    images = [make_image(40, 70), make_image(30, 30, 1), make_image(64, 33, 2)]
+    images = [make_image(40, 70), make_image(30, 30, seed=1), make_image(64, 33, seed=2)]
     prompts = [[Prompt([[5, 6]], [1])], [], [Prompt(box=[1, 2, 20, 30])] * 2]
     single = predict_batch(model, images, prompts, batch_size=1, return_logits=True)
     grouped = predict_batch(model, images, prompts, batch_size=2, return_logits=True)  # two, then one

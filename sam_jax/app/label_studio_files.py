@@ -153,5 +153,7 @@ def _split(address: str) -> SplitResult:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects, which could lead to another server."""
+
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
         """Returns None, which makes the redirect an error."""

@@ -266,11 +266,13 @@ class _LruCache(Generic[Key, Value]):
         return key in self._entries
 
     def get(self, key: Key) -> Value | None:
+        """Returns an entry, which becomes the most recently used; None if it is not in the cache."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
     def put(self, key: Key, value: Value) -> None:
+        """Adds an entry, and drops the least recently used one if the cache is full."""
         self._entries[key] = value
         self._entries.move_to_end(key)
         if len(self._entries) > self._count:

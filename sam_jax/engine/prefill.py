@@ -53,7 +53,9 @@ class Proposer(Protocol):
         ...
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """The largest number of images that `propose` takes."""
+        ...
 
 
 @dataclasses.dataclass

@@ -43,6 +43,7 @@ class StoredImage:
 
     @property
     def path(self) -> Path:
+        """Path of the image's file."""
         return self.root / self.name
 
 

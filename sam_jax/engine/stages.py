@@ -71,6 +71,7 @@ class PrefillJudgement:
 
     @property
     def total(self) -> int:
+        """The number of pre-filled masks."""
         return self.untouched + self.slightly + self.much + self.rejected
 
     @property

@@ -29,6 +29,7 @@ def log_event(db: sqlite3.Connection, kind: str, record: dict[str, Any]) -> None
 
 
 def mask_to_json(record: MaskRecord) -> str:
+    """Returns a mask as it is stored in the tables masks and history."""
     return json.dumps(dataclasses.asdict(record))
 
 
@@ -76,6 +77,7 @@ def check_free_for(db: sqlite3.Connection, picture_id: int, annotator: str) -> N
 
 
 def was_skipped(db: sqlite3.Connection, picture_id: int, annotator: str) -> bool:
+    """Returns whether the annotator has skipped the image."""
     query = "SELECT 1 FROM skips WHERE picture_id = ? AND annotator = ?"
     return db.execute(query, (picture_id, annotator)).fetchone() is not None
 

@@ -1,4 +1,4 @@
-"""Projects, servers and waiting for a page, for the tests of what we serve."""
+"""Projects, servers and pages, for the tests of the web servers."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ BASE = "http://127.0.0.1"
 
 
 def write_images(folder: Path, count: int) -> Path:
-    """Images with a bright disc in the middle: names 0.png, 1.png, ..."""
+    """Writes images with a bright disc in the middle, named 0.png, 1.png, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     y, x = np.indices(SIZE)
     disc = (y - 30) ** 2 + (x - 40) ** 2 < 15**2
@@ -43,7 +43,7 @@ def read_events(store: Store, kind: str) -> list[dict]:
 
 
 def mask_message(box=(10, 10, 30, 20), **fields):
-    """What the page sends to keep a mask: a rectangle (x0, y0, x1, y1)."""
+    """Returns the request by which the page saves a mask: a rectangle (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
     mask = np.zeros(SIZE, bool)
     mask[y0:y1, x0:x1] = True
@@ -51,12 +51,12 @@ def mask_message(box=(10, 10, 30, 20), **fields):
 
 
 def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
-    """`sam-jax annotate` as a process of its own, and its address."""
+    """Starts `sam-jax annotate` in a process, and returns the process and its address."""
     return start("annotate", str(folder / "pictures"), "--port", "0", "--project", str(folder / "project"), *options)
 
 
 def start(*command: str) -> tuple[subprocess.Popen, str]:
-    """A command that serves a page, and the address that it prints."""
+    """Starts a command that serves a page, and returns the process and the address that it prints."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # one device is enough
     process = subprocess.Popen(
         [sys.executable, "-m", "sam_jax", *command], stdout=subprocess.PIPE, text=True, env=environment
@@ -73,7 +73,7 @@ def basic(token: str) -> str:
 
 
 def wait_until(page, expression):
-    """Playwright's own way needs eval in the page, which its security policy forbids."""
+    """Waits for an expression; Playwright's own function needs eval in the page, which its security policy forbids."""
     end = time.monotonic() + 120
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"never: {expression}"

@@ -43,9 +43,11 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """Whether the folder is on this machine's file system."""
         return self.url.startswith("file://")
 
     def exists(self, name: str) -> bool:
+        """Returns whether there is a file of this name."""
         file_system, path = self._path(name)
         return file_system.isfile(path)
 

@@ -76,9 +76,9 @@ class _Progress:
     def __init__(self, job: AnnotationJob, shards: Sequence[Shard], todo: Sequence[Shard]) -> None:
         self.job, self.open = job, {shard.number: shard for shard in todo}
         self.finished = sum(shard.count for shard in shards) - sum(shard.count for shard in todo)
-        there = self.finished + self._parts()
+        initial = self.finished + self._parts()
         self.bar = tqdm(
-            total=sum(shard.count for shard in shards), initial=there, unit="image", smoothing=0.1, mininterval=0.5
+            total=sum(shard.count for shard in shards), initial=initial, unit="image", smoothing=0.1, mininterval=0.5
         )
 
     def update(self) -> None:

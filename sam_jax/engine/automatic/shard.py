@@ -75,6 +75,8 @@ class ShardReport:
 
 
 class _LoadedImage(NamedTuple):
+    """An image with its file's contents and its pixels."""
+
     listed: ListedImage
     encoded: bytes
     image: np.ndarray

@@ -17,7 +17,7 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.commands import main as cli
 from sam_jax.detection.detector import init_detector
 from sam_jax.engine import promotion
-from sam_jax.engine.measures import measure_shape, measure_stages
+from sam_jax.engine.mask_statistics import compute_shape, compute_statistics
 from sam_jax.engine.models import HeldOutMetrics, add_model, change_model, current_model, list_models, model_in_use
 from sam_jax.engine.prefill import DetectorProposer, EverythingProposer, Proposal, prefill
 from sam_jax.engine.promotion import promote
@@ -292,15 +292,15 @@ def test_a_detector_and_everything_mode_propose_masks_of_the_images_size(small, 
 
 def test_shapes_are_measured_as_the_paper_does():
     size = (40, 80)
-    square = measure_shape(blob(size, 20, 10, 20, 20))
+    square = compute_shape(blob(size, 20, 10, 20, 20))
     assert square == pytest.approx(((400 / 3200) ** 0.5, 0.0, 30 / 80, 20 / 40))
     corner = decode_rle(blob(size, 20, 10, 20, 20))
     corner[10:20, 30:40] = False  # an L: its hull lacks half of the part that was cut off
-    assert measure_shape(encode_rle(corner)).concavity == pytest.approx(1 - 300 / 350, abs=0.03)
+    assert compute_shape(encode_rle(corner)).concavity == pytest.approx(1 - 300 / 350, abs=0.03)
     ring = decode_rle(blob(size, 20, 10, 20, 20))
     ring[15:25, 25:35] = False
-    assert measure_shape(encode_rle(ring)).concavity == pytest.approx(0.25)
-    assert measure_shape(blob(size, 79, 39, 1, 1)).concavity == 0
+    assert compute_shape(encode_rle(ring)).concavity == pytest.approx(0.25)
+    assert compute_shape(blob(size, 79, 39, 1, 1)).concavity == 0
 
 
 def test_the_report_shows_every_stage_that_has_masks(project):
@@ -309,10 +309,10 @@ def test_the_report_shows_every_stage_that_has_masks(project):
     annotate(store, examples, 6)
     move_to_stage(store, "semi-automatic")
     annotate(store, examples)
-    measured = measure_stages(store)
-    assert list(measured) == ["assisted-manual", "semi-automatic"]
-    assert sum(len(m.per_image) for m in measured.values()) == 9  # held-out images are not the data set's
-    assert set(measured["assisted-manual"].seconds) == {2.0, 3.0}
+    by_stage = compute_statistics(store)
+    assert list(by_stage) == ["assisted-manual", "semi-automatic"]
+    assert sum(len(m.per_image) for m in by_stage.values()) == 9  # held-out images are not the data set's
+    assert set(by_stage["assisted-manual"].seconds) == {2.0, 3.0}
     text = write_report(store).read_text()
     for name in ("masks_per_picture", "size", "concavity", "seconds", "states", "centres"):
         assert f"({name}.png)" in text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sam_jax.engine.measures import StageMeasures, measure_stages, summarize_measures
+from sam_jax.engine.mask_statistics import StageStatistics, compute_statistics, summarize_statistics
 from sam_jax.engine.records import Stage
 from sam_jax.engine.stages import describe_status, summarize
 from sam_jax.engine.store import Store
@@ -19,7 +19,7 @@ from sam_jax.files import make_folder, replacing, write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Measured = dict[Stage, StageMeasures]
+StatisticsByStage = dict[Stage, StageStatistics]
 BINS = 24
 UNIT = np.linspace(0, 1, BINS + 1)
 
@@ -39,13 +39,13 @@ def write_report(store: Store) -> Path:
         raise MissingPackage("plots need matplotlib: pip install 'sam_jax[train]'") from error
     folder = store.folder / "report"
     make_folder(folder)
-    summary, measured = summarize(store), measure_stages(store)
-    text = ["# Report of the data engine", "", "```", describe_status(summary), "```", "", *_table(measured), ""]
-    if measured:
+    summary, by_stage = summarize(store), compute_statistics(store)
+    text = ["# Report of the data engine", "", "```", describe_status(summary), "```", "", *_table(by_stage), ""]
+    if by_stage:
         for name, title, draw in PLOTS:
-            _plot(folder / f"{name}.png", title, functools.partial(draw, measured=measured))
+            _plot(folder / f"{name}.png", title, functools.partial(draw, by_stage=by_stage))
             text += [f"## {title}", "", f"![{title}]({name}.png)", ""]
-        _plot_centres(folder / "centres.png", measured)
+        _plot_centres(folder / "centres.png", by_stage)
         text += ["## Where masks lie", "", "![Centres of masks](centres.png)", ""]
     judged = [model for model in summary["models"] if model["held_out"]]
     if judged:
@@ -56,8 +56,8 @@ def write_report(store: Store) -> Path:
     return path
 
 
-def _table(measured: Measured) -> list[str]:
-    rows = {stage: summarize_measures(measures) for stage, measures in measured.items()}
+def _table(by_stage: StatisticsByStage) -> list[str]:
+    rows = {stage: summarize_statistics(statistics) for stage, statistics in by_stage.items()}
     if not rows:
         return ["There is no finished image yet."]
     names = list(next(iter(rows.values())))
@@ -92,13 +92,13 @@ def _colour(stage: Stage) -> str:
 
 
 def _draw_histograms(
-    axes: Axes, measured: Measured, values: Callable[[StageMeasures], Any], label: str, edges: np.ndarray
+    axes: Axes, by_stage: StatisticsByStage, values: Callable[[StageStatistics], Any], label: str, edges: np.ndarray
 ) -> None:
     """Draws a line per stage, the percentage of its masks in each bin."""
     top = edges[-1]
     centres = (edges[:-1] + edges[1:]) / 2
-    for stage, measures in measured.items():
-        found = np.asarray(values(measures), float)
+    for stage, statistics in by_stage.items():
+        found = np.asarray(values(statistics), float)
         if len(found):
             shares = np.histogram(np.clip(found, 0, top), edges)[0] / len(found)
             axes.plot(centres, 100 * shares, color=_colour(stage), label=f"{stage} ({len(found)})")
@@ -106,37 +106,37 @@ def _draw_histograms(
     axes.legend(frameon=False, fontsize="small")
 
 
-def _draw_per_image(axes: Axes, measured: Measured) -> None:
-    most = max(max(measures.per_image, default=1) for measures in measured.values())
+def _draw_per_image(axes: Axes, by_stage: StatisticsByStage) -> None:
+    most = max(max(statistics.per_image, default=1) for statistics in by_stage.values())
     width = -(-most // BINS)  # each bin covers the same number of integers
     edges = 0.5 + width * np.arange(-(-most // width) + 1)
-    _draw_histograms(axes, measured, lambda m: m.per_image, "masks on an image (images in brackets)", edges)
+    _draw_histograms(axes, by_stage, lambda m: m.per_image, "masks on an image (images in brackets)", edges)
 
 
-def _draw_size(axes: Axes, measured: Measured) -> None:
-    _draw_histograms(axes, measured, lambda m: m.shapes[:, 0], "square root of the mask's share of the image", UNIT)
+def _draw_size(axes: Axes, by_stage: StatisticsByStage) -> None:
+    _draw_histograms(axes, by_stage, lambda m: m.shapes[:, 0], "square root of the mask's share of the image", UNIT)
 
 
-def _draw_concavity(axes: Axes, measured: Measured) -> None:
-    _draw_histograms(axes, measured, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
+def _draw_concavity(axes: Axes, by_stage: StatisticsByStage) -> None:
+    _draw_histograms(axes, by_stage, lambda m: m.shapes[:, 1], "1 - area / area of the convex hull", UNIT)
 
 
-def _draw_seconds(axes: Axes, measured: Measured) -> None:
-    every = [seconds for measures in measured.values() for seconds in measures.seconds]
+def _draw_seconds(axes: Axes, by_stage: StatisticsByStage) -> None:
+    every = [seconds for statistics in by_stage.values() for seconds in statistics.seconds]
     top = float(np.percentile(every, 99)) * 1.05 if every else 1.0
     _draw_histograms(
-        axes, measured, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT
+        axes, by_stage, lambda m: m.seconds, "seconds of a person (the longest in the last bin)", top * UNIT
     )
 
 
-def _draw_states(axes: Axes, measured: Measured) -> None:
+def _draw_states(axes: Axes, by_stage: StatisticsByStage) -> None:
     """Draws a bar per stage, split by what became of its masks."""
-    names = list(dict.fromkeys(name for measures in measured.values() for name in measures.states))
-    stages = list(measured)
-    totals = np.array([sum(measures.states.values()) for measures in measured.values()])
+    names = list(dict.fromkeys(name for statistics in by_stage.values() for name in statistics.states))
+    stages = list(by_stage)
+    totals = np.array([sum(statistics.states.values()) for statistics in by_stage.values()])
     left = np.zeros(len(stages))
     for i, name in enumerate(names):
-        shares = 100 * np.array([measures.states.get(name, 0) for measures in measured.values()]) / totals
+        shares = 100 * np.array([statistics.states.get(name, 0) for statistics in by_stage.values()]) / totals
         bars = axes.barh(stages, shares, left=left, color=f"C{i}", label=name, height=0.6)
         axes.bar_label(bars, [f"{share:.0f}" if share >= 4 else "" for share in shares], label_type="center", color="w")
         left += shares
@@ -154,14 +154,14 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
     axes.set(xlabel="model (grey: not promoted)", ylabel="mIoU after one click, percent", ylim=(0, max(mious) * 1.15))
 
 
-def _plot_centres(path: Path, measured: Measured) -> None:
+def _plot_centres(path: Path, by_stage: StatisticsByStage) -> None:
     """Plots a heat map of mask centres for each stage, with all images stretched to a square."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * len(measured) + 0.4, 2.9), layout="constrained")
-    row = figure.subplots(1, len(measured), squeeze=False)[0]
-    for axes, (stage, measures) in zip(row, measured.items(), strict=True):
-        x, y = measures.shapes[:, 2], measures.shapes[:, 3]
+    figure = Figure(figsize=(2.6 * len(by_stage) + 0.4, 2.9), layout="constrained")
+    row = figure.subplots(1, len(by_stage), squeeze=False)[0]
+    for axes, (stage, statistics) in zip(row, by_stage.items(), strict=True):
+        x, y = statistics.shapes[:, 2], statistics.shapes[:, 3]
         counts = np.histogram2d(y, x, bins=12, range=((0, 1), (0, 1)))[0]
         axes.imshow(counts, extent=(0, 1, 1, 0), cmap="magma", interpolation="nearest")
         axes.set_title(f"{stage} ({len(x)})", fontsize="small")

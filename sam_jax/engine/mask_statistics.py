@@ -23,7 +23,7 @@ from sam_jax.engine.store import Store
 from sam_jax.files import read_json
 from sam_jax.ops.rle import Rle, decode_rle
 
-MAX_SHAPES = 20_000  # of a stage with more masks, a random sample of this size is measured
+MAX_SHAPES = 20_000  # of a stage with more masks, a random sample of this size is used
 
 
 class MaskShape(NamedTuple):
@@ -36,7 +36,7 @@ class MaskShape(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class StageMeasures:
+class StageStatistics:
     """Statistics of the masks of one stage."""
 
     per_image: list[int]  # number of accepted and edited masks on each finished image
@@ -45,7 +45,7 @@ class StageMeasures:
     states: dict[str, int]  # "manual, accepted", ... -> masks
 
 
-def measure_shape(mask: Rle) -> MaskShape:
+def compute_shape(mask: Rle) -> MaskShape:
     """Returns the shape of a mask, which must not be empty."""
     pixels = decode_rle(mask)
     height, width = pixels.shape
@@ -65,27 +65,27 @@ def measure_shape(mask: Rle) -> MaskShape:
     )
 
 
-def measure_stages(store: Store) -> dict[Stage, StageMeasures]:
+def compute_statistics(store: Store) -> dict[Stage, StageStatistics]:
     """Computes the statistics of every stage that has masks.
 
     Masks by people are those on finished training images, counted in the stage in which each was made. Automatic masks
     are those of the newest dataset version that contains some.
     """
-    found = {stage: _measure_people(store, stage) for stage in STAGES}
+    found = {stage: _people_statistics(store, stage) for stage in STAGES}
     automatic = [version for version in list_versions(store) if version.origins.get("automatic")]
     if automatic:
         folder = version_folder(store, "train", automatic[-1].number) / AUTOMATIC
         contents = [read_json(path)["annotations"] for path in sorted(folder.glob("*.json"))]
-        found["automatic"] = StageMeasures(
+        found["automatic"] = StageStatistics(
             [len(annotations) for annotations in contents],
-            _measure_shapes([annotation["segmentation"] for annotations in contents for annotation in annotations]),
+            _compute_shapes([annotation["segmentation"] for annotations in contents for annotation in annotations]),
             [],
             {"automatic, accepted": sum(map(len, contents))},
         )
-    return {stage: measures for stage, measures in found.items() if measures.states}
+    return {stage: statistics for stage, statistics in found.items() if statistics.states}
 
 
-def _measure_people(store: Store, stage: Stage) -> StageMeasures:
+def _people_statistics(store: Store, stage: Stage) -> StageStatistics:
     rows = store.rows(
         "SELECT picture_id, masks.record FROM masks JOIN pictures ON pictures.id = picture_id "
         "WHERE NOT deleted AND masks.stage = ? AND pictures.state = 'done' AND split = 'train' ORDER BY picture_id",
@@ -94,17 +94,17 @@ def _measure_people(store: Store, stage: Stage) -> StageMeasures:
     masks = [(row["picture_id"], mask_from_json(row["record"])) for row in rows]
     used = [(image, mask) for image, mask in masks if mask.state in KEPT]
     states = [f"{mask.origin}, {mask.state}" for _, mask in masks]
-    return StageMeasures(
+    return StageStatistics(
         list(_count(image for image, _ in used).values()),
-        _measure_shapes([mask.segmentation for _, mask in used]),
+        _compute_shapes([mask.segmentation for _, mask in used]),
         [mask.seconds for _, mask in used if mask.seconds > 0],
         _count(states),
     )
 
 
-def _measure_shapes(masks: list[Rle]) -> np.ndarray:
+def _compute_shapes(masks: list[Rle]) -> np.ndarray:
     drawn = random.Random(0).sample(masks, MAX_SHAPES) if len(masks) > MAX_SHAPES else masks
-    return np.array([measure_shape(mask) for mask in drawn], float).reshape(-1, 4)
+    return np.array([compute_shape(mask) for mask in drawn], float).reshape(-1, 4)
 
 
 def _count(things: Iterable[Any]) -> dict[Any, int]:
@@ -114,17 +114,17 @@ def _count(things: Iterable[Any]) -> dict[Any, int]:
     return counts
 
 
-def summarize_measures(measures: StageMeasures) -> dict[str, float | int | None]:
+def summarize_statistics(statistics: StageStatistics) -> dict[str, float | int | None]:
     """Returns the figures of one row of the report's table, by column name; None where there are no masks."""
 
     def median(values: Any) -> float | None:
         return float(np.median(values)) if len(values) else None
 
     return {
-        "pictures": len(measures.per_image),
-        "masks": sum(measures.per_image),
-        "masks per image": float(np.mean(measures.per_image)) if measures.per_image else None,
-        "median size": median(measures.shapes[:, 0]),
-        "median concavity": median(measures.shapes[:, 1]),
-        "median seconds per mask": median(measures.seconds),
+        "pictures": len(statistics.per_image),
+        "masks": sum(statistics.per_image),
+        "masks per image": float(np.mean(statistics.per_image)) if statistics.per_image else None,
+        "median size": median(statistics.shapes[:, 0]),
+        "median concavity": median(statistics.shapes[:, 1]),
+        "median seconds per mask": median(statistics.seconds),
     }

@@ -84,7 +84,7 @@ def locate(root: Path, name: str) -> Path:
         path = (folder / name).resolve(strict=True)
     except FileNotFoundError as error:
         raise MissingFile(f"expected an image at {name}, found no file") from error
-    except (OSError, RuntimeError) as error:  # a ring of links
+    except (OSError, RuntimeError) as error:  # a cycle of links
         raise UserError(f"cannot follow {name}: {error}") from error
     if not path.is_relative_to(folder):
         raise UserError(f"{name} leads out of the folder of images")

@@ -199,7 +199,7 @@ class ModelSession:
 
     def _decode(self, embedded: EmbeddedImage, prompt: Prompt) -> tuple[np.ndarray, list[Candidate]]:
         config = self.model.config
-        prompts = _one_shape(pack_prompts([[prompt]], [embedded.size], config), config)
+        prompts = _pad_prompts(pack_prompts([[prompt]], [embedded.size], config), config)
         prediction = self.model.decode(embedded.embedding, prompts)
         logits, iou = np.asarray(prediction.low_res_logits[0, 0]), np.asarray(prediction.iou_predictions[0, 0])
         masks = [_to_rle(plane, embedded.size, config) for plane in logits]
@@ -211,7 +211,7 @@ class ModelSession:
         self._decode(nowhere, Prompt(np.zeros((1, 2)), np.ones(1)))
 
 
-def _one_shape(prompts: Prompts, config: SamConfig) -> Prompts:
+def _pad_prompts(prompts: Prompts, config: SamConfig) -> Prompts:
     """Returns the same prompts with padded points and with mask logits, so that all kinds share one program."""
     B, Q, N = prompts.labels.shape
     fill = bucket(N, TOKENS) - N

@@ -43,7 +43,7 @@ def promote(store: Store, number: int | None = None) -> Promotion:
         UserError: there is no candidate, or no held-out image with masks.
     """
     candidates = [model for model in list_models(store, "sam") if model.state == "candidate"]
-    if number is not None:  # one that was refused may be measured again, on more held-out images
+    if number is not None:  # one that was refused may be evaluated again, on more held-out images
         judged = ("candidate", "refused")
         candidates = [m for m in list_models(store, "sam") if m.number == number and m.state in judged]
     current = current_model(store)

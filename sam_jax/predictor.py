@@ -42,7 +42,7 @@ class SamPredictor:
             clip: the CLIP that the model was trained with (`model.config.text_encoder`); needed for text prompts.
 
         Raises:
-            ValueError: the model was trained with another CLIP, or without text prompts.
+            UserError: the model was trained with another CLIP, or without text prompts.
         """
         if clip is not None:
             check_clip(model, clip)
@@ -80,7 +80,7 @@ class SamPredictor:
             image_format: order of the channels, RGB or BGR.
 
         Raises:
-            TypeError, ValueError: the image is not as described. An image that was set before stays.
+            WrongType, UserError: the image is not as described. An image that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._embedding = embed(self.model, [image])
@@ -112,7 +112,7 @@ class SamPredictor:
 
         Raises:
             RuntimeError: no image is set.
-            ValueError: the prompt is not as described, or is outside the image; or there is a text, and the model was
+            UserError: the prompt is not as described, or is outside the image; or there is a text, and the model was
                 not trained with texts or the predictor has no CLIP.
         """
         prompt = Prompt(point_coords, point_labels, box, mask_input, text)
@@ -199,7 +199,7 @@ def predict_batch(
         The masks of each image.
 
     Raises:
-        TypeError, ValueError: the number of lists of prompts is not that of images, or an image or prompt is invalid.
+        WrongType, UserError: the number of lists of prompts is not that of images, or an image or prompt is invalid.
     """
     if len(images) != len(prompts):
         raise UserError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")

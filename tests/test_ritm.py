@@ -25,7 +25,7 @@ from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
 from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn
-from sam_jax.ritm.model import look, place, probabilities
+from sam_jax.ritm.model import crop_part, paste_part, probabilities
 from sam_jax.ritm.network import click_disks, predict_logits
 from sam_jax.ritm.predictor import padded_side
 from sam_jax.ritm.sampling import aligned_positions, inside, resize, sample
@@ -33,7 +33,7 @@ from sam_jax.ritm.zoom import Box, overlap
 from sam_jax.types import PAD
 
 ORIGINAL = json.loads(RECORDED.read_text())
-JITTED = (look, probabilities, place)
+JITTED = (crop_part, probabilities, paste_part)
 
 
 def arguments(model):
@@ -177,9 +177,9 @@ def test_a_box_is_enlarged_cut_off_and_of_a_least_size():
     mask = np.zeros((300, 400), bool)
     mask[100:200, 150:250] = True
     none = np.zeros((0, 2), int)
-    assert ZoomIn(min_side=10).wanted(mask, none) == Box(80, 220, 130, 270)  # 149.5 +- 70, rounded to even
-    assert ZoomIn(min_side=240).wanted(mask, none) == Box(30, 270, 80, 320)
-    assert ZoomIn(min_side=10).wanted(mask, np.array([[390, 299]])) == Box(60, 299, 101, 399)
+    assert ZoomIn(min_side=10).find_box(mask, none) == Box(80, 220, 130, 270)  # 149.5 +- 70, rounded to even
+    assert ZoomIn(min_side=240).find_box(mask, none) == Box(30, 270, 80, 320)
+    assert ZoomIn(min_side=10).find_box(mask, np.array([[390, 299]])) == Box(60, 299, 101, 399)
     assert not mask[299, 390]  # the caller's mask is as it was
 
 

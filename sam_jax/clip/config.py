@@ -1,4 +1,4 @@
-"""The numbers that define one CLIP, and the published ones."""
+"""Defines the config of a CLIP, and the published ones."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class ClipConfig(ModelConfig):
     name: str = "clip_b32"
     image_size: int = 224  # side of an image, pixels
     patch_size: int = 32  # side of a patch, pixels
-    vision_dim: int = 768
-    vision_depth: int = 12
-    vision_heads: int = 12
-    text_dim: int = 512
-    text_depth: int = 12
-    text_heads: int = 8
+    vision_dim: int = 768  # width of the image tower
+    vision_depth: int = 12  # blocks of the image tower
+    vision_heads: int = 12  # attention heads of the image tower's blocks
+    text_dim: int = 512  # width of the text tower
+    text_depth: int = 12  # blocks of the text tower
+    text_heads: int = 8  # attention heads of the text tower's blocks
     text_length: int = 77  # most tokens of a text, with the two that begin and end it
-    vocabulary: int = 49408
-    embedding_dim: int = 512  # which images and texts share
+    vocabulary: int = 49408  # number of known tokens
+    embedding_dim: int = 512  # width of the embeddings of images and texts
     pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
     pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
 
@@ -42,7 +42,7 @@ class ClipConfig(ModelConfig):
 
     @property
     def grid_size(self) -> int:
-        """Side of the image, patches."""
+        """Returns the side of the image, in patches."""
         return self.image_size // self.patch_size
 
 

@@ -1,4 +1,4 @@
-"""A CLIP to embed texts and objects with: config, params, and the jitted functions that everyone shares."""
+"""Defines a CLIP to embed texts and objects with: config and params, with jitted functions for all of one size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clip:
     Args:
         config: the model's numbers.
         params: as `sam_jax.clip.network.init_clip_params` gives them; moved to the default device.
-        dtype: of the arithmetic.
+        dtype: number format of the arithmetic.
     """
 
     config: ClipConfig
@@ -42,10 +42,10 @@ class Clip:
         object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Embeddings of texts, of length 1.
+        """Embeds texts; embeddings have length 1.
 
         Raises:
-            TypeError, ValueError, ImportError: as `sam_jax.clip.tokenizer.tokenize`.
+            WrongType, UserError, MissingPackage: as `sam_jax.clip.tokenizer.tokenize`.
         """
         tokens = tokenize(texts, self.config.text_length)
         embeddings = np.zeros((len(tokens), self.config.embedding_dim), np.float32)
@@ -63,15 +63,16 @@ class Clip:
     def embed_objects(
         self, image: UInt8[np.ndarray, "H W 3"], masks: Bool[np.ndarray, "n H W"]
     ) -> Float[np.ndarray, "n E"]:
-        """Embeddings of the objects that masks cut out of an image, of length 1, to be compared with those of texts.
+        """Embeds the objects that masks cut out of an image, for comparison with texts; embeddings have length 1.
 
         Each is the mean of two views of a square around the object: with what is around it, and without.
 
         Args:
             image: RGB, 0-255.
+            masks: one mask for each object, not empty.
 
         Raises:
-            ValueError: masks of another size, or empty ones.
+            ValueError: masks are of another size, or empty.
         """
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
@@ -98,7 +99,7 @@ class Clip:
 
 
 def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Edges (x0, y0, x1, y1) of a mask."""
+    """Returns the edges (x0, y0, x1, y1) of a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         raise ValueError("expected masks with at least one pixel, got an empty one")

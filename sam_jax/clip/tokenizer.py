@@ -1,4 +1,4 @@
-"""Texts -> the tokens of CLIP, exactly as the official tokenizer gives them."""
+"""Turns texts into CLIP's tokens, exactly as the official tokenizer does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "n length"]:
-    """Tokens of texts, between the two that begin and end each, padded with 0.
+    """Returns the tokens of texts, between the two that begin and end each, padded with 0.
 
     Texts in any script are taken, byte by byte where CLIP knows no better; what it makes of scripts other than Latin is
     another matter, for it was trained on English. The marks that begin and end a text are ordinary letters in it.
@@ -31,9 +31,9 @@ def tokenize(texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "n lengt
         length: most tokens of a text, with the two.
 
     Raises:
-        TypeError: not texts.
-        ValueError: an empty text, or one of too many tokens.
-        ImportError: the tokenizer's packages are missing.
+        WrongType: these are not texts.
+        UserError: a text is empty, or has too many tokens.
+        MissingPackage: the tokenizer's packages are not installed.
     """
     if isinstance(texts, str):
         raise WrongType(f"expected a list of texts, got the text {texts!r}; put it in brackets")
@@ -59,7 +59,7 @@ def tokenize(texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "n lengt
 
 @functools.cache
 def _load() -> tuple[Any, Any]:
-    """The byte-pair encoder without the two special tokens, and the function that cleans texts."""
+    """Returns the byte-pair encoder without the two special tokens, and the function that cleans texts."""
     try:
         import ftfy
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers

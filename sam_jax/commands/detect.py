@@ -42,16 +42,16 @@ class Detect:
         import jax.numpy as jnp
 
         from sam_jax.checkpoints import load_detector
-        from sam_jax.detection.run import detect_images, find_targets
+        from sam_jax.detection.run import detect_images, find_inputs
 
         if self.batch < 1:
             raise UserError(f"expected --batch of at least 1, got {self.batch}")
-        targets = find_targets(self.inputs, self.images, self.out)
+        inputs = find_inputs(self.inputs, self.images, self.out)
         detector = load_detector(self.model, dtype=jnp.dtype(self.dtype))
         if self.min_score is not None:
             config = dataclasses.replace(detector.config, score_threshold=self.min_score)
             detector = dataclasses.replace(detector, config=config)
-        report = detect_images(detector, targets, self.out, batch_size=self.batch, masks=not self.boxes_only)
+        report = detect_images(detector, inputs, self.out, batch_size=self.batch, masks=not self.boxes_only)
         print(f"{report.objects} objects on {report.images} images, in {self.out}")
         print_failures("not read", report.failures)
         return 1 if report.failures else 0

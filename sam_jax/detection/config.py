@@ -1,4 +1,4 @@
-"""The numbers that define a ViTDet detector, and the published ones."""
+"""Defines the configs of ViTDet detectors, and the published ones."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ LVIS_IDS = tuple(range(1, 1204))
 
 @dataclasses.dataclass(frozen=True)
 class DetectorConfig(ModelConfig):
-    """The defaults are detectron2's `mask_rcnn_vitdet_b`; `DETECTORS` holds every published one.
+    """The numbers that define a ViTDet detector.
+
+    The defaults are detectron2's `mask_rcnn_vitdet_b`; `DETECTORS` holds every published one.
 
     Reference: Li et al. 2022, sections 3 and A; detectron2, projects/ViTDet.
     """
 
     name: str = "mask_rcnn_vitdet_b"
     encoder: EncoderConfig = VIT_B.encoder
-    category_ids: tuple[int, ...] = COCO_IDS  # of the classes, in their order, as result files call them
+    category_ids: tuple[int, ...] = COCO_IDS  # numbers of the classes in result files, in the classes' order
     cascade: bool = False  # three box heads, each on the boxes of the one before, and one box for all classes
-    channels: int = 256  # of the pyramid and the heads
-    fc_dim: int = 1024  # of the box heads' last layer
-    convolutions: int = 4  # 3 x 3, in each box head and in the mask head
+    channels: int = 256  # channels of the pyramid and the heads
+    fc_dim: int = 1024  # width of the box heads' last layer
+    convolutions: int = 4  # 3 x 3 convolutions in each box head and in the mask head
     anchor_cells: float = 8.0  # side of an anchor, cells of its map
-    box_size: float = 224.0  # from this side on a box is pooled from the map with the encoder's own stride, pixels
+    box_size: float = 224.0  # side from which on a box is pooled from the map with the encoder's stride, pixels
     pre_nms: int = 1000  # best anchors of each map that enter non-maximum suppression
-    proposals: int = 1000  # that are left of all maps
-    proposal_nms: float = 0.7  # IoU
-    score_threshold: float = 0.05
-    box_nms: float = 0.5  # IoU, within a class
-    detections: int = 100  # per image
+    proposals: int = 1000  # best proposals of all maps that are kept
+    proposal_nms: float = 0.7  # IoU above which the worse of two proposals is dropped
+    score_threshold: float = 0.05  # score that an object must exceed
+    box_nms: float = 0.5  # IoU above which the worse of two boxes of a class is dropped
+    detections: int = 100  # most objects on an image
     sigmoid_scores: bool = False  # a sigmoid for each class (LVIS) in place of a softmax over all and the background
 
     def __post_init__(self) -> None:
@@ -55,29 +57,33 @@ class DetectorConfig(ModelConfig):
 
     @property
     def strides(self) -> tuple[int, int, int, int, int]:
-        """Pixels of the input frame per cell, of the maps p2 to p6."""
+        """Returns the pixels of the input frame per cell of each of the maps p2 to p6."""
         p = self.encoder.stride
         return p // 4, p // 2, p, 2 * p, 4 * p
 
     @property
     def sides(self) -> tuple[int, int, int, int, int]:
-        """Cells along a side of the maps p2 to p6."""
+        """Returns the cells along a side of each of the maps p2 to p6."""
         grid = self.encoder.grid_size
         return 4 * grid, 2 * grid, grid, grid // 2, (grid // 2 + 1) // 2
 
     @property
     def box_weights(self) -> tuple[tuple[float, float], ...]:
-        """Of each box head: what the offsets of centres, and the logarithms of sizes, are multiplied by to learn."""
+        """Returns the factors on the offsets of centres, and on the logarithms of sizes, that each box head learns."""
         return ((10.0, 5.0), (20.0, 10.0), (30.0, 15.0)) if self.cascade else ((10.0, 5.0),)
 
     @property
     def box_classes(self) -> int:
-        """For how many classes a box head moves a box."""
+        """Returns the number of classes for which a box head moves a box."""
         return 1 if self.cascade else self.num_classes
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """As `JsonConfig.from_fields`; in old files the encoder is the config of a whole SAM."""
+        """Reads what `to_fields` gave; in old files the encoder is the config of a whole SAM.
+
+        Raises:
+            UserError: as `JsonConfig.from_fields`.
+        """
         encoder = fields.get("encoder") if isinstance(fields, Mapping) else None
         if isinstance(encoder, Mapping) and "kind" not in encoder:
             fields = {**fields, "encoder": SamConfig.from_fields(encoder).encoder.to_fields()}

@@ -1,4 +1,4 @@
-"""A detector to find objects with: config and params, and the jitted function that everyone shares."""
+"""Defines a detector to find objects with: config and params, with a jitted function for all of one size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Detector:
     Args:
         config: the model's numbers.
         params: as `sam_jax.detection.init_detector` gives them; moved to the default device.
-        dtype: of the arithmetic.
+        dtype: number format of the arithmetic.
     """
 
     config: DetectorConfig

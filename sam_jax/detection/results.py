@@ -1,4 +1,4 @@
-"""What the detector found on an image -> entries of a COCO result file. Host code."""
+"""Turns what the detector found on an image into entries of a COCO result file, on the host."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MASK_THRESHOLD = 0.5
 def to_results(
     detections: Detections, size: tuple[int, int], config: DetectorConfig, *, masks: bool = True
 ) -> list[dict[str, Any]]:
-    """Entries with category_id, bbox (x, y, width, height), score and segmentation, best first.
+    """Returns entries with category_id, bbox (x, y, width, height), score and segmentation, best first.
 
     Args:
-        detections: of one image, as numpy arrays without the leading axis.
-        size: (H, W) of the original.
-        masks: False leaves segmentation out.
+        detections: objects of one image, as numpy arrays without the leading axis.
+        size: (H, W) of the original image.
+        masks: whether entries have their segmentation.
     """
     H, W = size
     found = np.flatnonzero(detections.valid)
@@ -47,7 +47,7 @@ def to_results(
 def paste_mask(
     probabilities: Float[np.ndarray, "m m"], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
-    """A box's mask on the image: bilinear between the centres of its cells, and toward zero beyond the outer ones."""
+    """Draws a box's mask on the image: bilinear between its cells' centres, and toward zero beyond the outer ones."""
     x0, y0, x1, y1 = box
     H, W = size
     rows, columns = (_pixels(*ends) for ends in ((y0, y1, H), (x0, x1, W)))
@@ -61,7 +61,7 @@ def paste_mask(
 
 
 def _pixels(low: float, high: float, length: int) -> np.ndarray:
-    """Those that the mask can reach: half of one of its cells outside the box at most, where it is below one half."""
+    """Returns the pixels that a mask can reach: at most half a cell outside the box, as it is below 0.5 beyond."""
     return np.arange(max(0, int(np.floor(low)) - 1), min(length, int(np.ceil(high)) + 1))
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sam_jax.checkpoints.hub import load_detector, load_model
 from sam_jax.config import ParallelConfig
-from sam_jax.detection.run import Target, detect_images
+from sam_jax.detection.run import DetectionInput, detect_images
 from sam_jax.errors import UserError
 from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, read_ground_truth, shorten
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
@@ -207,8 +207,10 @@ def write_detections(detector: Path, ground_truth: GroundTruth, out: Path) -> Pa
     file = out / f"detector-{content.hexdigest()[:8]}.json"
     with sync_processes():
         if jax.process_index() == 0 and not file.exists():
-            targets = [Target(gt_image.path, {"image_id": gt_image.id}) for gt_image in ground_truth.images.values()]
-            detect_images(model, targets, file)  # unreadable images are reported by predict_missing
+            inputs = [
+                DetectionInput(gt_image.path, {"image_id": gt_image.id}) for gt_image in ground_truth.images.values()
+            ]
+            detect_images(model, inputs, file)  # unreadable images are reported by predict_missing
     return file
 
 

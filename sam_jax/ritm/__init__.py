@@ -1,4 +1,4 @@
-"""RITM (Sofiiuk et al. 2021), the interactive segmentation that the Segment Anything paper compares with; inference."""
+"""Runs RITM (Sofiiuk et al. 2021), the interactive segmentation that the Segment Anything paper compares with."""
 
 from sam_jax.ritm.config import HRNET18, HRNET18S, HRNET32, RITM_SIZES, RitmConfig
 from sam_jax.ritm.model import Ritm

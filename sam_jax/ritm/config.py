@@ -1,4 +1,4 @@
-"""The numbers that define one RITM model."""
+"""Defines the config of a RITM model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RitmConfig(ModelConfig):
     small: bool = False  # fewer blocks and modules ("HRNet18s")
     previous_mask: bool = True  # takes the previous mask as an input; the non-iterative baselines do not
     leaky_relu: bool = True  # slope 0.2, between the two convolutions of the clicks; else ReLU
-    click_radius: float = 5.0  # of the disks that clicks are drawn as, pixels of the network's input
+    click_radius: float = 5.0  # radius of the disks that stand for clicks, pixels of the network's input
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, 0-1
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB, 0-1
 
@@ -35,12 +35,12 @@ class RitmConfig(ModelConfig):
 
     @property
     def blocks(self) -> int:
-        """Residual blocks in a row, in the stem and in each branch of each module."""
+        """Returns the number of residual blocks in a row, in the stem and in each branch of each module."""
         return 2 if self.small else 4
 
     @property
     def modules(self) -> tuple[int, int, int]:
-        """Modules with two, three and four resolutions."""
+        """Returns the numbers of modules with two, three and four resolutions."""
         return (1, 3, 2) if self.small else (1, 4, 3)
 
 

@@ -1,4 +1,4 @@
-"""A RITM model to predict with: config and params, and the jitted functions of one click."""
+"""Defines a RITM model to predict with: config and params, and the jitted functions of one click."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ritm:
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def look(
+def crop_part(
     image: UInt8[Array, "P Q 3"],
     previous: Float[Array, "P Q"],
     corner: Int[Array, "2"],
@@ -41,7 +41,7 @@ def look(
     *,
     shape: tuple[int, int],
 ) -> tuple[Float[Array, "H W 3"], Float[Array, "H W"]]:
-    """A part of the image, 0-1, and of the previous probabilities, resized into arrays of `shape`.
+    """Resizes a part of the image, as values of 0-1, and of the previous probabilities, into arrays of `shape`.
 
     Args:
         corner: (y, x) of the part's first pixel.
@@ -66,7 +66,7 @@ def probabilities(
     config: RitmConfig,
     flip: bool,
 ) -> Float[Array, "H W"]:
-    """Probabilities of the object in one image; see `predict_logits`.
+    """Returns the probabilities of the object in one image; see `predict_logits`.
 
     Args:
         flip: average the logits with those of the mirrored image.
@@ -84,7 +84,7 @@ def probabilities(
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def place(
+def paste_part(
     seen: Float[Array, "H W"],
     size: Int[Array, "2"],
     corner: Int[Array, "2"],
@@ -92,7 +92,7 @@ def place(
     *,
     shape: tuple[int, int],
 ) -> Float[Array, "P Q"]:
-    """Probabilities of a part -> of the image, in an array of `shape`; zero outside the part.
+    """Puts the probabilities of a part into the image, in an array of `shape`; they are zero outside the part.
 
     Args:
         size: (h, w) that the part has in `seen`.

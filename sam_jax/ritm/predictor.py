@@ -1,4 +1,4 @@
-"""Interactive segmentation with RITM as its published evaluation does it: zoom-in, mirrored copy, previous mask."""
+"""Segments interactively with RITM as its published evaluation does: zoom-in, mirrored copy, previous mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.errors import UserError
 from sam_jax.ops.transforms import as_rgb
-from sam_jax.ritm.model import Ritm, look, place, probabilities
+from sam_jax.ritm.model import Ritm, crop_part, paste_part, probabilities
 from sam_jax.ritm.zoom import Box, ZoomIn
 from sam_jax.types import BACKGROUND, FOREGROUND, PAD
 
@@ -25,12 +25,12 @@ MIN_SLOTS = 32  # of clicks; twice as many, and so on, where they do not suffice
 
 
 def padded_side(side: int) -> int:
-    """The least side of `SIDES` that suffices; beyond them, the next multiple of 256."""
+    """Returns the least side of `SIDES` that suffices; beyond them, the next multiple of 256."""
     return next((known for known in SIDES if known >= side), -(-side // 256) * 256)
 
 
 class RitmPredictor:
-    """One object after another in one image after another.
+    """Predicts one object after another from clicks, in one image after another.
 
     Example:
         predictor = RitmPredictor(load_ritm("coco_lvis_h32_itermask.pth"))
@@ -40,8 +40,8 @@ class RitmPredictor:
         mask = probabilities > THRESHOLD
 
     Args:
-        zoom: None: the network always sees the whole image.
-        flip: average with the mirrored image.
+        zoom: how to zoom in on the object; None: the network always sees the whole image.
+        flip: whether to average with the prediction for the mirrored image.
     """
 
     def __init__(self, model: Ritm, zoom: ZoomIn | None = ZOOM, flip: bool = True) -> None:
@@ -58,7 +58,7 @@ class RitmPredictor:
             image_format: RGB or BGR.
 
         Raises:
-            TypeError, ValueError: not such an image. The one that was set before stays.
+            WrongType, UserError: this is not such an image. The one that was set before stays.
         """
         image = as_rgb(image, image_format)
         self._size = image.shape[0], image.shape[1]
@@ -75,11 +75,11 @@ class RitmPredictor:
 
     @property
     def box(self) -> Box | None:
-        """What was zoomed in on last; None: nothing yet."""
+        """Returns the part that was zoomed in on last; None: nothing yet."""
         return self._box
 
     def predict(self, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> Float[np.ndarray, "H W"]:
-        """Probabilities of the object, given all clicks on it so far; to be called after each.
+        """Predicts the probabilities of the object, given all clicks on it so far; to be called after each.
 
         What the network predicted at the call before is its input at this one, so the same clicks give different
         results in another order.
@@ -90,7 +90,7 @@ class RitmPredictor:
 
         Raises:
             RuntimeError: no image is set.
-            ValueError: no click, clicks outside the image, other labels.
+            UserError: there is no click, or clicks lie outside the image or have other labels.
         """
         if self._image is None:
             raise RuntimeError("no image is set; call set_image(image) first")
@@ -101,33 +101,33 @@ class RitmPredictor:
         seen_size = self._zoom.seen_size(box) if self._zoom and part else box.size
         corner, old, new = (np.array(pair, np.int32) for pair in ((box.top, box.left), box.size, seen_size))
         shape = padded_side(seen_size[0]), padded_side(seen_size[1])
-        seen = look(self._image, self._previous, corner, old, new, shape=shape)
+        seen = crop_part(self._image, self._previous, corner, old, new, shape=shape)
         slots = _pack((clicks - corner[::-1]) * new[::-1] / old[::-1], kinds)
         result = probabilities(self.model.params, *seen, new, *slots, config=self.model.config, flip=self._flip)
         # What the network saw goes back into the box; also where, for want of an object to zoom in on, it saw the
         # whole image while there was a box from before. The published evaluation does that.
         target = self._box or whole
         corner, extent = np.array([target.top, target.left], np.int32), np.array(target.size, np.int32)
-        self._previous = place(result, new, corner, extent, shape=self._image.shape[:2])
+        self._previous = paste_part(result, new, corner, extent, shape=self._image.shape[:2])
         self._answer = np.array(self._previous[: self._size[0], : self._size[1]])
         return self._answer.copy()
 
     def _part(self, clicks: np.ndarray, kinds: np.ndarray) -> Box | None:
-        """What to zoom in on; None at the first click, and where there is no object yet."""
+        """Returns the part to zoom in on; None at the first click, and where there is no object yet."""
         if self._zoom is None or len(clicks) == 1 or self._answer is None:
             return None
         mask = self._answer > self._zoom.threshold
         if not mask.any():
             return None
         foreground = clicks[kinds == FOREGROUND].astype(np.int64)
-        self._box = self._zoom.choose(self._zoom.wanted(mask, foreground), self._box, foreground)
+        self._box = self._zoom.choose(self._zoom.find_box(mask, foreground), self._box, foreground)
         return self._box
 
 
 def _checked(
     points: Sequence[tuple[float, float]], labels: Sequence[int], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clicks as (N, 2) and (N,) arrays."""
+    """Returns the clicks as (N, 2) and (N,) arrays, once they are known to be sound."""
     clicks, kinds = np.asarray(points, np.float64), np.asarray(labels)
     if clicks.ndim != 2 or clicks.shape[1] != 2 or len(clicks) == 0 or kinds.shape != clicks.shape[:1]:
         raise UserError(f"expected N > 0 points (x, y) and as many labels, got shapes {clicks.shape} and {kinds.shape}")
@@ -139,7 +139,7 @@ def _checked(
 
 
 def _pack(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clicks in a number of slots that few more clicks do not change."""
+    """Pads the clicks to a number of slots that a few more clicks do not change."""
     slots = MIN_SLOTS
     while slots < len(points):
         slots *= 2

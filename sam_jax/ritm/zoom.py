@@ -1,4 +1,4 @@
-"""Which part of the image the network looks at: after the first click, the object found so far and what is near.
+"""Chooses the part of the image that the network sees: after the first click, the object so far and what is near.
 
 The rules, roundings and quirks are those of the published evaluation. Boxes are (top, bottom, left, right) in pixels of
 the original frame, both ends included.
@@ -14,6 +14,8 @@ from jaxtyping import Bool, Int
 
 
 class Box(NamedTuple):
+    """A part of an image, both ends included."""
+
     top: int
     bottom: int
     left: int
@@ -21,25 +23,27 @@ class Box(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w)."""
+        """Returns (h, w)."""
         return self.bottom - self.top + 1, self.right - self.left + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ZoomIn:
-    """The defaults are those of the published figures, but for DAVIS, where `side` is 600.
+    """The rules by which the network zooms in on the object.
+
+    The defaults are those of the published figures, but for DAVIS, where `side` is 600.
 
     Reference: Sofiiuk et al. 2020 (f-BRS), section 3.4; the published code's `eval_mode` "cvpr".
     """
 
     side: int = 400  # longer side of what the network sees, pixels
-    expansion: float = 1.4  # of the box around object and foreground clicks
+    expansion: float = 1.4  # factor by which the box around object and foreground clicks grows
     min_side: int = 200  # least side of the box, pixels of the original frame
     keep_overlap: float = 0.5  # the box stays while its overlap with the one wanted is at least this
     threshold: float = 0.5  # probability above which a pixel belongs to the object
 
-    def wanted(self, mask: Bool[np.ndarray, "H W"], foreground: Int[np.ndarray, "N 2"]) -> Box:
-        """The box around a mask that is not empty and the foreground clicks, (x, y); enlarged, then cut off."""
+    def find_box(self, mask: Bool[np.ndarray, "H W"], foreground: Int[np.ndarray, "N 2"]) -> Box:
+        """Returns the box around a mask that is not empty and the foreground clicks, (x, y); enlarged, then cut off."""
         mask = mask.copy()
         mask[foreground[:, 1], foreground[:, 0]] = True
         ends = []
@@ -51,7 +55,7 @@ class ZoomIn:
         return Box(*ends)
 
     def choose(self, wanted: Box, current: Box | None, foreground: Int[np.ndarray, "N 2"]) -> Box:
-        """The current box, unless a foreground click lies outside it or it has become a poor one."""
+        """Returns the current box, unless a foreground click lies outside it or it differs too much from `wanted`."""
         if current is None:
             return wanted
         x, y = foreground.T
@@ -61,14 +65,14 @@ class ZoomIn:
         return current if keep else wanted
 
     def seen_size(self, box: Box) -> tuple[int, int]:
-        """(h, w) at which the network sees a box."""
+        """Returns the size (h, w) at which the network sees a box."""
         h, w = box.size
         scale = self.side / max(h, w)
         return max(1, round(h * scale)), max(1, round(w * scale))
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Product of the intersections over unions of the sides; the latter are the gaps' too where boxes are apart."""
+    """Returns the product of the sides' intersections over unions; the latter span the gap where boxes are apart."""
     total = 1.0
     for low, high in (("top", "bottom"), ("left", "right")):
         (a0, a1), (b0, b1) = ((getattr(box, low), getattr(box, high)) for box in (a, b))

@@ -47,9 +47,10 @@ class Demo:
         scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
         asked = image
         for prompt in DEMO_PROMPTS.values():
-            points = [] if prompt.points is None else [tuple(xy) for xy in prompt.points]
-            boxes = [] if prompt.box is None else [tuple(prompt.box)]
-            asked = draw_masks(asked, [], points, [] if prompt.labels is None else list(prompt.labels), boxes)
+            points = [] if prompt.points is None else [(x, y) for x, y in prompt.points.tolist()]
+            labels = [] if prompt.labels is None else prompt.labels.tolist()
+            boxes = [] if prompt.box is None else [tuple(prompt.box.tolist())]
+            asked = draw_masks(asked, [], points, labels, boxes)
         drawn = draw_masks(image, masks)
         cut_out = np.where(np.any(masks, 0)[..., None], image, 255).astype(np.uint8)
         records = zip(DEMO_PROMPTS, mask_records(masks, scores), strict=True)

@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_run_can_go_on(run_config):
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopper = threading.Event()
-    thread = threading.Thread(target=stop_after_two_steps)
+    thread = threading.Thread(target=stop_after_two_steps, daemon=True)  # a training that fails ends the test
     thread.start()
     _, step, finished = train(config)
     thread.join()

@@ -122,7 +122,7 @@ def test_a_server_that_does_not_speak_http_is_a_connection_error(tmp_path):
                 connection.recv(4096)
                 connection.sendall(b"220 mail.example ready\r\n")
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(ConnectionError, match="220 mail"):
             download(release(f"http://127.0.0.1:{listener.getsockname()[1]}/model.pth"), tmp_path)

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for sharding, quick compilations that all processes share, and a browser."""
+"""Sets up eight virtual CPU devices for sharding, quick compilations that all processes share, and a browser."""
 
 import os
 import shutil

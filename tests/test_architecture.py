@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Checks who may import whom, and other rules for the whole package."""
 
 import ast
 import subprocess
@@ -49,7 +49,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
 
 
 def imported_parts(path: Path) -> set[str]:
-    """The parts of sam_jax that a file imports anywhere."""
+    """Returns the parts of sam_jax that a file imports anywhere."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -81,7 +81,7 @@ OPENED_ELSEWHERE = {"web"}
 
 
 def opens_a_file(node: ast.AST) -> bool:
-    """`path.read_text()` and the like, `path.open("w")` and `open(path)`; not `tarfile.open(path)`."""
+    """Returns whether this is `path.read_text()` or the like, `path.open("w")` or `open(path)`, not `tarfile.open`."""
     if not isinstance(node, ast.Call):
         return False
     if isinstance(node.func, ast.Attribute):
@@ -125,7 +125,7 @@ def test_inference_needs_neither_torch_nor_the_training_code():
 
 
 def test_no_test_module_imports_another():
-    """What they share is in `cases`."""
+    """Checks that what test modules share is in `cases`."""
     for path in Path(__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -21,7 +21,7 @@ FEW, MANY = 3, 40
 
 
 def plain_attention(params, q, k, v, key_mask=None):
-    """Head by head, with full projections of all that comes in."""
+    """Computes attention head by head, with full projections of all inputs."""
     groups = max(q.shape[1], k.shape[1])
     q, k, v = (
         jnp.broadcast_to(x, (x.shape[0], groups, *x.shape[2:])) @ params[name]["kernel"] + params[name]["bias"]
@@ -37,7 +37,7 @@ def plain_attention(params, q, k, v, key_mask=None):
 
 
 def attention_case(query_shape, key_shape, *, downsample=1, seed=0):
-    """A module, random params and inputs; shapes are (prompts, length)."""
+    """Returns a module, random params and inputs; shapes are (prompts, length)."""
     keys = jax.random.split(jax.random.key(seed), 4)
     q = jax.random.normal(keys[0], (2, *query_shape, DIM))
     k, v = (jax.random.normal(key, (2, *key_shape, DIM)) for key in keys[1:3])

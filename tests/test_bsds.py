@@ -27,7 +27,7 @@ def drawing(*rows: str) -> np.ndarray:
 
 
 def plain_thin(image: np.ndarray) -> np.ndarray:
-    """Guo and Hall 1989, pixel by pixel, as their paper has it."""
+    """Thins as Guo and Hall 1989, pixel by pixel, as their paper has it."""
     image = np.pad(image, 1)
     while True:
         before = image.copy()
@@ -61,7 +61,7 @@ def test_thinning_leaves_a_line_of_a_bar_and_equals_the_plain_form():
 
 
 def assignment(edges: np.ndarray, ground_truth: np.ndarray, reach: float) -> tuple[float, int]:
-    """The original's problem as a dense one: cost and pairs. Pixels of both maps, and an outlier node for each."""
+    """Solves the original's problem as a dense one, for cost and pairs: pixels of both maps, each with an outlier."""
     mine, theirs = np.argwhere(edges), np.argwhere(ground_truth)
     distances = np.hypot(*np.moveaxis(mine[:, None] - theirs[None], -1, 0))
     outlier = np.ceil(OUTLIER_COST * reach * COSTS_PER_PIXEL)

@@ -64,7 +64,7 @@ def reference(config: ClipConfig) -> transformers.CLIPModel:
 
 
 def assert_same_embeddings(config: ClipConfig, folder: Path) -> None:
-    """A Hugging Face folder, read by us, gives the embeddings that transformers gives."""
+    """Asserts that a Hugging Face folder, read by us, gives the embeddings that transformers gives."""
     theirs = reference(config)
     theirs.save_pretrained(folder)
     params, read = load_checkpoint(folder, CLIP)

@@ -56,7 +56,7 @@ ODD = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def params():
-    """Params of ODD, every number different from most others."""
+    """Returns params of ODD, every number different from most others."""
     random = np.random.default_rng(0)
     shapes = expected_shapes(ODD).items()
     return unflatten_dict({name: random.normal(size=shape).astype(np.float32) for name, shape in shapes}, sep="/")
@@ -70,7 +70,7 @@ def ours(params, tmp_path):
 
 
 def with_colours_of(model, config):
-    """The encoder of `config` with the colour normalisation of `model`."""
+    """Returns the encoder of `config` with the colour normalisation of `model`."""
     colours = {"pixel_mean": model.encoder.pixel_mean, "pixel_std": model.encoder.pixel_std}
     return dataclasses.replace(config.encoder, **colours)
 

@@ -43,7 +43,7 @@ def frames() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def first_half():
-    """Params, maps and proposals; all cases have the same."""
+    """Returns params, maps and proposals, which are the same in all cases."""
     params = params_from_state(random_state(SMALL), SMALL, "detectron2")
 
     @jax.jit
@@ -84,7 +84,7 @@ def test_detections_are_detectron2s(case):
 
 
 def slow_roi_align(values: np.ndarray, box: np.ndarray, bins: int) -> np.ndarray:
-    """(h, w, C), a box in cells: sample by sample, as in the definition."""
+    """Pools a box, in cells, from a map (h, w, C) sample by sample, as in the definition."""
     h, w, C = values.shape
     x0, y0, x1, y1 = box - np.float32(0.5)
     step_x, step_y = (x1 - x0) / np.float32(bins), (y1 - y0) / np.float32(bins)

@@ -158,7 +158,7 @@ def test_lengths_are_padded_to_bytes_by_little_and_to_few_values(length):
 
 
 def plain_selection(logits, iou, valid, size, crop_box, image_size, thresholds):
-    """The official order of steps, mask by mask."""
+    """Selects masks in the official order of steps, mask by mask."""
     (H, W), (min_iou, min_stability, offset, max_area) = image_size, thresholds
     full = np.asarray(to_original_frame(logits.reshape(-1, *logits.shape[-2:]), size, SMALL, return_logits=True))
     found = []

@@ -43,7 +43,7 @@ def annotate(*masks: np.ndarray, name: str = "deep/a.jpg", names: tuple[str | No
 
 
 def rasterize(line: str) -> np.ndarray:
-    """The mask of a line of labels, as Ultralytics' trainer draws it."""
+    """Draws the mask of a line of labels, as Ultralytics' trainer does."""
     points = np.array(line.split()[1:], float).reshape(-1, 2) * SIZE[::-1]
     return cv2.fillPoly(np.zeros(SIZE, np.uint8), [points.astype(np.int32)], 1).astype(bool)
 

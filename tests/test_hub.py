@@ -21,7 +21,7 @@ CONTENT = np.random.default_rng(0).bytes(3 * hub.CHUNK + 12345)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at /model.pth; how badly, its attributes say."""
+    """Serves CONTENT at /model.pth, with the faults that its attributes say."""
 
     break_after: int | None = None  # bytes after which the next transfer is cut off, once
     supports_range = True

@@ -16,7 +16,7 @@ GRID = 5  # of the autoencoder; the encoder has 8
 
 
 def mae_state(config=SMALL.encoder, patch: int = 6) -> dict[str, np.ndarray]:
-    """The tensors of a published file, random."""
+    """Draws the tensors of a published file."""
     rng = np.random.default_rng(0)
     D = config.dim
     shapes = {
@@ -57,7 +57,7 @@ def test_positions_patches_and_blocks_come_from_the_autoencoder(params, suffix, 
     encoder = load_pretrained_encoder(path, params, SMALL.encoder)["image_encoder"]
 
     def interpolate(grid: np.ndarray, side: int) -> np.ndarray:
-        """PyTorch's bicubic, over the last two axes."""
+        """Resizes the last two axes as PyTorch's bicubic does."""
         return torch.nn.functional.interpolate(
             torch.from_numpy(grid), size=(side, side), mode="bicubic", align_corners=False
         ).numpy()

@@ -18,7 +18,7 @@ from sam_jax.ops.rle import encode_rle
 
 
 def strip(start: int, stop: int, crowd: int = 0, category: int = 1) -> dict:
-    """An object on an image of one row: 20 pixels."""
+    """Makes an object on an image of one row of 20 pixels."""
     mask = np.zeros((1, 20), bool)
     mask[0, start:stop] = True
     rle = encode_rle(mask)

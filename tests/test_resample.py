@@ -28,7 +28,7 @@ def paint(patch, shape) -> np.ndarray:
 
 
 def overlaps(origin: float, step: float, number: int, length: int) -> np.ndarray:
-    """Shares of each of `number` pixels of the result that lie in the pixels of the original; the last one goes on."""
+    """Returns the fractions of the result's `number` pixels that lie in those of the original; the last one goes on."""
     starts = origin + step * np.arange(number)[:, None]
     ends = np.append(np.arange(1, length), 1e9)
     return np.maximum(np.minimum(starts + step, ends) - np.maximum(starts, np.arange(length)), 0) / step

@@ -37,7 +37,7 @@ JITTED = (crop_part, probabilities, paste_part)
 
 
 def arguments(model):
-    """What the published code was called with when it saved a checkpoint of this config."""
+    """Returns what the published code was called with when it saved a checkpoint of this config."""
     values = {
         "width": model.width,
         "ocr_width": model.ocr_width,
@@ -54,7 +54,7 @@ def arguments(model):
 
 
 def published(params, config):
-    """What a published checkpoint holds."""
+    """Returns what a published checkpoint holds."""
     state = {name: torch.tensor(array) for name, array in state_from_params(params, config, "published").items()}
     counters = [name.replace("running_var", "num_batches_tracked") for name in state if name.endswith("running_var")]
     state |= {name: torch.tensor(7) for name in counters}

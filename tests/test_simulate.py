@@ -14,7 +14,7 @@ SIDE = 32  # of the masks: half the input frame
 
 
 def make_batch(masks: np.ndarray, size: tuple[int, int] = (64, 48)) -> Batch:
-    """masks (B, Q, SIDE, SIDE); boxes are their tight boxes in the input frame."""
+    """Makes a batch of masks (B, Q, SIDE, SIDE) with their tight boxes in the input frame."""
     B, Q = masks.shape[:2]
     boxes = np.zeros((B, Q, 4), np.float32)
     for b, q in np.ndindex(B, Q):

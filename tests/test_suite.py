@@ -99,7 +99,7 @@ def test_the_shipped_suite_has_a_place_and_a_source_for_every_task(tmp_path):
 
 
 def write_data(root: Path, images: int = 7) -> None:
-    """BBBC038v1's layout with a few bright squares."""
+    """Writes a few bright squares in BBBC038v1's layout."""
     for i in range(images):
         folder = root / f"bbbc038v1/stage1_train/{i:02}"
         (folder / "images").mkdir(parents=True)

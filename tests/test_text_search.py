@@ -26,7 +26,7 @@ from sam_jax.ops.transforms import as_rgb
 
 
 class KnownMasks:
-    """In place of everything mode: masks that are given, in a form that is asked for."""
+    """Stands in for everything mode, with given masks in the form that is asked for."""
 
     def __init__(self, *masks: np.ndarray, form=encode_rle) -> None:
         self.records = [{"segmentation": form(mask), "area": int(mask.sum())} for mask in masks]

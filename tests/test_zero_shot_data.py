@@ -28,7 +28,7 @@ def mask(*numbers: int) -> np.ndarray:
 
 
 def labels(values: dict[int, int]) -> np.ndarray:
-    """number of an object -> its value."""
+    """Draws a map in which each object, by its number, has a value."""
     found = np.zeros((H, W), np.int32)
     for number, value in values.items():
         found[mask(number)] = value
@@ -46,7 +46,7 @@ def save_json(path: Path, content) -> None:
 
 
 def polygon(number: int) -> list[list[int]]:
-    """Corners as [x, y] that pycocotools fills to the box."""
+    """Returns corners [x, y] that pycocotools fills to the box."""
     x0, y0, x1, y1 = BOXES[number]
     return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
 
@@ -193,7 +193,7 @@ def write_woodscape(root):
 
 
 def write_cityscapes(root):
-    """A car, road as one segment, a group of persons (24 without a number) and the ego vehicle (1), both left out."""
+    """Writes a car, road as one segment, and, to be left out, a group of persons (24) and the ego vehicle (1)."""
     values = labels({1: 26001, 2: 7})
     values[0], values[-1] = 24, 1
     save(root / "leftImg8bit/val/ulm/ulm_000000_000001_leftImg8bit.png")

@@ -1,4 +1,4 @@
-"""HRNet's backbone at inference: four resolutions side by side that exchange what they see.
+"""Defines HRNet's backbone at inference: four resolutions side by side that exchange features.
 
 Images may be smaller than their arrays. Every convolution that looks at neighbours reads zeros outside the image,
 as it would beyond the border of an array that just holds it, so the results do not depend on the array.
@@ -25,7 +25,7 @@ BOTTLENECK = 4  # how many times wider the stem's blocks are outside than inside
 
 
 class Level(NamedTuple):
-    """What is image at one resolution."""
+    """The part of the arrays that is image, at one resolution."""
 
     sizes: Int[Array, "B 2"]  # (h, w)
     inside: Bool[Array, "B H W 1"]
@@ -35,13 +35,13 @@ class Level(NamedTuple):
         return self.inside.shape[1], self.inside.shape[2]
 
     def halved(self) -> Level:
-        """After a convolution of stride 2."""
+        """Returns the level after a convolution of stride 2."""
         sizes = (self.sizes + 1) // 2
         return Level(sizes, inside(sizes, ((self.shape[0] + 1) // 2, (self.shape[1] + 1) // 2)))
 
 
 class Conv(nn.Module):
-    """Convolution with zeros around the image at `level`; kernel (k, k, in, out)."""
+    """Convolves with zeros around the image at `level`; the kernel is (k, k, in, out)."""
 
     features: int
     kernel: int = 1
@@ -61,7 +61,7 @@ class Conv(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut. A row of them is one loop: see `in_a_row`."""
+    """Applies two convolutions and a shortcut. A row of such blocks is one loop: see `in_a_row`."""
 
     features: int
 
@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, the middle one narrow, and a shortcut."""
+    """Applies three convolutions, the middle one narrow, and a shortcut."""
 
     features: int
 
@@ -89,12 +89,12 @@ class Bottleneck(nn.Module):
 
 
 def in_a_row(module: type[nn.Module], times: int) -> Callable[..., Any]:
-    """Modules that are alike, one after the other; params get a leading axis. They are compiled once."""
+    """Returns `times` modules that are alike, one after the other, compiled once; params get a leading axis."""
     return nn.scan(module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=times)
 
 
 class Exchange(nn.Module):
-    """A module of HRNet: residual blocks at each resolution, then each becomes the sum of all, brought to its size."""
+    """Applies residual blocks at each resolution, then makes each the sum of all, brought to its size."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -106,7 +106,7 @@ class Exchange(nn.Module):
         return [nn.relu(sum(self._bring(x[j], j, i, levels) for j in range(len(x)))) for i in range(len(x))], None
 
     def _bring(self, x: Array, source: int, target: int, levels: list[Level]) -> Array:
-        """Features of one resolution, at another."""
+        """Brings features of one resolution to another."""
         name = f"fuse_layers_{target}_{source}"
         if source > target:
             x = FrozenBatchNorm(name=f"{name}_1")(Conv(self.widths[target], name=f"{name}_0")(x, levels[source]))
@@ -121,7 +121,7 @@ class Exchange(nn.Module):
 
 
 class HRNet(nn.Module):
-    """Image and encoded clicks -> features of all resolutions at a quarter of the image's."""
+    """Turns image and encoded clicks into features of all resolutions, at a quarter of the image's."""
 
     config: RitmConfig
 

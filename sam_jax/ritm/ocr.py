@@ -1,4 +1,4 @@
-"""The head: features -> logits, with object-contextual representations.
+"""Defines the head, which turns features into logits with object-contextual representations.
 
 Reference: Yuan et al. 2020, "Object-Contextual Representations for Semantic Segmentation", section 3.
 """
@@ -15,7 +15,7 @@ from sam_jax.ritm.hrnet import Conv, Level
 
 
 class Projection(nn.Module):
-    """Convolutions of one pixel, each with norm and ReLU."""
+    """Applies convolutions of one pixel, each with norm and ReLU."""
 
     features: int
     depth: int = 1
@@ -29,9 +29,9 @@ class Projection(nn.Module):
 
 
 class ObjectAttention(nn.Module):
-    """What each pixel has to know of the regions, by its likeness to them."""
+    """Gives each pixel features of the regions, weighted by its similarity to them."""
 
-    width: int  # of keys and values
+    width: int  # width of keys and values
 
     @nn.compact
     def __call__(
@@ -46,7 +46,10 @@ class ObjectAttention(nn.Module):
 
 
 class ContextHead(nn.Module):
-    """Coarse logits say where the region is; its mean feature then helps each pixel. Dropout is for training alone."""
+    """Computes logits: coarse ones say where the region is, whose mean feature then helps each pixel.
+
+    The original's dropout is left out, as it is for training alone.
+    """
 
     width: int
 

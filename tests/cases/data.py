@@ -1,4 +1,4 @@
-"""Small images with masks, written in each of the formats that training reads."""
+"""Makes small images with masks, and writes them in each of the formats that training reads."""
 
 import io
 import json
@@ -86,7 +86,7 @@ def write_images(folder: Path, numbers: range) -> Path:
 
 
 def check(example, number: int) -> None:
-    """The example is the image of that number with its masks, whatever their order."""
+    """Asserts that the example is the image of that number with its masks, whatever their order."""
     from sam_jax.ops.rle import decode_rle
 
     image, masks = make_image(number)

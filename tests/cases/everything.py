@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make_image() -> np.ndarray:
-    """Discs on a gradient, (150, 220, 3)."""
+    """Draws discs on a gradient, (150, 220, 3)."""
     y, x = np.mgrid[:150, :220]
     image = np.stack([x, 255 - x, y + 50], -1).astype(np.float64)
     for cx, cy, radius, colour in ((60, 50, 30, 250), (150, 90, 45, 20), (155, 85, 15, 200), (30, 120, 20, 120)):

@@ -23,7 +23,7 @@ def ellipse(rng: np.random.Generator, centre: np.ndarray, radii: np.ndarray) -> 
 
 
 def write_case(folder: Path, num_images: int = 12, seed: int = 0) -> tuple[Path, Path]:
-    """annotations.json and results.json: objects of 6 categories, found roughly, twice, in a wrong category or not."""
+    """Writes annotations and results: objects of 6 categories, found roughly, twice, in a wrong category or not."""
     rng = np.random.default_rng(seed)
     categories = [{"id": 3 * i + 1, "name": f"c{i}", "frequency": "rccfff"[i]} for i in range(6)]
     ids = [category["id"] for category in categories]

@@ -13,7 +13,7 @@ from sam_jax.ops.rle import encode_rle
 
 
 def write_data(folder: Path) -> Path:
-    """annotations.json, images; a.json with the whole image for every annotated box, b.json for all but the first."""
+    """Writes annotations.json, images; a.json with the whole image for every annotated box, b.json for all but one."""
     ground_truth_file, _ = write_case(folder, num_images=4, seed=2)
     (folder / "images").mkdir()
     content = json.loads(ground_truth_file.read_text())
@@ -40,7 +40,7 @@ def sources(data: Path) -> dict[str, Path]:
 
 
 def make_study(data: Path) -> Study:
-    """4 objects, 12 masks."""
+    """Makes a study of 4 objects and 12 masks."""
     ground_truth = read_ground_truth(data / "annotations.json")
     write_study(data / "study", sample_study(ground_truth, sources(data), masks=4, seed=0))
     return Study(data / "study")

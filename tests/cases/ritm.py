@@ -30,13 +30,13 @@ OBJECTS = {"moves": (0, 10.0, 0.38), "is lost and found": (6, 10.0, -0.12)}
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3), 0-1, and previous probabilities (H, W)."""
+    """Makes an image (H, W, 3), 0-1, and previous probabilities (H, W)."""
     random = np.random.default_rng(1)
     return random.uniform(size=(*SHAPE, 3)).astype(np.float32), random.uniform(size=SHAPE).astype(np.float32)
 
 
 def photo() -> np.ndarray:
-    """Discs on a gradient, (96, 128, 3)."""
+    """Draws discs on a gradient, (96, 128, 3)."""
     y, x = np.mgrid[:96, :128]
     image = np.stack([2 * x, 255 - 2 * x, y + 50], -1)
     for cx, cy, radius, colour in ((60, 50, 20, 250), (100, 30, 15, 20), (104, 26, 6, 200), (20, 80, 12, 120)):

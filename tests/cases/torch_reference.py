@@ -35,19 +35,19 @@ def reference_model(config: SamConfig, seed: int = 0) -> transformers.SamModel:
 
 
 def params_of(model: transformers.SamModel, config: SamConfig) -> Params:
-    """The same weights as our params."""
+    """Returns the same weights as our params."""
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     return jax.tree.map(jax.numpy.asarray, params_from_state(state, config, "huggingface"))
 
 
 def reference_embedding(model: transformers.SamModel, pixels: np.ndarray) -> torch.Tensor:
-    """Normalised images (B, S, S, 3) -> (B, D, h, w)."""
+    """Encodes normalised images (B, S, S, 3) to embeddings (B, D, h, w)."""
     with torch.inference_mode():
         return model.get_image_embeddings(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
 
 
 def split_prompt(points: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
-    """One prompt of ours, (N, 2) and (N,) without padding, for one image in Hugging Face's arguments."""
+    """Turns one prompt of ours, (N, 2) and (N,) without padding, into Hugging Face's arguments for one image."""
     clicks, corners = labels < BOX_TOP_LEFT, (labels == BOX_TOP_LEFT) | (labels == BOX_BOTTOM_RIGHT)
     clicks = clicks & (labels != NOT_A_POINT)  # theirs appends that point by itself, where there is no box
     prompt = {}
@@ -66,7 +66,7 @@ def reference_masks(
     labels: np.ndarray,
     mask_logits: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All four masks of one prompt on one image: logits (4, S, S) and IoU predictions (4,), the single mask first."""
+    """Predicts all four masks of a prompt on an image, the single one first: logits (4, S, S), IoU predictions (4,)."""
     prompt = split_prompt(points, labels)
     if mask_logits is not None:
         prompt["input_masks"] = torch.from_numpy(mask_logits)[None, None]

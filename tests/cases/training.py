@@ -50,14 +50,14 @@ def make_detector_config(**changes) -> DetectorTrainConfig:
 
 
 def start(config: TrainConfig, params):
-    """The state at step 0 and the compiled step."""
+    """Returns the state at step 0 and the compiled step."""
     make = functools.partial(make_optimizer, config.optimizer, config.model.encoder)
     state = init_state(params, jax.random.key(0), config, make)
     return state, jax.jit(functools.partial(train_step, config=config, optimizer=make(state.params)))
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """Coloured rectangles on a non-square image, one empty slot."""
+    """Makes a batch of coloured rectangles on a non-square image, with one empty slot."""
     rng = np.random.default_rng(seed)
     images = np.zeros((2, 64, 64, 3), np.uint8)
     images[:, :48] = 40
@@ -75,7 +75,7 @@ def make_batch(seed: int = 0) -> Batch:
 
 
 def write_examples(folder, count: int = 6) -> list[Example]:
-    """Non-square images with one bright rectangle and one dark ellipse each."""
+    """Writes non-square images with one bright rectangle and one dark ellipse each."""
     rng = np.random.default_rng(0)
     examples = []
     for i in range(count):

@@ -35,7 +35,7 @@ PRETRAINING = (1, 6**2 + 1, 32)
 
 
 def random_state(config: DetectorConfig) -> dict[str, np.ndarray]:
-    """detectron2's tensors, each from a seed of its own; they keep the magnitude of what passes, and none is zero."""
+    """Draws detectron2's tensors, each from a seed of its own; they keep the magnitude of what passes, none is zero."""
     state = {}
     for name, shape in detectron2_shapes(config).items():
         shape = PRETRAINING if name == POSITIONS else shape
@@ -52,7 +52,7 @@ def random_state(config: DetectorConfig) -> dict[str, np.ndarray]:
 
 
 def make_images() -> list[np.ndarray]:
-    """Blocks of colour with noise."""
+    """Draws blocks of colour with noise."""
     rng = np.random.default_rng(0)
     blocks = [rng.integers(0, 255, (-(-h // 16), -(-w // 16), 3)) for h, w in SIZES]
     whole = [b.repeat(16, 0).repeat(16, 1)[:h, :w] for b, (h, w) in zip(blocks, SIZES, strict=True)]
@@ -85,6 +85,6 @@ def summary(
 
 
 def project(array: np.ndarray) -> float:
-    """A mean with random signs: it changes with any of the numbers, and with their order."""
+    """Returns a mean with random signs: it changes with any of the numbers, and with their order."""
     signs = np.random.default_rng(1).choice([-1.0, 1.0], array.size)
     return round(float(array.reshape(-1).astype(np.float64) @ signs) / array.size**0.5, 5)

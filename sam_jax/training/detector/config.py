@@ -18,13 +18,13 @@ STAGE_IOUS = (0.5, 0.6, 0.7)  # of each box head: from which IoU on a box is its
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Which anchors and boxes a step learns from, drawn anew each time. Per image."""
+    """How many anchors and boxes of each image a step learns from; they are drawn anew each time."""
 
-    anchors: int = 256
-    anchor_positives: float = 0.5  # at most this share are an object's
-    anchor_ious: tuple[float, float] = (0.3, 0.7)  # below: background; from the second on, or an object's best: its own
-    boxes: int = 512
-    box_positives: float = 0.25
+    anchors: int = 256  # anchors drawn from an image
+    anchor_positives: float = 0.5  # largest fraction of them that are an object's
+    anchor_ious: tuple[float, float] = (0.3, 0.7)  # IoU below which an anchor is background, and from which an object's
+    boxes: int = 512  # boxes drawn from an image
+    box_positives: float = 0.25  # largest fraction of them that are an object's
     pre_nms: int = 2000  # best anchors of each map that enter non-maximum suppression
 
 
@@ -41,9 +41,9 @@ class DetectorTrainConfig(RunConfig):
     data: DataConfig = PUBLISHED_DATA
     sampling: SamplingConfig = SamplingConfig()
     optimizer: OptimizerConfig = PUBLISHED_OPTIMIZER
-    steps: int = 184_375
+    steps: int = 184_375  # optimizer steps
     mask_size: int = 1024  # side at which the target masks are kept, pixels; the input frame scaled
-    drop_path: float = 0.1
+    drop_path: float = 0.1  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,31 @@ import pytest
 
 # Annotations of the array core are checked at every call: dtypes and shapes by jaxtyping, the rest by beartype, for
 # which an int is a float. Left out are the modules that answer bad input themselves.
-CHECKED = ["sam_jax.ops", "sam_jax.prompting.simulate", "sam_jax.prompting.text"]
+CHECKED = [
+    "sam_jax.modeling",
+    "sam_jax.clip.crops",
+    "sam_jax.clip.network",
+    "sam_jax.detection.boxes",
+    "sam_jax.detection.detector",
+    "sam_jax.detection.heads",
+    "sam_jax.detection.nms",
+    "sam_jax.detection.roi_align",
+    "sam_jax.ops",
+    "sam_jax.prompting.simulate",
+    "sam_jax.prompting.text",
+    "sam_jax.ritm.hrnet",
+    "sam_jax.ritm.network",
+    "sam_jax.ritm.ocr",
+    "sam_jax.ritm.sampling",
+    "sam_jax.training.contrastive",
+    "sam_jax.training.detector.losses",
+    "sam_jax.training.detector.step",
+    "sam_jax.training.detector.targets",
+    "sam_jax.training.losses",
+    "sam_jax.training.optimizer",
+    "sam_jax.training.step",
+    "sam_jax.training.trainable",
+]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import sam_jax

@@ -1,4 +1,4 @@
-"""Objects cut out of images, as CLIP takes them: a square around each, resized, normalised.
+"""Cuts objects out of images for CLIP: a square around each, resized and normalised.
 
 Each axis of a crop is one matrix, so that crops of any place and size have one static shape and run on the device.
 """
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sam_jax.clip.config import ClipConfig
+from sam_jax.types import AnyArray
 
 SHARPNESS = -0.5  # of the cubic kernel: Pillow's, with which CLIP's images were resized
 INSIDE = 0.5  # a patch is the object's if so much of it is
 
 
-def square_boxes(boxes: Float[Array, "... 4"], expansion: Float[Array, "..."]) -> Float[Array, "... 4"]:
-    """Squares with the centres of boxes (x0, y0, x1, y1), and `expansion` times their longer sides."""
+def square_boxes(boxes: Float[AnyArray, "*batch 4"], expansion: Float[Array, "*#batch"]) -> Float[Array, "*batch 4"]:
+    """Returns squares with the centres of boxes (x0, y0, x1, y1), and `expansion` times their longer sides."""
     x0, y0, x1, y1 = jnp.moveaxis(boxes, -1, 0)
     half = jnp.maximum(jnp.maximum(x1 - x0, y1 - y0), 1.0) * expansion / 2
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -26,9 +27,13 @@ def square_boxes(boxes: Float[Array, "... 4"], expansion: Float[Array, "..."]) -
 
 
 def crop_matrix(
-    start: Float[Array, "..."], stop: Float[Array, "..."], count: int, length: int, valid: Float[Array, "..."]
-) -> Float[Array, "... count length"]:
-    """Cubic resampling, antialiased, of the part [start, stop) of an axis to `count` pixels.
+    start: Float[Array, "*batch"],
+    stop: Float[Array, "*batch"],
+    count: int,
+    length: int,
+    valid: Float[Array, "*#batch"],
+) -> Float[Array, "*batch {count} {length}"]:
+    """Returns the weights that resample the part [start, stop) of an axis to `count` pixels: cubic, antialiased.
 
     Args:
         length: pixels of the axis, of which the first `valid` are image.
@@ -57,15 +62,15 @@ def _resample(rows: Array, columns: Array, image: Array) -> Array:
 
 
 def crop_objects(
-    images: UInt8[Array, "B H W 3"],
-    sizes: Int[Array, "B 2"],
-    masks: Bool[Array, "B Q L K"],
-    squares: Float[Array, "B Q 4"],
+    images: UInt8[AnyArray, "B H W 3"],
+    sizes: Int[AnyArray, "B 2"],
+    masks: Bool[AnyArray, "B Q L K"],
+    squares: Float[AnyArray, "B Q 4"],
     config: ClipConfig,
     *,
-    hide: Bool[Array, "B Q"],
+    hide: Bool[AnyArray, "B Q"],
 ) -> tuple[Float[Array, "B Q S S 3"], Bool[Array, "B Q g g"]]:
-    """Crops of Q objects of each image, normalised, and the patches where the objects are.
+    """Crops Q objects of each image, normalised, and marks the patches where the objects are.
 
     Decision: what lies outside of the image, and what is hidden, is 0 after the normalisation, the mean colour, as in
     SAM's own padding. A patch belongs to an object that covers half of it; where an object covers no patch so far, the

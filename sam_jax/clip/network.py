@@ -14,34 +14,37 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.modeling.common import Dense, LayerNorm, PatchConv, einsum_float32
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 EPSILON = 1e-5  # of all norms
 FIRST_LOGIT_SCALE = math.log(1 / 0.07)
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """The sigmoid approximation that CLIP was trained with; up to 0.02 from the exact GELU."""
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the sigmoid approximation that CLIP was trained with; up to 0.02 from the exact GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class ClipAttention(nn.Module):
-    """Self-attention. `queries` limits it to the first positions, whose outputs are all that is wanted."""
+    """Multi-head self-attention. `queries` limits it to the first positions; only their outputs are computed."""
 
     dim: int
     heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array | None, queries: int | None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B N D"], allowed: Bool[Array, "..."] | None, queries: int | None
+    ) -> Float[Array, "B _ D"]:
         kernel, bias = Dense(self.dim, 3 * self.dim, self.dtype, name="in_proj").weights()
         D, B = self.dim, len(x)
 
-        def project(x: jax.Array, part: slice) -> jax.Array:
+        def project(x: Array, part: slice) -> Array:
             y = x @ kernel[:, part] + bias[part]
             return y.reshape(B, -1, self.heads, D // self.heads)
 
@@ -56,22 +59,28 @@ class ClipAttention(nn.Module):
 
 
 class ClipMlp(nn.Module):
+    """Applies the two-layer feed-forward network of a block."""
+
     dim: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B N {self.dim}"]) -> Float[Array, "B N {self.dim}"]:
         x = quick_gelu(Dense(self.dim, 4 * self.dim, self.dtype, name="c_fc")(x))
         return Dense(4 * self.dim, self.dim, self.dtype, name="c_proj")(x)
 
 
 class ClipBlock(nn.Module):
+    """A pre-norm transformer block."""
+
     dim: int
     heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array | None = None, queries: int | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B N D"], allowed: Bool[Array, "..."] | None = None, queries: int | None = None
+    ) -> Float[Array, "B _ D"]:
         attention = ClipAttention(self.dim, self.heads, self.dtype, name="attn")
         y = attention(LayerNorm(EPSILON, self.dtype, name="ln_1")(x), allowed, queries)
         x = x[:, :queries] + y
@@ -84,16 +93,16 @@ class ClipTransformer(nn.Module):
     dim: int
     depth: int
     heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        allowed: jax.Array | None = None,
-        last_allowed: jax.Array | None = None,
+        x: Float[Array, "B N D"],
+        allowed: Bool[Array, "..."] | None = None,
+        last_allowed: Bool[Array, "..."] | None = None,
         queries: int | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "B _ D"]:
         for i in range(self.depth):
             block = ClipBlock(self.dim, self.heads, self.dtype, name=f"resblocks_{i}")
             x = block(x, last_allowed, queries) if i == self.depth - 1 else block(x, allowed)
@@ -101,11 +110,15 @@ class ClipTransformer(nn.Module):
 
 
 class ImageTower(nn.Module):
+    """Embeds normalised images."""
+
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, object_patches: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: Float[AnyArray, "n S S 3"], object_patches: Bool[AnyArray, "n g g"] | None = None
+    ) -> Float[Array, "n {self.config.embedding_dim}"]:
         c, D = self.config, self.config.vision_dim
         normal = nn.initializers.normal(D**-0.5)
         x = PatchConv(3, D, c.patch_size, self.dtype, use_bias=False, name="conv1")(images)
@@ -127,11 +140,13 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
+    """Embeds the tokens of texts."""
+
     config: ClipConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[AnyArray, "n N"]) -> Float[Array, "n {self.config.embedding_dim}"]:
         c, D, N = self.config, self.config.text_dim, self.config.text_length
         table = self.param("token_embedding", nn.initializers.normal(0.02), (c.vocabulary, D))
         positions = self.param("positional_embedding", nn.initializers.normal(0.01), (N, D))
@@ -145,8 +160,8 @@ class TextTower(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_clip_params(config: ClipConfig, key: jax.Array) -> Params:
-    """Random float32 params: {"visual", "text", "logit_scale"}."""
+def init_clip_params(config: ClipConfig, key: Key[Array, ""]) -> Params:
+    """Returns random float32 params: {"visual", "text", "logit_scale"}."""
     image_key, text_key = jax.random.split(key)
     side = config.image_size
     return {
@@ -160,13 +175,13 @@ def init_clip_params(config: ClipConfig, key: jax.Array) -> Params:
 
 def embed_images(
     params: Params,
-    images: Float[Array, "n S S 3"],
+    images: Float[AnyArray, "n S S 3"],
     config: ClipConfig,
-    object_patches: Bool[Array, "n g g"] | None = None,
+    object_patches: Bool[AnyArray, "n g g"] | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
-) -> Float[Array, "n E"]:
-    """Embeddings of images, of length 1.
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "n {config.embedding_dim}"]:
+    """Embeds images; embeddings have length 1.
 
     Args:
         params: of the image tower at least, under "visual".
@@ -183,9 +198,9 @@ def embed_images(
 
 
 def embed_tokens(
-    params: Params, tokens: Int[Array, "n N"], config: ClipConfig, *, dtype: jnp.dtype = jnp.float32
-) -> Float[Array, "n E"]:
-    """Embeddings of texts, of length 1.
+    params: Params, tokens: Int[AnyArray, "n N"], config: ClipConfig, *, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "n {config.embedding_dim}"]:
+    """Embeds texts; embeddings have length 1.
 
     Args:
         params: of the text tower at least, under "text".
@@ -199,6 +214,6 @@ def embed_tokens(
     return _unit(TextTower(config, dtype).apply({"params": params["text"]}, tokens))
 
 
-def _unit(embeddings: Any) -> jax.Array:
+def _unit(embeddings: Any) -> Array:
     embeddings = embeddings.astype(jnp.float32)
     return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)

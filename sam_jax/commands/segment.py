@@ -69,7 +69,7 @@ class Segment:
         masks, scores = result.masks[0][order], result.iou_predictions[0][order]
         stem = self.image.stem
         files = {
-            f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [tuple(box)]),
+            f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [box.tolist()]),
             **{f"{stem}_mask_{i}.png": mask.astype(np.uint8) * 255 for i, mask in enumerate(masks)},
             f"{stem}.json": {
                 "picture": self.image.name,

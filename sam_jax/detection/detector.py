@@ -1,6 +1,6 @@
 """The whole detector as pure functions: params and arrays in, arrays out.
 
-Shapes are static; what is not there is marked as such.
+Shapes are static; boxes that do not exist are marked as such.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.detection.boxes import clip_boxes, decode_boxes, make_anchors, not_empty
@@ -20,7 +21,7 @@ from sam_jax.detection.nms import boxes_that_stay, pick_best
 from sam_jax.detection.roi_align import pool_boxes
 from sam_jax.modeling.common import apply
 from sam_jax.modeling.encoders import encoder_of
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 
 class Proposals(NamedTuple):
@@ -43,7 +44,7 @@ class Detections(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_detector(config: DetectorConfig, key: Key[Array, ""]) -> Params:
-    """Random float32 params. Shapes alone: `jax.eval_shape` over this function."""
+    """Returns random float32 params. `jax.eval_shape` of this function gives their shapes."""
     c, keys = config, jax.random.split(key, 4 + len(config.box_weights))
     encoder = c.encoder
     grid = jnp.zeros((1, encoder.grid_size, encoder.grid_size, encoder.features))
@@ -66,12 +67,12 @@ def extract_features(
     images: Float[Array, "B S S 3"],
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     drop_path: float = 0.0,
     remat: bool = False,
     key: Key[Array, ""] | None = None,
-) -> tuple[Float[Array, "B h w C"], ...]:
-    """Normalised images -> maps p2 to p6.
+) -> tuple[Float[Array, "B _ _ C"], ...]:
+    """Encodes normalised images as maps p2 to p6.
 
     Args:
         images: from `sam_jax.modeling.normalize_images` with `config.encoder`.
@@ -87,21 +88,21 @@ def extract_features(
 
 
 def score_anchors(
-    params: Params, features: Sequence[Float[Array, "B h w C"]], config: DetectorConfig, *, dtype: jnp.dtype
-) -> tuple[list[Float[Array, "B n"]], list[Float[Array, "B n 4"]]]:
-    """Objectness logits and deltas of the anchors of each map."""
+    params: Params, features: Sequence[Float[Array, "B _ _ C"]], config: DetectorConfig, *, dtype: DTypeLike
+) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
+    """Returns objectness logits and deltas of the anchors of each map."""
     pairs = [apply(ProposalHead(config, dtype), params["rpn_head"], x) for x in features]
     return [logits for logits, _ in pairs], [deltas for _, deltas in pairs]
 
 
 def select_proposals(
-    logits: Sequence[Float[Array, "B n"]],
-    deltas: Sequence[Float[Array, "B n 4"]],
-    sizes: Int[Array, "B 2"],
+    logits: Sequence[Float[Array, "B _"]],
+    deltas: Sequence[Float[Array, "B _ 4"]],
+    sizes: Int[AnyArray, "B 2"],
     config: DetectorConfig,
     pre_nms: int,
 ) -> Proposals:
-    """The best boxes: of each map the best `pre_nms` anchors, suppressed within the map; then the best of all maps.
+    """Selects the best boxes: the best `pre_nms` anchors of each map, suppressed within it; then the best of all maps.
 
     Args:
         sizes: (h, w) of the part of the input frame that is image.
@@ -131,15 +132,15 @@ def select_proposals(
 
 def score_boxes(
     params: Params,
-    features: Sequence[Float[Array, "B h w C"]],
+    features: Sequence[Float[Array, "B _ _ C"]],
     boxes: Float[Array, "B R 4"],
     stage: int,
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     gradient_scale: float = 1.0,
-) -> tuple[Float[Array, "B R K1"], Float[Array, "B R G 4"]]:
-    """Class logits, the background last, and deltas of boxes, by one stage's head.
+) -> tuple[Float[Array, "B R {config.num_classes}+1"], Float[Array, "B R G 4"]]:
+    """Returns class logits, the background last, and deltas of boxes, from the head of one stage.
 
     Args:
         features: maps p2 to p6, of which the last is not used.
@@ -153,30 +154,30 @@ def score_boxes(
 
 def score_masks(
     params: Params,
-    features: Sequence[Float[Array, "B h w C"]],
+    features: Sequence[Float[Array, "B _ _ C"]],
     boxes: Float[Array, "B N 4"],
     classes: Int[Array, "B N"],
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "B N 28 28"]:
-    """Logits of each box's mask, of its class."""
+    """Returns the logits of the mask of each box's class."""
     pooled = pool_boxes(features[:4], boxes, config, MASK_BINS)
     return apply(MaskHead(config, dtype), params["mask_head"], pooled, classes)
 
 
 def refine_proposals(
     params: Params,
-    features: Sequence[Float[Array, "B h w C"]],
+    features: Sequence[Float[Array, "B _ _ C"]],
     proposals: Proposals,
-    sizes: Int[Array, "B 2"],
+    sizes: Int[AnyArray, "B 2"],
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> tuple[Float[Array, "B R G 4"], Float[Array, "B R K"]]:
-    """All stages of box heads: boxes for each class (or one for all), and scores, the mean over the stages.
+    """Runs all stages of box heads: boxes for each class (or one for all), and scores, the mean over the stages.
 
-    A stage sees the boxes that the one before has made, cut to the image.
+    A stage starts from the boxes of the stage before, cut to the image.
     """
     boxes, scores = proposals.boxes, jnp.zeros(())
     refined = boxes[:, :, None]
@@ -192,14 +193,14 @@ def refine_proposals(
 
 def find_objects(
     params: Params,
-    features: Sequence[Float[Array, "B h w C"]],
+    features: Sequence[Float[Array, "B _ _ C"]],
     proposals: Proposals,
-    sizes: Int[Array, "B 2"],
+    sizes: Int[AnyArray, "B 2"],
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Detections:
-    """The second half of `detect_objects`: proposals -> objects with classes, boxes and masks."""
+    """Turns proposals into objects with classes, boxes and masks: the second half of `detect_objects`."""
     boxes, scores = refine_proposals(params, features, proposals, sizes, config, dtype=dtype)
     scores = jnp.where(scores > config.score_threshold, scores, -jnp.inf)
     pick = functools.partial(pick_best, threshold=config.box_nms, count=config.detections)
@@ -215,12 +216,12 @@ def find_objects(
 def detect_objects(
     params: Params,
     images: Float[Array, "B S S 3"],
-    sizes: Int[Array, "B 2"],
+    sizes: Int[AnyArray, "B 2"],
     config: DetectorConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Detections:
-    """Normalised images -> at most `config.detections` objects on each.
+    """Finds at most `config.detections` objects on each of the normalised images.
 
     Args:
         images: from `sam_jax.modeling.normalize_images` with `config.encoder`.

@@ -6,8 +6,9 @@ Names are detectron2's with digits joined by `_`; the norm of a convolution `x` 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
 
 from sam_jax.detection.config import ASPECT_RATIOS, BOX_BINS, DetectorConfig
 from sam_jax.modeling.common import LayerNorm, einsum_float32, fan_in_uniform, gelu
@@ -18,15 +19,20 @@ RELU_CONV = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et 
 
 
 def normed_conv(
-    x: jax.Array, features: int, size: int, name: str, dtype: jnp.dtype, init: Initializer = RELU_CONV
-) -> jax.Array:
-    """Convolution without bias, then a norm over channels, as two layers of the module that calls."""
+    x: Float[Array, "*batch h w C"],
+    features: int,
+    size: int,
+    name: str,
+    dtype: DTypeLike,
+    init: Initializer = RELU_CONV,
+) -> Float[Array, "*batch h w {features}"]:
+    """Convolves without bias, then normalises channels, as two layers of the module that calls."""
     x = nn.Conv(features, (size, size), use_bias=False, dtype=dtype, kernel_init=init, name=name)(x)
     return LayerNorm(dtype=dtype, name=f"{name}_norm")(x)
 
 
-def lay_out(x: jax.Array) -> jax.Array:
-    """The pixels that `Upconv` made in n steps, on a grid: (B, h, w, 4, ..., C) -> (B, 2^n h, 2^n w, C)."""
+def lay_out(x: Float[Array, "B h w *fours C"]) -> Float[Array, "B _ _ C"]:
+    """Lays out the pixels that `Upconv` made in n steps: (B, h, w, 4, ..., C) becomes (B, 2^n h, 2^n w, C)."""
     B, h, w, *fours, C = x.shape
     n = len(fours)
     x = x.reshape(B, h, w, *[2] * (2 * n), C)
@@ -35,16 +41,16 @@ def lay_out(x: jax.Array) -> jax.Array:
 
 
 class FeaturePyramid(nn.Module):
-    """The encoder's last map (B, h, w, D) -> maps p2 to p6 with strides of 1/4, 1/2, 1, 2 and 4 of its own.
+    """Turns the encoder's last map into maps p2 to p6, with strides of 1/4, 1/2, 1, 2 and 4 times its own.
 
     Reference: Li et al. 2022, section 3 ("simple feature pyramid").
     """
 
     config: DetectorConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    def __call__(self, x: Float[Array, "B h w D"]) -> tuple[Float[Array, "B _ _ {self.config.channels}"], ...]:
         D, dtype = self.config.encoder.features, self.dtype
         quarter = Upconv(D, D // 2, dtype, name="simfp_2_0")(x)
         quarter = gelu(LayerNorm(dtype=dtype, name="simfp_2_1")(quarter))
@@ -55,7 +61,9 @@ class FeaturePyramid(nn.Module):
         p2, p3, p4, p5 = (self._project(*given) for given in ((quarter, 2, 4), (half, 3, 1), (x, 4, 0), (double, 5, 1)))
         return p2, p3, p4, p5, p5[:, ::2, ::2]
 
-    def _project(self, x: jax.Array, level: int, place: int) -> jax.Array:
+    def _project(
+        self, x: Float[Array, "B h w C"], level: int, place: int
+    ) -> Float[Array, "B h w {self.config.channels}"]:
         C = self.config.channels
         for size, i in ((1, place), (3, place + 1)):
             init = fan_in_uniform(size * size * x.shape[-1])
@@ -64,13 +72,13 @@ class FeaturePyramid(nn.Module):
 
 
 class ProposalHead(nn.Module):
-    """A map (B, h, w, C) -> objectness logits (B, h * w * A) and deltas (B, h * w * A, 4) of its anchors, float32."""
+    """Predicts objectness logits and deltas of the n = h * w * A anchors of a map."""
 
     config: DetectorConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> tuple[Float32[Array, "B n"], Float32[Array, "B n 4"]]:
         B, A, init = x.shape[0], len(ASPECT_RATIOS), nn.initializers.normal(0.01)
         for i in range(2):
             x = nn.Conv(self.config.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=f"conv_conv{i}")(x)
@@ -81,16 +89,18 @@ class ProposalHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Pooled boxes (..., 7, 7, C) -> class logits (..., K + 1), the background last, and deltas (..., G, 4), float32.
+    """Predicts class logits, the background last, and deltas of pooled boxes.
 
     G is the number of classes for which a box is moved.
     """
 
     config: DetectorConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "*batch bins bins C"]
+    ) -> tuple[Float32[Array, "*batch {self.config.num_classes}+1"], Float32[Array, "*batch G 4"]]:
         c, dtype = self.config, self.dtype
         for i in range(1, c.convolutions + 1):
             x = nn.relu(normed_conv(x, c.channels, 3, f"conv{i}", dtype))
@@ -105,16 +115,16 @@ class BoxHead(nn.Module):
 
 
 class ClassProduct(nn.Module):
-    """A 1 x 1 convolution of which each map gets one output only, that of its class: (N, ..., C) -> (N, ...), float32.
+    """Convolves 1 x 1, and computes only one output of each map, that of its class.
 
     For all 1203 classes of LVIS the masks of an image would take a gigabyte.
     """
 
     classes: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, of: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N *grid C"], of: Int[Array, " N"]) -> Float32[Array, " N *grid"]:
         init = nn.initializers.normal(0.001)
         kernel = self.param("kernel", init, (1, 1, x.shape[-1], self.classes))[0, 0].T[of]
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))[of]
@@ -124,13 +134,15 @@ class ClassProduct(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Pooled boxes (B, R, 14, 14, C) and classes (B, R) -> logits (B, R, 28, 28) of a mask in each box, float32."""
+    """Predicts the logits of a mask in each pooled box, of the box's class."""
 
     config: DetectorConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, classes: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B R bins bins C"], classes: Int[Array, "B R"]
+    ) -> Float32[Array, "B R 2*bins 2*bins"]:
         c, dtype = self.config, self.dtype
         B, R, h, w = x.shape[:4]
         x = x.reshape(B * R, h, w, -1)

@@ -14,7 +14,7 @@ from sam_jax.detection.boxes import pairwise_iou
 
 
 def boxes_that_stay(boxes: Float[Array, "N 4"], valid: Bool[Array, " N"], threshold: float) -> Bool[Array, " N"]:
-    """Which boxes no better one that stays overlaps with an IoU above the threshold.
+    """Returns which boxes stay: those that no better box that stays overlaps with an IoU above the threshold.
 
     Who stays follows from who of the better ones stays. So the rule, applied to all boxes at once again and again, has
     the first right after one round, those that depend on it alone after two, and so on; it ends when nothing changes.
@@ -36,15 +36,15 @@ def boxes_that_stay(boxes: Float[Array, "N 4"], valid: Bool[Array, " N"], thresh
 
 def pick_best(
     boxes: Float[Array, "R G 4"], scores: Float[Array, "R K"], threshold: float, count: int
-) -> tuple[Int[Array, " n"], Int[Array, " n"], Float[Array, " n"]]:
-    """The best `count` pairs of box and class after suppression within each class, best first.
+) -> tuple[Int[Array, " {count}"], Int[Array, " {count}"], Float[Array, " {count}"]]:
+    """Returns the best `count` pairs of box and class after suppression within each class, best first.
 
     Args:
         boxes: of each class (G = K), or one for all (G = 1).
         scores: -inf where there is nothing.
 
     Returns:
-        boxes' numbers, classes and scores; a score of -inf where there are fewer.
+        indices of boxes, classes and scores; a score of -inf where there are fewer.
     """
     shared = boxes.shape[1] == 1
 

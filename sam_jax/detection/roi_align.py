@@ -22,19 +22,20 @@ from jaxtyping import Array, Float, Int
 from sam_jax.detection.boxes import box_levels
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.modeling.common import einsum_float32
+from sam_jax.types import AnyArray
 
 GATHERED_ELEMENTS = 2**24  # numbers that are gathered at a time
 NEAR = 4  # samples are more than half a cell apart, or there is one: no more of them are within a cell of another
 
 
 def axis_weights(
-    start: Float[Array, "..."],
-    end: Float[Array, "..."],
+    start: Float[AnyArray, "*batch"],
+    end: Float[AnyArray, "*batch"],
     bins: int,
-    cells: Int[Array, "... n"],
-    side: Int[Array, "..."] | int,
-) -> Float[Array, "... bins n"]:
-    """How much each cell counts in each bin, along one axis.
+    cells: Int[AnyArray, "*batch n"],
+    side: Int[AnyArray, "*batch"] | int,
+) -> Float[Array, "*batch {bins} n"]:
+    """Returns the weight of each cell in each bin, along one axis.
 
     Args:
         start, end: of a box, in cells, with a cell's value at its whole number.
@@ -59,7 +60,7 @@ def axis_weights(
 
 
 def most_cells(config: DetectorConfig) -> int:
-    """How many cells a box within the image can touch on the map that it is pooled from."""
+    """Returns how many cells a box within the image can touch on the map that it is pooled from."""
     *finer, coarsest = config.sides[:4]
     area = (2 * config.box_size / config.encoder.stride) ** 2  # in cells; a box above it belongs to the next map
     # Under h w < area and h, w <= side, (h + 3)(w + 3) is largest for the longest box.
@@ -68,9 +69,9 @@ def most_cells(config: DetectorConfig) -> int:
 
 
 def pool_boxes(
-    maps: Sequence[Float[Array, "B h w C"]], boxes: Float[Array, "B R 4"], config: DetectorConfig, bins: int
-) -> Float[Array, "B R bins bins C"]:
-    """ROIAlign of each box from the one of the maps that fits its size.
+    maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[AnyArray, "B R 4"], config: DetectorConfig, bins: int
+) -> Float[Array, "B R {bins} {bins} C"]:
+    """Pools each box, by ROIAlign, from the one of the maps that fits its size.
 
     Args:
         maps: p2 to p5.
@@ -110,9 +111,9 @@ def pool_boxes(
 
 
 def crop_masks(
-    masks: Float[Array, "... H W"], boxes: Float[Array, "... 4"], bins: int
-) -> Float[Array, "... bins bins"]:
-    """ROIAlign of a mask for each box.
+    masks: Float[AnyArray, "*batch H W"], boxes: Float[AnyArray, "*batch 4"], bins: int
+) -> Float[Array, "*batch {bins} {bins}"]:
+    """Pools a mask for each box, by ROIAlign.
 
     Args:
         boxes: in pixels of the mask; one for each mask.

@@ -10,6 +10,8 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from sam_jax.modeling.common import Dense, einsum_float32
 
@@ -17,21 +19,20 @@ CPU_ATTENTION_ELEMENTS = 2**20  # logits that a CPU core's cache holds: what glo
 
 
 def relative_biases(
-    q: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array, size: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
-    """q_i . R_h[row_i - row_j] for each key row and q_i . R_w[col_i - col_j] for each key column.
+    q: Float[Array, "B N heads d"],
+    rel_pos_h: Float[Array, "2*{size[0]}-1 d"],
+    rel_pos_w: Float[Array, "2*{size[1]}-1 d"],
+    size: tuple[int, int],
+) -> tuple[Float[Array, "B N heads {size[0]}"], Float[Array, "B N heads {size[1]}"]]:
+    """Returns q_i . R_h[row_i - row_j] for each key row and q_i . R_w[col_i - col_j] for each key column.
 
     Args:
-        q: (B, h * w, heads, d), not scaled.
-        rel_pos_h, rel_pos_w: (2 h - 1, d), (2 w - 1, d).
+        q: not scaled, N = h * w.
         size: (h, w).
-
-    Returns:
-        (B, h * w, heads, h) and (B, h * w, heads, w).
     """
     (h, w), (B, _, heads, d) = size, q.shape
 
-    def table(rel_pos: jax.Array, side: int) -> jax.Array:  # (query, key, d)
+    def table(rel_pos: Array, side: int) -> Array:  # (query, key, d)
         return rel_pos.astype(q.dtype)[jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1]
 
     q_grid = q.reshape(B, h, w, heads, d)
@@ -41,8 +42,12 @@ def relative_biases(
 
 
 def fold_relative_positions(
-    q: jax.Array, k: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array, size: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
+    q: Float[Array, "B N heads d"],
+    k: Float[Array, "B N heads d"],
+    rel_pos_h: Float[Array, "2*{size[0]}-1 d"],
+    rel_pos_w: Float[Array, "2*{size[1]}-1 d"],
+    size: tuple[int, int],
+) -> tuple[Float[Array, "B N heads d+{sum(size)}"], Float[Array, "B N heads d+{sum(size)}"]]:
     """Moves the decomposed relative position bias into the query-key product.
 
     logits[i, j] = q_i . k_j / sqrt(d) + q_i . R_h[row_i - row_j] + q_i . R_w[col_i - col_j]. For a query the two biases
@@ -50,12 +55,11 @@ def fold_relative_positions(
     indicators to k: a plain dot-product attention of width d + h + w computes the same, with any fused kernel.
 
     Args:
-        q, k: (B, h * w, heads, d).
-        rel_pos_h, rel_pos_w: (2 h - 1, d), (2 w - 1, d).
+        q, k: N = h * w.
         size: (h, w).
 
     Returns:
-        q, already scaled, and k, both (B, h * w, heads, d + h + w).
+        q, already scaled, and k.
     """
     (h, w), (B, _, heads, d) = size, q.shape
     row_of, col_of = jnp.divmod(jnp.arange(h * w), w)
@@ -65,8 +69,10 @@ def fold_relative_positions(
     return jnp.concatenate([q * d**-0.5, *biases], -1), jnp.concatenate([k, indicators], -1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v with the softmax in float32; (B, N, heads, ...) in and out, q already scaled."""
+def attend(
+    q: Float[Array, "B N heads c"], k: Float[Array, "B M heads c"], v: Float[Array, "B M heads d"]
+) -> Float[Array, "B N heads d"]:
+    """Computes softmax(q k^T) v, for a q that is already scaled, with the softmax in float32."""
     logits = einsum_float32("bqnd,bknd->bnqk", q, k)
     # The division moves behind the product with v: N x d numbers in place of N x N.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
@@ -76,34 +82,34 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def attend_in_cache(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    rel_pos_h: jax.Array,
-    rel_pos_w: jax.Array,
+    q: Float[Array, "B N heads d"],
+    k: Float[Array, "B N heads d"],
+    v: Float[Array, "B N heads d"],
+    rel_pos_h: Float[Array, "2*{size[0]}-1 d"],
+    rel_pos_w: Float[Array, "2*{size[1]}-1 d"],
     size: tuple[int, int],
     elements: int,
-) -> jax.Array:
-    """The same attention one head and a few rows of queries at a time, at most `elements` logits (or one row).
+) -> Float[Array, "B N heads d"]:
+    """Computes the same attention one head and a few rows of queries at a time, at most `elements` logits or one row.
 
-    For processors without a fused kernel: the logits stay in the cache, and the biases are added to them there, for
-    less than the wider product costs. Arguments as `fold_relative_positions`; (B, h * w, heads, d) out.
+    This serves processors without a fused kernel: the logits stay in the cache, and the biases are added to them there,
+    for less than the wider product costs. The arguments are those of `fold_relative_positions`.
     """
     (h, w), (B, N, heads, d) = size, q.shape
     rows = max(rows for rows in range(1, h + 1) if h % rows == 0 and (rows == 1 or rows * w * N <= elements))
 
-    def by_head(x: jax.Array) -> jax.Array:  # (B * heads, N, ...)
+    def by_head(x: Array) -> Array:  # (B * heads, N, ...)
         return x.swapaxes(1, 2).reshape(B * heads, N, -1).astype(jnp.float32)
 
-    def by_rows(x: jax.Array) -> jax.Array:  # (B * heads, chunks, queries, ...)
+    def by_rows(x: Array) -> Array:  # (B * heads, chunks, queries, ...)
         return by_head(x).reshape(B * heads, h // rows, rows * w, -1)
 
     bias_h, bias_w = relative_biases(q, rel_pos_h, rel_pos_w, size)
 
-    def attend_head(head: tuple[jax.Array, ...]) -> jax.Array:
+    def attend_head(head: tuple[Array, ...]) -> Array:
         *queries, k, v = head
 
-        def attend_rows(chunk: list[jax.Array]) -> jax.Array:
+        def attend_rows(chunk: list[Array]) -> Array:
             q, bias_h, bias_w = chunk
             bias = bias_h[:, :, None] + bias_w[:, None, :]
             logits = q @ k.T + bias.reshape(rows * w, N)
@@ -121,10 +127,10 @@ class GridAttention(nn.Module):
     """Multi-head self-attention over a grid, with decomposed relative positions."""
 
     heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         B, h, w, D = x.shape
         d = D // self.heads
         qkv = Dense(D, 3 * D, self.dtype, name="qkv")(x).reshape(B, h * w, 3, self.heads, d)
@@ -133,7 +139,7 @@ class GridAttention(nn.Module):
         rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * w - 1, d))
         inputs = (q, k, v, rel_pos_h, rel_pos_w)
 
-        def folded(q: jax.Array, k: jax.Array, v: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array) -> jax.Array:
+        def folded(q: Array, k: Array, v: Array, rel_pos_h: Array, rel_pos_w: Array) -> Array:
             return attend(*fold_relative_positions(q, k, rel_pos_h, rel_pos_w, (h, w)), v)
 
         if (h * w) ** 2 <= CPU_ATTENTION_ELEMENTS:

@@ -10,27 +10,29 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Key
 
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 
 def apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
-    """Returns what a module makes of its arguments with these params; others beside them are not looked at."""
+    """Calls a module with these params; others beside them are not looked at."""
     return module.apply({"params": params}, *args, **kwargs)
 
 
 def fan_in_uniform(fan_in: int) -> Callable:
-    """PyTorch's default for Linear and Conv, weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Returns PyTorch's default initializer of weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1.0 / math.sqrt(fan_in)
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` for x (..., in) and kernel (in, out), as the product of two matrices.
+def multiply(x: Float[Array, "*batch C"], kernel: Float[Array, "C D"]) -> Float[Array, "*batch D"]:
+    """Computes `x @ kernel` as the product of two matrices.
 
     With the leading axes apart, the gradient of the kernel sums over several axes: XLA's slow way on a CPU.
     """
@@ -38,36 +40,39 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias`, kernel (in, out). `weights()` is for code that folds them into its neighbours."""
+    """Computes `x @ kernel + bias`."""
 
     in_features: int
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         init = fan_in_uniform(self.in_features)
         self.kernel = self.param("kernel", init, (self.in_features, self.features))
         self.bias = self.param("bias", init, (self.features,))
 
-    def weights(self) -> tuple[jax.Array, jax.Array]:
+    def weights(
+        self,
+    ) -> tuple[Float[Array, "{self.in_features} {self.features}"], Float[Array, " {self.features}"]]:
+        """Returns kernel and bias in `dtype`, for code that folds them into other products."""
         return self.kernel.astype(self.dtype), self.bias.astype(self.dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch {self.in_features}"]) -> Float[Array, "*batch {self.features}"]:
         kernel, bias = self.weights()
         return multiply(x.astype(self.dtype), kernel) + bias
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, in float32, with the two-pass variance (the one-pass form loses digits).
+    """Normalises the last axis, in float32, with the two-pass variance (the one-pass form loses digits).
 
     In NHWC this is also the official LayerNorm2d.
     """
 
     epsilon: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
@@ -84,10 +89,10 @@ class FrozenBatchNorm(nn.Module):
     """
 
     epsilon: float = 1e-5  # PyTorch's default
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         scale, var = (self.param(name, ones, x.shape[-1:]) for name in ("scale", "var"))
         bias, mean = (self.param(name, zeros, x.shape[-1:]) for name in ("bias", "mean"))
@@ -97,16 +102,18 @@ class FrozenBatchNorm(nn.Module):
 
 
 class PatchConv(nn.Module):
-    """Convolution whose stride is its kernel size, as one matmul over patches. Kernel (p, p, in, out)."""
+    """Convolves with a stride of the kernel's size, as one matmul over patches. The kernel is (p, p, in, out)."""
 
     in_features: int
     features: int
     patch: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[AnyArray, "*batch H W {self.in_features}"]
+    ) -> Float[Array, "*batch H//{self.patch} W//{self.patch} {self.features}"]:
         p, c = self.patch, self.in_features
         init = fan_in_uniform(p * p * c)
         kernel = self.param("kernel", init, (p, p, c, self.features)).astype(self.dtype)
@@ -118,16 +125,16 @@ class PatchConv(nn.Module):
 
 
 class MlpHead(nn.Module):
-    """Linear layers with ReLU between them; used by the IoU head and the hypernetworks."""
+    """Applies linear layers with ReLU between them; used by the IoU head and the hypernetworks."""
 
     in_features: int
     hidden: int
     features: int
     depth: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch {self.in_features}"]) -> Float[Array, "*batch {self.features}"]:
         widths = [self.in_features] + [self.hidden] * (self.depth - 1) + [self.features]
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             x = Dense(fan_in, fan_out, self.dtype, name=f"layers_{i}")(x)
@@ -137,37 +144,37 @@ class MlpHead(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """The transformer's two-layer feed-forward network."""
+    """Applies the two-layer feed-forward network of a transformer block."""
 
     dim: int
     hidden: int
-    activation: Callable[[jax.Array], jax.Array]
-    dtype: jnp.dtype = jnp.float32
+    activation: Callable[[Array], Array]
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch {self.dim}"]) -> Float[Array, "*batch {self.dim}"]:
         x = self.activation(Dense(self.dim, self.hidden, self.dtype, name="lin1")(x))
         return Dense(self.hidden, self.dim, self.dtype, name="lin2")(x)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU; the tanh form differs by up to 4e-4.
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the exact (erf) GELU; the tanh form differs by up to 4e-4.
 
     Written with erf and not, as in `nn.gelu`, with erfc, which takes three times as long on a CPU.
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def einsum_float32(spec: str, *arrays: jax.Array) -> jax.Array:
-    """`jnp.einsum` that accumulates in float32 and returns it, whatever the dtype of the operands.
+def einsum_float32(spec: str, *arrays: Float[Array, "..."]) -> Float32[Array, "..."]:
+    """Computes `jnp.einsum` with accumulation in float32, and returns that, whatever the dtype of the operands.
 
     On a CPU, XLA lacks some of the products bfloat16 x bfloat16 -> float32; there the operands are widened first.
     """
 
-    def mixed(*arrays: jax.Array) -> jax.Array:
+    def mixed(*arrays: Array) -> Array:
         return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
 
-    def widened(*arrays: jax.Array) -> jax.Array:
+    def widened(*arrays: Array) -> Array:
         return jnp.einsum(spec, *(array.astype(jnp.float32) for array in arrays))
 
     if all(array.dtype == jnp.float32 for array in arrays):
@@ -176,12 +183,12 @@ def einsum_float32(spec: str, *arrays: jax.Array) -> jax.Array:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for a whole example with probability `rate` (Huang et al. 2016)."""
+    """Drops a residual branch of a whole example with probability `rate` (stochastic depth, Huang et al. 2016)."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, " B *rest"], deterministic: bool) -> Float[Array, " B *rest"]:
         if deterministic or self.rate == 0.0:
             return x
         keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))

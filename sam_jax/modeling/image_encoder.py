@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from sam_jax.config import SamConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.common import LayerNorm, apply, fan_in_uniform
 from sam_jax.modeling.encoders import encoder_of
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 EMBEDDING = "embedding"  # the neck's map, beside those of the trunk
 
@@ -26,16 +27,16 @@ class Neck(nn.Module):
     """Turns a map (B, h, w, C) into (B, h, w, features) by two convolutions, 1 x 1 and 3 x 3, each with a norm."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w {self.features}"]:
         x = self._convolve(x, 1, "neck_0")
         x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
         x = self._convolve(x, 3, "neck_2")
         return LayerNorm(dtype=self.dtype, name="neck_3")(x)
 
-    def _convolve(self, x: jax.Array, size: int, name: str) -> jax.Array:
+    def _convolve(self, x: Float[Array, "B h w C"], size: int, name: str) -> Float[Array, "B h w D"]:
         init = fan_in_uniform(size * size * x.shape[-1])
         return nn.Conv(self.features, (size, size), use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x)
 
@@ -51,7 +52,7 @@ def neck_flops(config: SamConfig) -> float:
     return 2.0 * config.grid_size**2 * (config.encoder.features * D + 9 * D**2)
 
 
-def init_image_encoder(config: SamConfig, key: jax.Array) -> Params:
+def init_image_encoder(config: SamConfig, key: Key[Array, ""]) -> Params:
     """Returns random float32 params of trunk and neck."""
     trunk = encoder_of(config.encoder).init(config.encoder, key)
     last = jnp.zeros((1, config.grid_size, config.grid_size, config.encoder.features))
@@ -60,14 +61,14 @@ def init_image_encoder(config: SamConfig, key: jax.Array) -> Params:
 
 def encode_maps(
     params: Params,
-    images: Float[Array, "B S S 3"],
+    images: Float[AnyArray, "B S S 3"],
     config: SamConfig,
     names: Sequence[str] = (EMBEDDING,),
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     drop_path: float = 0.0,
     remat: bool = False,
-    key: jax.Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> dict[str, Float[Array, "B h w C"]]:
     """Encodes normalised images and returns the maps that are asked for, by name, in `dtype`.
 
@@ -100,7 +101,7 @@ def map_shapes(config: SamConfig) -> Mapping[str, tuple[int, int, int]]:
     """Returns (h, w, channels) of every map that the image encoder can give, by name."""
     side = config.image_size
 
-    def all_maps(key: jax.Array) -> dict[str, jax.Array]:
+    def all_maps(key: Key[Array, ""]) -> dict[str, Array]:
         params = init_image_encoder(config, key)
         images = jnp.zeros((1, side, side, 3))
         maps = encoder_of(config.encoder).apply(params, images, config.encoder)

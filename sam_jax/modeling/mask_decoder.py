@@ -1,29 +1,31 @@
-"""Image embedding and prompt tokens -> mask logits and IoU predictions."""
+"""Decodes image embeddings and prompt tokens to mask logits and IoU predictions."""
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from sam_jax.config import SamConfig
 from sam_jax.modeling.common import LayerNorm, MlpHead, einsum_float32, fan_in_uniform, gelu
 from sam_jax.modeling.transformer import SharedImage, TwoWayTransformer
+from sam_jax.types import AnyArray
 
 
 class Upconv(nn.Module):
-    """Transposed convolution 2x2, stride 2: each pixel becomes 4, kept on an axis of their own. Kernel (2, 2, in, out).
+    """Convolves transposed, 2 x 2 with stride 2: each pixel becomes 4, on an axis of their own. Kernel (2, 2, in, out).
 
-    (..., in) -> (..., 4, out), the 4 in the order (top left, top right, bottom left, bottom right). The pixels are laid
-    out only once, at the end, when there are few channels left to move.
+    The order of the 4 is (top left, top right, bottom left, bottom right). The pixels are laid out only once, at the
+    end, when there are few channels left to move.
     """
 
     in_features: int
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch {self.in_features}"]) -> Float[Array, "*batch 4 {self.features}"]:
         init = fan_in_uniform(4 * self.features)  # PyTorch counts the fan of a transposed kernel on its output side
         kernel = self.param("kernel", init, (2, 2, self.in_features, self.features)).astype(self.dtype)
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -32,27 +34,27 @@ class Upconv(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Returns logits (B, Q, m, 4h, 4w) and IoU predictions (B, Q, m) of the m mask tokens in `outputs`.
+    """Returns logits and IoU predictions of the M mask tokens in `outputs`.
 
     There are four; that of index 0 is the single-mask output.
     """
 
     config: SamConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
 
     @nn.compact
     def __call__(
         self,
-        embeddings: jax.Array,
-        positions: jax.Array,
-        sparse: jax.Array,
-        sparse_mask: jax.Array,
-        dense: jax.Array,
+        embeddings: Float[AnyArray, "B h w D"],
+        positions: Float[Array, "h w D"],
+        sparse: Float[Array, "B Q T D"],
+        sparse_mask: Bool[AnyArray, "B Q T"],
+        dense: Float[Array, "#B #Q #h #w D"],
         deterministic: bool = True,
         shared: SharedImage | None = None,
         outputs: slice = slice(None),
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Float32[Array, "B Q M 4*h 4*w"], Float32[Array, "B Q M"]]:
         c, D, M = self.config, self.config.prompt_dim, self.config.num_mask_tokens
         B, Q = sparse.shape[:2]
         h, w = embeddings.shape[1:3]

@@ -1,4 +1,4 @@
-"""Points, boxes, texts and masks -> tokens and a dense embedding."""
+"""Encodes points, boxes, texts and masks as tokens and a dense embedding."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.config import SamConfig
 from sam_jax.modeling.common import LayerNorm, PatchConv, gelu
-from sam_jax.types import NOT_A_POINT, PAD, Params, Prompts
+from sam_jax.types import NOT_A_POINT, PAD, AnyArray, Params, Prompts
 
 
 class FourierPositions(nn.Module):
-    """Random Fourier features of positions in [0, 1]^2. The matrix is fixed: no gradient reaches it.
+    """Computes random Fourier features of positions in [0, 1]^2. The matrix is fixed: no gradient reaches it.
 
     Always float32: 2 pi c G reaches tens of radians, which bfloat16 resolves to a tenth of a turn.
     """
@@ -22,7 +24,7 @@ class FourierPositions(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, xy: jax.Array) -> jax.Array:
+    def __call__(self, xy: Float[AnyArray, "*batch 2"]) -> Float[Array, "*batch {self.dim}"]:
         matrix = self.param("positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.dim // 2))
         # HIGHEST: on TPU and recent GPUs a default-precision product would round the angles to 8-10 bits.
         angles = jnp.matmul(2.0 * xy - 1.0, jax.lax.stop_gradient(matrix), precision=jax.lax.Precision.HIGHEST)
@@ -30,21 +32,21 @@ class FourierPositions(nn.Module):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def _text_projection(config: SamConfig, dtype: jnp.dtype) -> nn.Dense:
+def _text_projection(config: SamConfig, dtype: DTypeLike) -> nn.Dense:
     # Embeddings have length 1, so the token of a text starts with the spread of a point's.
     return nn.Dense(config.prompt_dim, dtype=dtype, kernel_init=nn.initializers.normal(1.0))
 
 
-def init_text_projection(config: SamConfig, key: jax.Array) -> Params:
-    """Random params of the text prompt alone, for a model that gets one."""
+def init_text_projection(config: SamConfig, key: Key[Array, ""]) -> Params:
+    """Returns random params of the text prompt alone, for a model that gets one."""
     return _text_projection(config, jnp.float32).init(key, jnp.zeros((1, config.text_dim)))["params"]
 
 
 class PromptEncoder(nn.Module):
-    """Prompts in the input frame -> sparse tokens, their mask, a dense embedding, and the image's own positions."""
+    """Encodes prompts in the input frame, and the positions of the image's patches."""
 
     config: SamConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c, D = self.config, self.config.prompt_dim
@@ -61,13 +63,15 @@ class PromptEncoder(nn.Module):
         if c.text_dim:
             self.text_projection = _text_projection(c, self.dtype)
 
-    def image_positions(self) -> jax.Array:
-        """Positions of the patch centres, (h, w, D)."""
+    def image_positions(self) -> Float[Array, "{self.config.grid_size} {self.config.grid_size} D"]:
+        """Encodes the positions of the patch centres."""
         centres = (jnp.arange(self.config.grid_size) + 0.5) / self.config.grid_size
         return self.pe_layer(jnp.stack(jnp.meshgrid(centres, centres, indexing="xy"), -1)).astype(self.dtype)
 
-    def embed_points(self, points: jax.Array, labels: jax.Array) -> jax.Array:
-        """(..., N, 2) input-frame pixels and (..., N) labels -> (..., N, D)."""
+    def embed_points(
+        self, points: Float[AnyArray, "*batch N 2"], labels: Int[AnyArray, "*batch N"]
+    ) -> Float[Array, "*batch N {self.config.prompt_dim}"]:
+        """Encodes points (x, y) in pixels of the input frame, and their labels, as tokens."""
         xy = (points.astype(jnp.float32) + 0.5) / self.config.image_size
         # Row 0 is NOT_A_POINT; PAD borrows it, being masked out later.
         table = jnp.concatenate([self.not_a_point_embed, *self.point_embeddings])
@@ -75,17 +79,22 @@ class PromptEncoder(nn.Module):
         positions = jnp.where((labels > NOT_A_POINT)[..., None], self.pe_layer(xy), 0.0)
         return (positions + embedding).astype(self.dtype)
 
-    def embed_masks(self, logits: jax.Array) -> jax.Array:
-        """(..., 4h, 4w) logits -> (..., h, w, D)."""
+    def embed_masks(
+        self, logits: Float[AnyArray, "*batch S S"]
+    ) -> Float[Array, "*batch S//4 S//4 {self.config.prompt_dim}"]:
+        """Encodes low_res logits as embeddings of the patches."""
         x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(logits[..., None])))
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
         return self.mask_downscaling_6(x)
 
-    def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns:
-        sparse (B, Q, N, D), and with texts (B, Q, N + 1, D), theirs last; sparse_mask (B, Q, N or N + 1), False where
-        there is no token;
-        dense (B, Q, h, w, D), or (1, 1, 1, 1, D) where no prompt carries a mask; positions (h, w, D).
+    def __call__(
+        self, prompts: Prompts
+    ) -> tuple[Float[Array, "B Q T D"], Bool[AnyArray, "B Q T"], Float[Array, "#B #Q #h #w D"], Float[Array, "h w D"]]:
+        """Encodes B x Q prompts.
+
+        Returns:
+            T tokens for each prompt, that of its text last; False where there is no token; the dense embedding, whose
+            axes but the last are 1 where no prompt carries a mask; and `image_positions`.
         """
         sparse, present = self.embed_points(prompts.points, prompts.labels), prompts.labels != PAD
         if prompts.text_embeddings is not None:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from sam_jax.config import EncoderConfig, SamConfig
 from sam_jax.modeling.common import apply
@@ -22,7 +23,7 @@ from sam_jax.modeling.mask_decoder import MaskDecoder
 from sam_jax.modeling.prompt_encoder import PromptEncoder
 from sam_jax.modeling.transformer import SharedImage
 from sam_jax.modeling.transformer import share_image as project_image
-from sam_jax.types import PAD, Params, Prediction, Prompts
+from sam_jax.types import PAD, AnyArray, Params, Prediction, Prompts
 
 # On a CPU the decoder takes its prompts in chunks, so that the image tokens of a chunk (this many numbers, 16 MiB in
 # float32) and what is made of them stay in the cache. An accelerator takes them all at once.
@@ -30,17 +31,17 @@ CPU_DECODER_ELEMENTS = 2**22
 
 
 class EncodedPrompts(NamedTuple):
-    """What the decoder needs of B x Q prompts."""
+    """What the decoder takes of B x Q prompts."""
 
     sparse: Float[Array, "B Q N D"]
-    sparse_mask: Bool[Array, "B Q N"]  # False where there is no token
-    dense: Float[Array, "..."]  # (B, Q, h, w, D), or (1, 1, 1, 1, D) when no prompt carries a mask
+    sparse_mask: Bool[AnyArray, "B Q N"]  # False where there is no token
+    dense: Float[Array, "#B #Q #h #w D"]  # (1, 1, 1, 1, D) when no prompt carries a mask
     image_positions: Float[Array, "h w D"]
 
 
 @functools.partial(jax.jit, static_argnums=0)  # else flax runs the whole model, step by step
-def init_params(config: SamConfig, key: jax.Array) -> Params:
-    """Random float32 params, initialised as PyTorch would. Shapes alone: `jax.eval_shape` over this function."""
+def init_params(config: SamConfig, key: Key[Array, ""]) -> Params:
+    """Returns random float32 params, initialised as in PyTorch. `jax.eval_shape` of this function gives the shapes."""
     encoder_key, prompt_key, decoder_key = jax.random.split(key, 3)
     grid, D = config.grid_size, config.prompt_dim
     prompts = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
@@ -56,9 +57,9 @@ def init_params(config: SamConfig, key: jax.Array) -> Params:
 
 
 def normalize_images(
-    images: UInt8[Array, "B S S 3"], sizes: Float[Array, "B 2"], encoder: EncoderConfig
+    images: UInt8[AnyArray, "B S S 3"], sizes: Int[AnyArray, "B 2"], encoder: EncoderConfig
 ) -> Float[Array, "B S S 3"]:
-    """Images in the input frame -> the encoder's input.
+    """Normalises images in the input frame, as the encoder takes them.
 
     Args:
         images: RGB, 0-255, resized and padded on the right and bottom with anything.
@@ -76,10 +77,10 @@ def encode_image(
     images: Float[Array, "B S S 3"],
     config: SamConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     drop_path: float = 0.0,
     remat: bool = False,
-    key: jax.Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B h w D"]:
     """Encodes normalised images and returns their embeddings, in `dtype`. The arguments are those of `encode_maps`.
 
@@ -90,9 +91,13 @@ def encode_image(
 
 
 def encode_prompts(
-    params: Params, prompts: Prompts, config: SamConfig, *, dtype: jnp.dtype = jnp.float32
+    params: Params, prompts: Prompts, config: SamConfig, *, dtype: DTypeLike = jnp.float32
 ) -> EncodedPrompts:
-    """Points, boxes and masks in the input frame, and embeddings of texts -> tokens and dense embedding."""
+    """Encodes points, boxes and masks in the input frame, and embeddings of texts.
+
+    Raises:
+        ValueError: masks, or embeddings of texts, of another size than the model's.
+    """
     if prompts.mask_logits is not None and prompts.mask_logits.shape[-2:] != (config.low_res_size,) * 2:
         raise ValueError(
             f"mask prompts of model {config.name!r} are {config.low_res_size} x {config.low_res_size} logits, "
@@ -112,9 +117,9 @@ def encode_prompts(
 
 
 def share_image(
-    params: Params, embeddings: Float[Array, "B h w D"], config: SamConfig, *, dtype: jnp.dtype = jnp.float32
+    params: Params, embeddings: Float[AnyArray, "B h w D"], config: SamConfig, *, dtype: DTypeLike = jnp.float32
 ) -> SharedImage:
-    """What the decoder makes of images before it looks at a prompt, for many calls of `decode_masks` on the same."""
+    """Computes what the decoder needs of images for any prompt, for many calls of `decode_masks` on the same images."""
     nothing = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
     encoded = encode_prompts(params, nothing, config, dtype=dtype)
     image = embeddings.astype(dtype)[:, None] + encoded.dense
@@ -124,17 +129,17 @@ def share_image(
 
 def decode_masks(
     params: Params,
-    embeddings: Float[Array, "B h w D"],
+    embeddings: Float[AnyArray, "B h w D"],
     prompts: EncodedPrompts,
     config: SamConfig,
     *,
     multimask_output: bool | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     dropout: float = 0.0,
-    key: jax.Array | None = None,
+    key: Key[Array, ""] | None = None,
     shared: SharedImage | None = None,
 ) -> Prediction:
-    """Masks for Q prompts on each of B images.
+    """Decodes masks for Q prompts on each of B images.
 
     Args:
         multimask_output: True: the three masks for ambiguous prompts; False: the single mask; None: all four, the
@@ -179,7 +184,7 @@ def decode_masks(
 def _map_over_prompts(
     decode: Callable[[EncodedPrompts], Prediction], prompts: EncodedPrompts, at_once: int
 ) -> Prediction:
-    """`decode(prompts)`, with at most `at_once` prompts per image at a time."""
+    """Returns `decode(prompts)`, computed for at most `at_once` prompts per image at a time."""
     B, Q = prompts.sparse.shape[:2]
     size = max(size for size in range(1, at_once + 1) if Q % size == 0)
     own = {"sparse": prompts.sparse, "sparse_mask": prompts.sparse_mask}
@@ -197,9 +202,9 @@ def predict_masks(
     config: SamConfig,
     *,
     multimask_output: bool | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Prediction:
-    """`encode_image`, `encode_prompts` and `decode_masks` in one."""
+    """Encodes images and prompts and decodes masks: `encode_image`, `encode_prompts` and `decode_masks` in one."""
     embeddings = encode_image(params, images, config, dtype=dtype)
     encoded = encode_prompts(params, prompts, config, dtype=dtype)
     return decode_masks(params, embeddings, encoded, config, multimask_output=multimask_output, dtype=dtype)

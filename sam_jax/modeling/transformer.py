@@ -13,28 +13,32 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from sam_jax.modeling.common import Dense, LayerNorm, MlpBlock, einsum_float32
 from sam_jax.types import Params
 
 
 class SharedImage(NamedTuple):
-    """What layer 0 makes of an image for every prompt that carries no mask: (B, 1, n, inner width) each."""
+    """What layer 0 computes from an image for all prompts without a mask; E is the inner width of its attention."""
 
-    keys: jax.Array  # of the tokens' attention to the image
-    values: jax.Array
-    queries: jax.Array  # of the image's attention to the tokens
+    keys: Float[Array, "B 1 n E"]  # of the tokens' attention to the image
+    values: Float[Array, "B 1 n E"]
+    queries: Float[Array, "B 1 n E"]  # of the image's attention to the tokens
 
 
-def share_image(params: Params, image: jax.Array, image_positions: jax.Array, dtype: jnp.dtype) -> SharedImage:
-    """For `TwoWayTransformer`; image is (B, 1, n, D).
+def share_image(
+    params: Params, image: Float[Array, "B 1 n D"], image_positions: Float[Array, "n D"], dtype: DTypeLike
+) -> SharedImage:
+    """Computes what `TwoWayTransformer` needs of an image for all prompts without a mask.
 
     Args:
         params: of the transformer.
     """
     to_image, to_tokens = (params["layers_0"][f"cross_attn_{way}"] for way in ("token_to_image", "image_to_token"))
 
-    def project(params: Params, x: jax.Array) -> Any:
+    def project(params: Params, x: Array) -> Any:
         D, inner = params["kernel"].shape
         return Dense(in_features=D, features=inner, dtype=dtype).apply({"params": params}, x)
 
@@ -44,8 +48,8 @@ def share_image(params: Params, image: jax.Array, image_positions: jax.Array, dt
     )
 
 
-def einsum_over_prompts(spec: str, *operands: jax.Array) -> jax.Array:
-    """`jnp.einsum` in which an operand whose axis `q` has size 1 serves every prompt, without being copied for each.
+def einsum_over_prompts(spec: str, *operands: Float[Array, "..."]) -> Float32[Array, "..."]:
+    """Computes `jnp.einsum` where an operand whose axis `q` has size 1 serves every prompt without being copied.
 
     The result has axis `q` too, of size 1 when that is the size in all operands.
     """
@@ -75,21 +79,24 @@ class DecoderAttention(nn.Module):
     heads: int
     downsample: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        key_mask: jax.Array | None,
+        q: Float[Array, " B #Q T D"],
+        k: Float[Array, " B #Q S D"],
+        v: Float[Array, " B #Q S D"],
+        key_mask: Bool[Array, " B #Q S"] | None,
         deterministic: bool,
-        projected: Mapping[str, jax.Array] = MappingProxyType({}),
-    ) -> jax.Array:
-        """q (B, Q, T, D), k and v (B, Q, S, D), where either Q may be 1; key_mask (B, Q, S), False drops a key.
+        projected: Mapping[str, Float[Array, " B #Q _ _"]] = MappingProxyType({}),
+    ) -> Float[Array, " B #Q T D"]:
+        """Attends from T queries to S keys; the queries, or the keys and values, may be the same for all prompts.
 
-        Of what comes `projected` (q, or k and v) nothing is left to be folded.
+        Args:
+            key_mask: False for keys that are not attended to.
+            projected: queries, or keys and values, that are projected already, by the names "q", "k" and "v"; their
+                projections are not folded into products.
         """
         D, H = self.dim, self.heads
         inner = D // self.downsample
@@ -104,10 +111,10 @@ class DecoderAttention(nn.Module):
         fold_q = "q" not in projected and Q * S * (inner + T * H) < Q_q * T * inner
         fold_out = S * (inner + T * H) < T * inner
 
-        def split(x: jax.Array) -> jax.Array:
+        def split(x: Array) -> Array:
             return x.reshape(*x.shape[:-1], H, d)
 
-        def project(name: str, layer: Dense, x: jax.Array) -> jax.Array:
+        def project(name: str, layer: Dense, x: Array) -> Array:
             return split(projected[name] if name in projected else layer(x))
 
         # The long side comes first in the scores: its matrix then is the left factor as it lies in memory.
@@ -159,19 +166,19 @@ class TwoWayBlock(nn.Module):
     downsample: int
     dropout: float
     skip_first_positions: bool  # layer 0: self-attention without positions and without residual
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        tokens: jax.Array,
-        image: jax.Array,
-        token_positions: jax.Array,
-        image_positions: jax.Array,
-        token_mask: jax.Array,
+        tokens: Float[Array, "B Q T D"],
+        image: Float[Array, " B #Q n D"],
+        token_positions: Float[Array, "B Q T D"],
+        image_positions: Float[Array, "n D"],
+        token_mask: Bool[Array, "B Q T"],
         deterministic: bool,
         shared: SharedImage | None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q n D"]]:
         def attention(name: str, downsample: int) -> DecoderAttention:
             return DecoderAttention(self.dim, self.heads, downsample, self.dropout, self.dtype, name=name)
 
@@ -211,27 +218,25 @@ class TwoWayTransformer(nn.Module):
     mlp_dim: int
     downsample: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        tokens: jax.Array,
-        image: jax.Array,
-        image_positions: jax.Array,
-        token_mask: jax.Array,
+        tokens: Float[Array, "B Q T D"],
+        image: Float[Array, " B #Q n D"],
+        image_positions: Float[Array, "n D"],
+        token_mask: Bool[Array, "B Q T"],
         deterministic: bool,
         shared: SharedImage | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Args:
-            tokens: (B, Q, T, D); they also serve as their own positions in every layer.
-            image: (B, q, n, D), q 1 or Q.
-            image_positions: (n, D).
-            token_mask: (B, Q, T), False where there is no token.
-            shared: of the same image, from `share_image`; else computed here.
+    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q n D"]]:
+        """Returns the tokens and the image after all blocks.
 
-        Returns:
-            tokens (B, Q, T, D) and image (B, Q, n, D).
+        Args:
+            tokens: they also serve as their own positions in every layer.
+            image: the same for all prompts, or one for each.
+            token_mask: False where there is no token.
+            shared: of the same image, from `share_image`; else computed here.
         """
         positions = tokens
         for i in range(self.depth):

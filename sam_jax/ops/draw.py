@@ -21,9 +21,9 @@ GREEN, RED, WHITE = (60, 220, 80), (240, 60, 60), (255, 255, 255)
 def draw_masks(
     image: UInt8[np.ndarray, "H W 3"],
     masks: Sequence[Bool[np.ndarray, "H W"]] | Bool[np.ndarray, "M H W"],
-    points: Sequence[tuple[float, float]] = (),
+    points: Sequence[Sequence[float]] = (),
     labels: Sequence[int] = (),
-    boxes: Sequence[tuple[float, float, float, float]] = (),
+    boxes: Sequence[Sequence[float]] = (),
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draws each mask in a colour of its own with a white outline, and the prompts over them.

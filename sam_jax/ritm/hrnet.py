@@ -100,7 +100,9 @@ class Exchange(nn.Module):
     blocks: int
 
     @nn.compact
-    def __call__(self, x: list[Array], levels: list[Level]) -> tuple[list[Array], None]:
+    def __call__(
+        self, x: list[Float[Array, "B _ _ _"]], levels: list[Level]
+    ) -> tuple[list[Float[Array, "B _ _ _"]], None]:
         block = in_a_row(BasicBlock, self.blocks)
         x = [block(width, name=f"branches_{b}")(x[b], levels[b])[0] for b, width in enumerate(self.widths)]
         return [nn.relu(sum(self._bring(x[j], j, i, levels) for j in range(len(x)))) for i in range(len(x))], None

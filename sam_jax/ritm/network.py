@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from sam_jax.ritm.config import RitmConfig
 from sam_jax.ritm.hrnet import STEM, Conv, HRNet, Level
 from sam_jax.ritm.ocr import ContextHead
 from sam_jax.ritm.sampling import inside, resize
-from sam_jax.types import BACKGROUND, FOREGROUND, PAD, Params
+from sam_jax.types import BACKGROUND, FOREGROUND, PAD, AnyArray, Params
 
 
 class _Ritm(nn.Module):
@@ -26,7 +25,7 @@ class _Ritm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W 3"], maps: Float[Array, "B H W C"], level: Level
+        self, images: Float[AnyArray, "B H W 3"], maps: Float[AnyArray, "B H W C"], level: Level
     ) -> Float[Array, "B H W 1"]:
         clicks = Conv(16, use_bias=True, name="maps_transform_0")(maps, level)
         clicks = nn.leaky_relu(clicks, 0.2) if self.config.leaky_relu else nn.relu(clicks)
@@ -37,7 +36,7 @@ class _Ritm(nn.Module):
         return resize(logits, quarter.sizes, level.sizes, level.shape)
 
 
-def init_params(config: RitmConfig, key: jax.Array) -> Params:
+def init_params(config: RitmConfig, key: Key[Array, ""]) -> Params:
     """Random params; for shapes and tests, as training is not offered."""
     image = jnp.zeros((1, 32, 32, 3))
     maps = jnp.zeros((1, 32, 32, 2 + config.previous_mask))
@@ -47,11 +46,11 @@ def init_params(config: RitmConfig, key: jax.Array) -> Params:
 
 def predict_logits(
     params: Params,
-    images: Float[Array, "B H W 3"],
-    previous: Float[Array, "B H W"],
-    points: Float[Array, "B N 2"],
-    labels: Int[Array, "B N"],
-    sizes: Int[Array, "B 2"],
+    images: Float[AnyArray, "B H W 3"],
+    previous: Float[AnyArray, "B H W"],
+    points: Float[AnyArray, "B N 2"],
+    labels: Int[AnyArray, "B N"],
+    sizes: Int[AnyArray, "B 2"],
     config: RitmConfig,
 ) -> Float[Array, "B H W"]:
     """Logits of one object per image; it is where they are above 0.
@@ -75,7 +74,7 @@ def predict_logits(
 
 
 def click_disks(
-    points: Float[Array, "B N 2"], labels: Int[Array, "B N"], radius: float, shape: tuple[int, int]
+    points: Float[AnyArray, "B N 2"], labels: Int[AnyArray, "B N"], radius: float, shape: tuple[int, int]
 ) -> Float[Array, "B H W 2"]:
     """Disks around the clicks: 1 in them, else 0; those of foreground clicks first.
 

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sam_jax.types import AnyArray
 
-def aligned_positions(length: int, old: Int[Array, ""], new: Int[Array, ""]) -> Float[Array, " length"]:
+
+def aligned_positions(length: int, old: Int[AnyArray, ""], new: Int[AnyArray, ""]) -> Float[Array, " length"]:
     """Where the pixels of a side of `new` pixels lie on one of `old` pixels; from pixel `new` on, anywhere."""
     scale = (old - 1).astype(jnp.float32) / jnp.maximum(new - 1, 1)
     return jnp.arange(length) * scale
 
 
 def sample(
-    x: Float[Array, "H W D"],
-    rows: Float[Array, " h"],
-    columns: Float[Array, " w"],
-    size: Int[Array, "2"],
-    corner: Int[Array, "2"] | int = 0,
+    x: Float[AnyArray, "H W D"],
+    rows: Float[AnyArray, " h"],
+    columns: Float[AnyArray, " w"],
+    size: Int[AnyArray, "2"],
+    corner: Int[AnyArray, "2"] | int = 0,
 ) -> Float[Array, "h w D"]:
     """Bilinear samples of a part of `x` on a grid.
 
@@ -44,7 +46,7 @@ def sample(
 
 
 def resize(
-    x: Float[Array, "B H W D"], old: Int[Array, "B 2"], new: Int[Array, "B 2"], shape: tuple[int, int]
+    x: Float[AnyArray, "B H W D"], old: Int[AnyArray, "B 2"], new: Int[AnyArray, "B 2"], shape: tuple[int, int]
 ) -> Float[Array, "B h w D"]:
     """Images of sizes `old` -> sizes `new`, in an array of `shape`.
 
@@ -60,7 +62,7 @@ def resize(
     return jnp.einsum("bwW,bhWd->bhwd", matrix(1), x, precision="highest")
 
 
-def inside(sizes: Int[Array, "B 2"], shape: tuple[int, int]) -> Bool[Array, "B H W 1"]:
+def inside(sizes: Int[AnyArray, "B 2"], shape: tuple[int, int]) -> Bool[Array, "B H W 1"]:
     """Which pixels of an array of `shape` belong to the images."""
     y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None]
     return ((y < sizes[:, 0, None, None]) & (x < sizes[:, 1, None, None]))[..., None]

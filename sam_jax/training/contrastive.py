@@ -33,13 +33,13 @@ class Pairs(NamedTuple):
 def contrastive_loss(
     params: Params, pairs: Pairs, config: ClipConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy of images over texts and of texts over images.
+    """Returns the mean cross-entropy of images over texts and of texts over images.
 
-    Where several images of a batch have the same text, each of them is as right as the others: so is it with few
-    different texts, of which a batch holds many twice.
+    Images of a batch that have the same text are equally right for it: with few different texts a batch holds many of
+    them twice.
 
     Returns:
-        the loss; and it with `accuracy`, the share of images whose likeliest text is theirs.
+        the loss; and metrics: `loss`, and `accuracy`, the fraction of images whose likeliest text is theirs.
     """
     images = embed_images(params, pairs.images, config)
     texts = embed_tokens(params, pairs.tokens, config)

@@ -7,21 +7,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sam_jax.config import LossConfig
+from sam_jax.types import AnyArray
 
 
 def focal_loss(
-    logits: Float[Array, "... H W"],
-    truth: Float[Array, "... H W"],
-    pixels: Float[Array, "... H W"],
+    logits: Float[AnyArray, "*batch H W"],
+    target_masks: Float[AnyArray, "*#batch H W"],
+    pixels: Float[AnyArray, "*#batch H W"],
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
-) -> Float[Array, "..."]:
-    """Mean over the pixels of -a_t (1 - p_t)^gamma log p_t.
+) -> Float[Array, "*batch"]:
+    """Returns the mean of -a_t (1 - p_t)^gamma log p_t over the pixels of each mask.
 
     Args:
         logits: before the sigmoid.
-        truth: 0 or 1.
+        target_masks: 0 or 1.
         pixels: 1 where a pixel counts, 0 where it is padding.
 
     Reference: Lin et al. 2017; alpha and gamma as in MaskFormer, from which the paper takes the 20:1 weights.
@@ -31,51 +32,61 @@ def focal_loss(
     # no weights for pixels.
     positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     p = jnp.exp(positive)
-    loss = -alpha * truth * (1 - p) ** gamma * positive - (1 - alpha) * (1 - truth) * p**gamma * negative
+    loss = -alpha * target_masks * (1 - p) ** gamma * positive - (1 - alpha) * (1 - target_masks) * p**gamma * negative
     return (loss * pixels).sum((-2, -1)) / jnp.maximum(pixels.sum((-2, -1)), 1.0)
 
 
 def dice_loss(
-    logits: Float[Array, "... H W"], truth: Float[Array, "... H W"], pixels: Float[Array, "... H W"]
-) -> Float[Array, "..."]:
-    """1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1). Reference: Milletari et al. 2016."""
-    p, truth = jax.nn.sigmoid(logits) * pixels, truth * pixels
-    overlap = (p * truth).sum((-2, -1))
-    return 1.0 - (2.0 * overlap + 1.0) / (p.sum((-2, -1)) + truth.sum((-2, -1)) + 1.0)
+    logits: Float[AnyArray, "*batch H W"],
+    target_masks: Float[AnyArray, "*#batch H W"],
+    pixels: Float[AnyArray, "*#batch H W"],
+) -> Float[Array, "*batch"]:
+    """Returns 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1) of each mask.
+
+    The arguments are those of `focal_loss`. Reference: Milletari et al. 2016.
+    """
+    p, target_masks = jax.nn.sigmoid(logits) * pixels, target_masks * pixels
+    overlap = (p * target_masks).sum((-2, -1))
+    return 1.0 - (2.0 * overlap + 1.0) / (p.sum((-2, -1)) + target_masks.sum((-2, -1)) + 1.0)
 
 
 def mask_iou(
-    logits: Float[Array, "... H W"], truth: Float[Array, "... H W"], pixels: Float[Array, "... H W"]
-) -> Float[Array, "..."]:
-    """IoU of the thresholded logits with the truth; two empty masks give 0."""
-    predicted, truth = (logits > 0) * pixels, truth * pixels
-    overlap = (predicted * truth).sum((-2, -1))
-    union = predicted.sum((-2, -1)) + truth.sum((-2, -1)) - overlap
+    logits: Float[AnyArray, "*batch H W"],
+    target_masks: Float[AnyArray, "*#batch H W"],
+    pixels: Float[AnyArray, "*#batch H W"],
+) -> Float[Array, "*batch"]:
+    """Returns the IoU of the thresholded logits with the target; two empty masks give 0.
+
+    The arguments are those of `focal_loss`.
+    """
+    predicted, target_masks = (logits > 0) * pixels, target_masks * pixels
+    overlap = (predicted * target_masks).sum((-2, -1))
+    union = predicted.sum((-2, -1)) + target_masks.sum((-2, -1)) - overlap
     return overlap / jnp.maximum(union, 1.0)
 
 
 def segmentation_loss(
-    logits: Float[Array, "B Q M H W"],
-    iou_predictions: Float[Array, "B Q M"],
-    truth: Float[Array, "B Q H W"],
-    pixels: Float[Array, "B H W"],
+    logits: Float[AnyArray, "B Q M H W"],
+    iou_predictions: Float[AnyArray, "B Q M"],
+    target_masks: Float[AnyArray, "B Q H W"],
+    pixels: Float[AnyArray, "B H W"],
     config: LossConfig,
 ) -> tuple[Float[Array, "B Q"], dict[str, Float[Array, "B Q"]]]:
-    """Loss of each prompt: that of its best mask by 20 focal + dice, plus the error of that mask's predicted IoU.
+    """Returns the loss of each prompt: that of its best mask by 20 focal + dice, plus the error of its predicted IoU.
 
     Returns:
         the loss, and its terms: focal, dice, iou_error, iou (of the mask that the model trusts most), oracle_iou.
 
     Reference: paper, section 3 "Resolving ambiguity" and A "Losses".
     """
-    truth, pixels = truth[:, :, None], pixels[:, None, None]
-    focal = focal_loss(logits, truth, pixels, alpha=config.focal_alpha, gamma=config.focal_gamma)
-    dice = dice_loss(logits, truth, pixels)
-    iou = jax.lax.stop_gradient(mask_iou(logits, truth, pixels))
+    target_masks, pixels = target_masks[:, :, None], pixels[:, None, None]
+    focal = focal_loss(logits, target_masks, pixels, alpha=config.focal_alpha, gamma=config.focal_gamma)
+    dice = dice_loss(logits, target_masks, pixels)
+    iou = jax.lax.stop_gradient(mask_iou(logits, target_masks, pixels))
     best = jnp.argmin(config.focal * focal + config.dice * dice, -1)
     trusted = jnp.argmax(iou_predictions, -1)
 
-    def pick(values: jax.Array, index: jax.Array) -> jax.Array:
+    def pick(values: Array, index: Array) -> Array:
         return jnp.take_along_axis(values, index[..., None], -1)[..., 0]
 
     iou_error = jnp.square(iou_predictions - iou)

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sam_jax.config import EncoderConfig, OptimizerConfig
 from sam_jax.modeling.encoders import encoder_of
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then divided by 10 at every step of `decay_steps`."""
+    """Returns a linear warm-up from 0 to the peak, which is divided by 10 at every step of `decay_steps`."""
     decay = optax.piecewise_constant_schedule(config.learning_rate, {step: 0.1 for step in config.decay_steps})
 
-    def schedule(step: jax.Array) -> jax.Array:
+    def schedule(step: int | Int[AnyArray, ""]) -> Float[Array, ""]:
         return decay(step) * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
 
     return schedule
@@ -41,7 +41,7 @@ def layer_scales(params: Params, encoder: EncoderConfig, decay: float) -> Params
     """Returns the factor on each param's learning rate: decay^(n - i) in layer i of the encoder's n, else 1."""
     layers = encoder_of(encoder).layers(encoder)
 
-    def scale(path: tuple, _: jax.Array) -> float:
+    def scale(path: tuple, _: Any) -> float:
         part, *rest = (entry.key for entry in path)
         name = "/".join(rest)
         found = [i for i, pattern in enumerate(layers) if part == "image_encoder" and re.search(pattern, name)]
@@ -51,14 +51,14 @@ def layer_scales(params: Params, encoder: EncoderConfig, decay: float) -> Params
 
 
 def make_optimizer(config: OptimizerConfig, encoder: EncoderConfig, params: Params) -> optax.GradientTransformation:
-    """AdamW over the params that learn, which are looked at for their names and shapes only.
+    """Returns AdamW for the params that learn, of which only names and shapes are used.
 
     Weight decay applies to kernels; biases, norms, tokens, position tables and adapters are exempt (the paper does not
     say; SAM 2 does this).
     """
     scales = layer_scales(params, encoder, config.layer_decay)
 
-    def decays(path: tuple, _: jax.Array) -> bool:
+    def decays(path: tuple, _: Any) -> bool:
         return path[-1].key == "kernel"
 
     def scale_by_layer(updates: Params, state: optax.EmptyState, params: Params | None = None) -> tuple:

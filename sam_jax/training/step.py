@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images
@@ -20,26 +20,26 @@ from sam_jax.prompting.text import object_views
 from sam_jax.training.losses import segmentation_loss
 from sam_jax.training.optimizer import next_learning_rate
 from sam_jax.training.trainable import CLIP, join_params, split_params, without_clip
-from sam_jax.types import PAD, Batch, Params, Prompts
+from sam_jax.types import PAD, AnyArray, Batch, Params, Prompts
 
 TEXT_DRAWS = 4  # folded into a step's key for what only text prompts draw, so that nothing else is drawn otherwise
 
 
 class TrainState(NamedTuple):
-    """All that a run must save to go on, but for the place in the data."""
+    """All that a run must save to be resumed, but for its position in the data."""
 
     params: Params  # those that learn
     frozen: Params  # the rest
     opt_state: optax.OptState
     ema: Params | None  # moving average of `params`
     step: Int[Array, ""]
-    skipped: Int[Array, ""]  # updates left out in a row, for want of finite gradients
+    skipped: Int[Array, ""]  # updates in a row that were left out because their gradients are not finite
 
 
 def init_state(
     params: Params, key: Key[Array, ""], config: RunConfig, make_optimizer: Callable[[Params], Any]
 ) -> TrainState:
-    """A run's state at step 0, from the params of a whole model."""
+    """Returns a run's state at step 0, from the params of a whole model."""
     trained, frozen = split_params(params, config.finetune, key)
     opt_state = make_optimizer(trained).init(trained)
     ema = None if config.ema_decay is None else jax.tree.map(jnp.copy, trained)
@@ -47,18 +47,18 @@ def init_state(
 
 
 def model_params(state: TrainState, config: RunConfig) -> Params:
-    """The params of the whole model, for use: averaged where the run keeps an average."""
+    """Returns the params of the whole model, for use: averaged where the run keeps an average."""
     return without_clip(run_params(state, config))
 
 
 def run_params(state: TrainState, config: RunConfig) -> Params:
-    """`model_params`, and those of the CLIP that shows it objects, if there is one."""
+    """Returns `model_params` together with those of the CLIP that embeds objects, if there is one."""
     return join_params(state.params if state.ema is None else state.ema, state.frozen, config.finetune)
 
 
 def update_state(
     state: TrainState, grads: Params, config: RunConfig, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, Shaped[Array, "..."]]]:
     """Returns the next state from the gradients of the params that learn, and metrics of the update.
 
     An update whose gradients are not finite is left out: the step counts, and nothing else changes. The loop stops the
@@ -87,7 +87,7 @@ def update_state(
 
 
 class Rounds(NamedTuple):
-    """What happened in the rounds on a batch. R rounds, N slots for points."""
+    """The results of R rounds on a batch, with N slots for points."""
 
     terms: dict[str, Float[Array, "R B Q"]]  # loss, focal, dice, iou_error, iou, oracle_iou
     points: Float[Array, "B Q N 2"]  # all clicks in the end, input frame
@@ -96,20 +96,20 @@ class Rounds(NamedTuple):
     last_logits: Float[Array, "B Q l l"]  # the mask after the last round
 
 
-def resize_logits(logits: Float[Array, "... l l"], side: int) -> Float[Array, "... L L"]:
-    """Bilinear, as PyTorch with align_corners=False and no antialias."""
+def resize_logits(logits: Float[Array, "*batch l l"], side: int) -> Float[Array, "*batch {side} {side}"]:
+    """Resizes logits bilinearly, as PyTorch does with align_corners=False and no antialias."""
     if logits.shape[-1] == side:
         return logits
     return jax.image.resize(logits, (*logits.shape[:-2], side, side), "bilinear", antialias=False)
 
 
 def draw_per_image(function: Callable, key: Key[Array, ""], numbers: Int[Array, " B"], *batched: Any) -> Any:
-    """`function(key, *batched)`, each image with a key of its own, folded from its number.
+    """Calls `function(key, *batched)` for each image with a key of its own, folded from its number.
 
-    So its draws do not depend on which images share its device.
+    So what is drawn for an image does not depend on which images share its device.
     """
 
-    def one(number: jax.Array, *row: Any) -> Any:
+    def one(number: Int[Array, ""], *row: Any) -> Any:
         result = function(jax.random.fold_in(key, number), *jax.tree.map(lambda x: x[None], row))
         return jax.tree.map(lambda x: x[0], result)
 
@@ -126,7 +126,7 @@ def run_rounds(
     clip: ClipConfig | None = None,
     numbers: Int[Array, " B"] | None = None,
 ) -> Rounds:
-    """Encodes each image once and plays all rounds of prompts on it.
+    """Encodes each image once and runs all rounds of prompts on it.
 
     Round 0 has one prompt and asks for three masks; of these the one with the highest predicted IoU is fed back. Every
     later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask.
@@ -136,7 +136,7 @@ def run_rounds(
     Args:
         params: of the whole model, and of the CLIP's image tower under "clip".
         clip: config of that tower; None: no text prompts.
-        numbers: of the images in the global batch, of which `batch` is a part; None: it is the whole.
+        numbers: of the images in the global batch, of which `batch` is a part; None: it is all of it.
     """
     model, dtype, remat = config.model, jnp.dtype(config.dtype), config.remat and training
     side, low_res = config.loss.size, model.low_res_size
@@ -162,7 +162,9 @@ def run_rounds(
             key=encoder_key,
         )
 
-    def decode(prompts: Prompts, multimask_output: bool, round_key: jax.Array) -> tuple[dict, jax.Array]:
+    def decode(
+        prompts: Prompts, multimask_output: bool, round_key: Key[Array, ""]
+    ) -> tuple[dict[str, Float[Array, "B Q"]], Float[Array, "B Q l l"]]:
         encoded = encode_prompts(params, prompts, model, dtype=dtype)
         prediction = decode_masks(
             params,
@@ -183,7 +185,7 @@ def run_rounds(
     points, labels = draw_per_image(
         lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
     )
-    text: dict[str, jax.Array] = {}
+    text: dict[str, Shaped[Array, "..."]] = {}
     if clip is not None:
         views, patches, has_text = draw_per_image(
             lambda key, part: object_views(key, part, clip, config.text),
@@ -233,23 +235,25 @@ def run_rounds(
     return Rounds(terms, points, labels, first_logits, last_logits)
 
 
-def sums_over_masks(terms: dict[str, jax.Array], valid: jax.Array) -> dict[str, Float[Array, " R"]]:
-    """Per round, the sum over the masks that exist."""
+def sums_over_masks(
+    terms: dict[str, Float[Array, "R B Q"]], valid: Bool[AnyArray, "B Q"]
+) -> dict[str, Float[Array, " R"]]:
+    """Returns the sums of each round over the masks that exist."""
     return {name: (values * valid).sum((1, 2)) for name, values in terms.items()}
 
 
 def cut_batch(batch: Any, parts: int) -> Any:
-    """Arrays (B, ...) -> (parts, B / parts, ...). Each device of a mesh keeps the images that it has."""
+    """Reshapes arrays (B, ...) to (parts, B / parts, ...). Each device of a mesh keeps the images that it has."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def total_of(tree: Any, axis_name: str | None) -> Any:
-    """Sums over the devices of `jax.pmap`; under any other way of running, all is here."""
+    """Sums over the devices of `jax.pmap`; in any other mode a tree is complete as it is."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def image_numbers(batch: Batch, axis_name: str | None) -> Int[Array, " B"]:
-    """Of the images in the global batch."""
+    """Returns the numbers of a batch's images in the global batch."""
     B = len(batch.sizes)
     return jnp.arange(B) + (0 if axis_name is None else B * jax.lax.axis_index(axis_name))
 
@@ -263,8 +267,10 @@ def train_step(
     optimizer: optax.GradientTransformation,
     clip: ClipConfig | None = None,
     axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update (`update_state`) from all rounds on one batch; the loss is the sum over rounds of the mean over masks.
+) -> tuple[TrainState, dict[str, Shaped[Array, "..."]]]:
+    """Makes one update (`update_state`) from all rounds on one batch.
+
+    The loss is the sum over rounds of the mean over masks.
 
     Args:
         key: the run's key; the step's own is folded from it, so that a resumed run draws what it would have drawn.
@@ -276,7 +282,9 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
     masks = total_of(batch.valid.sum(), axis_name)
 
-    def loss_fn(trained: Params, part: Batch, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(
+        trained: Params, part: Batch, numbers: Int[Array, " B"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, " R"]]]:
         params = join_params(trained, state.frozen, config.finetune)
         rounds = run_rounds(params, part, step_key, config, training=True, clip=clip, numbers=numbers)
         sums = sums_over_masks(rounds.terms, part.valid)
@@ -312,8 +320,12 @@ def validation_step(
     config: TrainConfig,
     clip: ClipConfig | None = None,
     axis_name: str | None = None,
-) -> dict[str, jax.Array]:
-    """The rounds without learning: per round the sums over the global batch's masks, and the number of `masks`."""
+) -> dict[str, Shaped[Array, "..."]]:
+    """Runs the rounds without learning.
+
+    Returns:
+        the sums of each round over the global batch's masks, and the number of `masks`.
+    """
     numbers = image_numbers(batch, axis_name)
     rounds = run_rounds(run_params(state, config), batch, key, config, training=False, clip=clip, numbers=numbers)
     return total_of(sums_over_masks(rounds.terms, batch.valid) | {"masks": batch.valid.sum()}, axis_name)
@@ -322,6 +334,6 @@ def validation_step(
 def preview_step(
     state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainConfig, clip: ClipConfig | None = None
 ) -> tuple[Float[Array, "B Q N 2"], Int[Array, "B Q N"], Bool[Array, "B Q l l"], Bool[Array, "B Q l l"]]:
-    """The clicks of all rounds, their labels, and the masks after the first prompt and after the last round."""
+    """Returns the clicks of all rounds, their labels, and the masks after the first prompt and after the last round."""
     rounds = run_rounds(run_params(state, config), batch, key, config, training=False, clip=clip)
     return rounds.points, rounds.labels, rounds.first_logits > 0, rounds.last_logits > 0

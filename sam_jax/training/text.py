@@ -1,4 +1,4 @@
-"""A model that is to learn the text prompt: its config, the params it lacks, and the CLIP that shows it objects."""
+"""Prepares a model for learning the text prompt: its config, the params it lacks, and the CLIP that embeds objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_jax.types import Params
 
 
 def load_run_clip(config: TrainConfig) -> Clip | None:
-    """The CLIP of a run, or None where it trains no text prompt.
+    """Loads the CLIP of a run; None where it trains no text prompt.
 
     Raises:
         ValueError: settings that do not go with it; and what `load_clip` raises.
@@ -35,7 +35,7 @@ def load_run_clip(config: TrainConfig) -> Clip | None:
 
 
 def with_text_prompt(model: SamConfig, clip: ClipConfig) -> SamConfig:
-    """The model, with a text prompt for this CLIP.
+    """Returns the config of the model with a text prompt for this CLIP.
 
     Raises:
         ValueError: it has one for another CLIP.
@@ -50,7 +50,7 @@ def with_text_prompt(model: SamConfig, clip: ClipConfig) -> SamConfig:
 
 
 def add_text_projection(params: Params, model: SamConfig, key: Key[Array, ""]) -> Params:
-    """The params of a model, with new ones for its text prompt if they have none."""
+    """Returns the params of a model, with new ones for its text prompt if they have none."""
     prompt_encoder = params["prompt_encoder"]
     if "text_projection" in prompt_encoder:
         return params

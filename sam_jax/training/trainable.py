@@ -1,4 +1,4 @@
-"""Which params learn: all, those of some names, or low-rank adapters beside frozen kernels.
+"""Selects the params that learn: all, those of some names, or low-rank adapters beside frozen kernels.
 
 Params are split into two nested dicts with the same names, one that learns and one that is frozen. Gradients, moments
 and averages exist for the first alone.
@@ -29,7 +29,7 @@ DOWN, UP = "_lora_down", "_lora_up"  # what the names of an adapter's two factor
 
 
 def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) -> tuple[Params, Params]:
-    """Params -> those that learn, adapters among them, and the frozen rest.
+    """Splits params into those that learn, adapters among them, and the frozen rest.
 
     An adapter of a kernel (in, out) is (in, rank), drawn as a kernel would be, and (rank, out), zero: training starts
     from the model as it is.
@@ -63,7 +63,7 @@ def split_params(params: Params, config: FinetuneConfig, key: Key[Array, ""]) ->
 
 
 def join_params(trained: Params, frozen: Params, config: FinetuneConfig) -> Params:
-    """Undoes `split_params`, with the adapters added to their kernels: the params of a plain model."""
+    """Joins what `split_params` made, and adds the adapters to their kernels: the params of a plain model."""
     flat = flatten_dict(trained, sep="/") | flatten_dict(frozen, sep="/")
     for name in [name for name in flat if name.endswith(DOWN)]:
         kernel = name.removesuffix(DOWN)
@@ -73,7 +73,7 @@ def join_params(trained: Params, frozen: Params, config: FinetuneConfig) -> Para
 
 
 def without_clip(params: Params) -> Params:
-    """The params of the model alone."""
+    """Returns the params without those of a CLIP."""
     return {name: part for name, part in params.items() if name != CLIP}
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from sam_jax.files import append_line, make_folder, read_text, replacing, write_atomically
 from sam_jax.ops.draw import draw_masks
 from sam_jax.training.flops import peak_flops
-from sam_jax.types import Batch
+from sam_jax.types import AnyArray, Batch
 
 Values = Mapping[str, float | Sequence[float]]
 
@@ -214,7 +215,7 @@ def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def save_preview(image: np.ndarray, out: Path, step: int) -> None:
+def save_preview(image: UInt8[np.ndarray, "H W 3"], out: Path, step: int) -> None:
     """Writes an image of predictions into the run's folder."""
     path = out / "predictions" / f"{step:07d}.png"
     make_folder(path.parent)
@@ -224,26 +225,26 @@ def save_preview(image: np.ndarray, out: Path, step: int) -> None:
 
 def draw_predictions(
     batch: Batch,
-    points: np.ndarray,
-    labels: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
+    points: Float[AnyArray, "B Q N 2"],
+    labels: Int[AnyArray, "B Q N"],
+    first: Bool[AnyArray, "B Q l l"],
+    last: Bool[AnyArray, "B Q l l"],
     per_image: int = 1,
-) -> np.ndarray:
-    """A row per mask: the image with its clicks, the truth, the mask after the first prompt and after the last round.
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draws a row per mask: the image with its clicks, the target, and the masks after the first prompt and at the end.
 
     Args:
-        batch: whose images are there.
-        points, labels: (B, Q, N, 2) and (B, Q, N), of the last round.
-        first, last: (B, Q, L, L) masks at any one side.
-        per_image: masks of each image that are drawn.
+        batch: has images.
+        points, labels: of the last round, in the input frame.
+        first, last: masks at any one side.
+        per_image: how many masks of each image are drawn.
     """
     assert batch.images is not None
     side = batch.images.shape[1]
     rows = []
     for b, image in enumerate(batch.images):
         for q in np.flatnonzero(batch.valid[b])[:per_image]:
-            clicks = [(tuple(xy), int(label)) for xy, label in zip(points[b, q], labels[b, q], strict=True)]
+            clicks = [(xy, label) for xy, label in zip(points[b, q].tolist(), labels[b, q].tolist(), strict=True)]
             shown = [(xy, label) for xy, label in clicks if label in (0, 1)]
             corners = [xy for xy, label in clicks if label in (2, 3)]
             boxes = [(*corners[0], *corners[1])] if len(corners) == 2 else []

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from sam_jax.config import EncoderConfig, SamConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.common import apply
-from sam_jax.types import Params
+from sam_jax.types import AnyArray, Params
 
 C = TypeVar("C", bound=EncoderConfig)
 Shape = tuple[int, ...]
@@ -32,11 +32,13 @@ class Trunk(nn.Module, Generic[C]):
     """
 
     config: C
-    dtype: jnp.dtype = jnp.float32  # of the arithmetic
+    dtype: DTypeLike = jnp.float32  # of the arithmetic
     drop_path: float = 0.0  # rate of the last block, where the encoder has stochastic depth
     remat: bool = False  # recompute each block in the backward pass
 
-    def __call__(self, images: jax.Array, deterministic: bool = True) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: Float[Array, "B S S 3"], deterministic: bool = True
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
         raise NotImplementedError
 
 
@@ -150,7 +152,7 @@ class Encoder(Generic[C]):
             )
         return names
 
-    def init(self, config: C, key: jax.Array) -> Params:
+    def init(self, config: C, key: Key[Array, ""]) -> Params:
         """Returns random float32 params of the trunk. Shapes alone: `jax.eval_shape` over this function."""
         images = jnp.zeros((1, config.image_size, config.image_size, 3))
         return self.trunk(config).init(key, images)["params"]
@@ -158,14 +160,14 @@ class Encoder(Generic[C]):
     def apply(
         self,
         params: Params,
-        images: Float[Array, "B S S 3"],
+        images: Float[AnyArray, "B S S 3"],
         config: C,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         drop_path: float = 0.0,
         remat: bool = False,
-        key: jax.Array | None = None,
-    ) -> dict[str, Float[Array, "B h w C"]]:
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
         """Returns the trunk's maps of normalised images by name, "last" among them, in `dtype`.
 
         Args:

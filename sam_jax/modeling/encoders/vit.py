@@ -8,6 +8,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from sam_jax.config import SIZES, ViTConfig
 from sam_jax.modeling.attention import GridAttention
@@ -17,8 +19,8 @@ from sam_jax.modeling.encoders.base import Encoder, Trunk
 from sam_jax.types import Params
 
 
-def partition_windows(x: jax.Array, window: int) -> jax.Array:
-    """Cuts (B, h, w, D) into (B * windows, window, window, D), zero-padding the right and the bottom."""
+def partition_windows(x: Float[Array, "B h w D"], window: int) -> Float[Array, "windows {window} {window} D"]:
+    """Cuts grids into windows, B * windows of each, zero-padding the right and the bottom."""
     B, h, w, D = x.shape
     x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
     rows, cols = x.shape[1] // window, x.shape[2] // window
@@ -26,7 +28,9 @@ def partition_windows(x: jax.Array, window: int) -> jax.Array:
     return x.reshape(B * rows * cols, window, window, D)
 
 
-def merge_windows(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def merge_windows(
+    x: Float[Array, "windows window window D"], size: tuple[int, int]
+) -> Float[Array, "B {size[0]} {size[1]} D"]:
     """Undoes `partition_windows` for images of `size` = (h, w) patches; the padding is cut off."""
     (h, w), window, D = size, x.shape[1], x.shape[-1]
     rows, cols = -(-h // window), -(-w // window)
@@ -41,10 +45,10 @@ class ViTBlock(nn.Module):
     mlp_dim: int
     window: int
     drop_path: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w D"], deterministic: bool) -> Float[Array, "B h w D"]:
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         attention = GridAttention(self.heads, self.dtype, name="attn")
         if self.window:
@@ -66,7 +70,9 @@ class ViT(Trunk[ViTConfig]):
     """
 
     @nn.compact
-    def __call__(self, images: jax.Array, deterministic: bool = True) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: Float[Array, "B S S 3"], deterministic: bool = True
+    ) -> dict[str, Float[Array, "B h w {self.config.dim}"]]:
         c = self.config
         x = PatchConv(3, c.dim, c.patch_size, self.dtype, name="patch_embed_proj")(images)
         shape = (1, c.grid_size, c.grid_size, c.dim)

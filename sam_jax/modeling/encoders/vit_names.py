@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float
 
 from sam_jax.config import ViTConfig
 from sam_jax.errors import UserError
@@ -106,7 +107,7 @@ def _from_autoencoder(name: str, value: np.ndarray, config: ViTConfig) -> np.nda
     return np.ascontiguousarray(value.T)  # (out, in) -> (in, out)
 
 
-def resize_bicubic(grid: np.ndarray, side: int) -> np.ndarray:
+def resize_bicubic(grid: Float[np.ndarray, "h w D"], side: int) -> Float[np.ndarray, "{side} {side} D"]:
     """Resizes (h, w, D) to (side, side, D) as PyTorch's bicubic interpolation: a = -0.75, no antialias."""
     if grid.shape[:2] == (side, side):
         return grid

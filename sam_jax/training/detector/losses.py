@@ -1,4 +1,4 @@
-"""The detector's losses: sums over a device's images, divided by counts over all."""
+"""The detector's losses: sums over the images of a device, divided by counts over all devices."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sam_jax.modeling import normalize_images
 from sam_jax.training.detector.config import STAGE_IOUS, DetectorTrainConfig, SamplingConfig
 from sam_jax.training.detector.targets import match_boxes, sample_boxes, usable
 from sam_jax.training.step import draw_per_image, total_of
-from sam_jax.types import Batch, Params
+from sam_jax.types import AnyArray, Batch, Params
 
 Terms = dict[str, Float[Array, ""]]
-Maps = tuple[Float[Array, "B h w C"], ...]
+Maps = tuple[Float[Array, "B _ _ C"], ...]
 
 
 class Truth(NamedTuple):
@@ -40,7 +40,7 @@ class Truth(NamedTuple):
 
 
 def true_objects(batch: Batch) -> Truth:
-    """A batch's boxes name the outermost pixels; as edges they are one pixel larger."""
+    """Returns the objects of a batch. Its boxes name the outermost pixels; as edges they are one pixel larger."""
     boxes, valid = usable(batch.boxes + jnp.array([0.0, 0.0, 1.0, 1.0]), jnp.asarray(batch.valid))
     return Truth(boxes, valid, batch.masks)
 
@@ -55,8 +55,9 @@ def detector_losses(
     training: bool,
     axis_name: str | None,
 ) -> tuple[Terms, Maps, Proposals]:
-    """All losses of a batch, whose sum is to be minimised: of anchors and box heads (of each stage) the
-    classification and the boxes, and of the masks.
+    """Returns all losses of a batch, whose sum is minimised.
+
+    They are those of the scores and the boxes of anchors and of each stage's box head, and that of the masks.
 
     Args:
         numbers: of the images in the global batch, of which `batch` is a device's part.
@@ -98,9 +99,15 @@ def detector_losses(
 
 
 def _anchor_losses(
-    key: Array, logits: Array, deltas: Array, truth: Array, exists: Array, *, config: DetectorTrainConfig
-) -> Terms:
-    """Sums of one image (with a leading axis of 1) over the sampled anchors."""
+    key: Key[Array, ""],
+    logits: Float[Array, "1 N"],
+    deltas: Float[Array, "1 N 4"],
+    truth: Float[Array, "1 Q 4"],
+    exists: Bool[Array, "1 Q"],
+    *,
+    config: DetectorTrainConfig,
+) -> dict[str, Float[Array, "1"]]:
+    """Returns the sums of one image over the sampled anchors."""
     sampling, anchors = config.sampling, jnp.concatenate(make_anchors(config.model))
     match = match_boxes(anchors, truth[0], exists[0], *sampling.anchor_ious, best_for_each=True)
     sample = sample_boxes(key, match.positive, match.negative, sampling.anchors, sampling.anchor_positives)
@@ -115,9 +122,12 @@ def _anchor_losses(
 
 
 def _sample_proposals(
-    key: Array, proposals: Proposals, truth: Truth, *, sampling: SamplingConfig
-) -> tuple[Array, Array, Array, Array]:
-    """Boxes to learn from, their objects, which are positive and which valid; true boxes are among the candidates."""
+    key: Key[Array, ""], proposals: Proposals, truth: Truth, *, sampling: SamplingConfig
+) -> tuple[Float[Array, "1 N 4"], Int[Array, "1 N"], Bool[Array, "1 N"], Bool[Array, "1 N"]]:
+    """Draws the boxes of one image to learn from: boxes, their objects, which are positive and which valid.
+
+    True boxes are among the candidates.
+    """
     boxes = jnp.concatenate([proposals.boxes[0], truth.boxes[0]])
     valid = jnp.concatenate([proposals.valid[0], truth.exists[0]])
     match = match_boxes(boxes, truth.boxes[0], truth.exists[0], STAGE_IOUS[0], STAGE_IOUS[0])
@@ -129,15 +139,16 @@ def _sample_proposals(
 def _box_losses(
     params: Params,
     maps: Maps,
-    sizes: Array,
+    sizes: Int[AnyArray, "B 2"],
     truth: Truth,
-    boxes: Array,
-    objects: Array,
-    positive: Array,
-    valid: Array,
+    boxes: Float[Array, "B N 4"],
+    objects: Int[Array, "B N"],
+    positive: Bool[Array, "B N"],
+    valid: Bool[Array, "B N"],
     config: DetectorTrainConfig,
     axis_name: str | None,
 ) -> Terms:
+    """Returns the losses of each stage's box head."""
     model, stages = config.model, len(config.model.box_weights)
     terms = {}
     for stage, weights in enumerate(model.box_weights):
@@ -163,13 +174,13 @@ def _mask_loss(
     params: Params,
     maps: Maps,
     truth: Truth,
-    boxes: Array,
-    objects: Array,
-    positive: Array,
+    boxes: Float[Array, "B N 4"],
+    objects: Int[Array, "B N"],
+    positive: Bool[Array, "B N"],
     config: DetectorTrainConfig,
     axis_name: str | None,
 ) -> Terms:
-    """Over the sampled positives, which come first."""
+    """Returns the loss of the masks over the sampled positives, which come first."""
     model: DetectorConfig = config.model
     most = min(boxes.shape[1], int(config.sampling.boxes * config.sampling.box_positives))
     boxes, objects, positive = boxes[:, :most], objects[:, :most], positive[:, :most]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from sam_jax.detection.boxes import pairwise_iou
 from sam_jax.detection.detector import Detections, find_objects
@@ -24,8 +24,8 @@ def train_step(
     config: DetectorTrainConfig,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update (`update_state`) from one batch.
+) -> tuple[TrainState, dict[str, Shaped[Array, "..."]]]:
+    """Makes one update (`update_state`) from one batch.
 
     Args:
         key: the run's key; the step's own is folded from it, so that a resumed run draws what it would have drawn.
@@ -36,7 +36,7 @@ def train_step(
     """
     step_key, numbers = jax.random.fold_in(key, state.step), image_numbers(batch, axis_name)
 
-    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(trained: Params) -> tuple[Float[Array, ""], dict[str, Shaped[Array, "..."]]]:
         params = join_params(trained, state.frozen, config.finetune)
         terms, _, _ = detector_losses(params, batch, step_key, numbers, config, training=True, axis_name=axis_name)
         loss = jnp.sum(jnp.stack(list(terms.values())))
@@ -54,8 +54,8 @@ def validation_step(
     *,
     config: DetectorTrainConfig,
     axis_name: str | None = None,
-) -> dict[str, jax.Array]:
-    """Without learning: the losses, and of the global batch's objects how many were found, out of `objects`.
+) -> dict[str, Shaped[Array, "..."]]:
+    """Computes the losses without learning, and how many of the global batch's `objects` were found.
 
     `found`: a detection overlaps the object's box with an IoU of at least 0.5; `found_closely`: of at least 0.75.
     """
@@ -73,14 +73,14 @@ def validation_step(
 
 
 def best_overlaps(detections: Detections, batch: Batch) -> Float[Array, "B Q"]:
-    """The highest IoU of each object's box with a detection; 0 where there is no object."""
+    """Returns the highest IoU of each object's box with a detection; 0 where there is no object."""
     truth = true_objects(batch)
     iou = pairwise_iou(truth.boxes, detections.boxes)
     return jnp.where(truth.exists, jnp.where(detections.valid[:, None], iou, 0).max(-1), 0)
 
 
 def preview_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, config: DetectorTrainConfig) -> Detections:
-    """What is found on a few images."""
+    """Returns what is found on a few images."""
     params, numbers = model_params(state, config), image_numbers(batch, None)
     _, maps, proposals = detector_losses(params, batch, key, numbers, config, training=False, axis_name=None)
     return find_objects(params, maps, proposals, batch.sizes, config.model, dtype=jnp.dtype(config.dtype))

@@ -1,4 +1,4 @@
-"""Which box belongs to which object, and which boxes a step learns from. One image; shapes are static."""
+"""Matches boxes to objects and samples those that a step learns from. One image; shapes are static."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam_jax.detection.boxes import not_empty, pairwise_iou
+from sam_jax.types import AnyArray
 
 
 class Matches(NamedTuple):
-    """Of each box: the object that it overlaps most, and whether it is taken for it or for background (or neither)."""
+    """The object that each box overlaps most, and whether the box is taken for it, for background, or for neither."""
 
     objects: Int[Array, " N"]
     positive: Bool[Array, " N"]
@@ -28,15 +29,15 @@ class Sample(NamedTuple):
 
 
 def match_boxes(
-    boxes: Float[Array, "N 4"],
-    truth: Float[Array, "Q 4"],
-    exists: Bool[Array, " Q"],
+    boxes: Float[AnyArray, "N 4"],
+    truth: Float[AnyArray, "Q 4"],
+    exists: Bool[AnyArray, " Q"],
     low: float,
     high: float,
     *,
     best_for_each: bool = False,
 ) -> Matches:
-    """Boxes with an IoU below `low` are background, from `high` on they are the object's.
+    """Takes boxes with an IoU below `low` for background, and from `high` on for the object.
 
     Args:
         exists: which of `truth` are objects. Without any, all boxes are background.
@@ -51,9 +52,9 @@ def match_boxes(
 
 
 def sample_boxes(
-    key: Key[Array, ""], positive: Bool[Array, " N"], negative: Bool[Array, " N"], count: int, share: float
+    key: Key[Array, ""], positive: Bool[AnyArray, " N"], negative: Bool[AnyArray, " N"], count: int, share: float
 ) -> Sample:
-    """Up to `count` boxes at random; positives for at most `share` of them, negatives for the rest."""
+    """Draws up to `count` boxes: positives for at most `share` of them, negatives for the rest."""
     N, most = len(positive), int(count * share)
 
     def draw(key: Array, candidates: Array, most: int) -> tuple[Array, Array]:
@@ -70,7 +71,13 @@ def sample_boxes(
     return Sample(indices[order], (is_positive & valid)[order], valid[order])
 
 
-def usable(boxes: Float[Array, "... 4"], valid: Bool[Array, "..."]) -> tuple[Float[Array, "... 4"], Bool[Array, "..."]]:
-    """Boxes with unit squares in place of those that are not valid or empty, so that no formula divides by zero."""
+def usable(
+    boxes: Float[AnyArray, "*batch 4"], valid: Bool[Array, "*batch"]
+) -> tuple[Float[Array, "*batch 4"], Bool[Array, "*batch"]]:
+    """Replaces boxes that are not valid or empty by unit squares, so that no formula divides by zero.
+
+    Returns:
+        the boxes, and which of them are valid and not empty.
+    """
     valid = valid & not_empty(boxes)
     return jnp.where(valid[..., None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])), valid

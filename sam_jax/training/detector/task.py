@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from sam_jax.checkpoints import load_pretrained_encoder, save_checkpoint
 from sam_jax.checkpoints.hub import load_model
@@ -102,7 +103,7 @@ def initial_params(config: DetectorTrainConfig) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def draw_detections(batch: Batch, found: Detections, most: int = 12) -> np.ndarray:
+def draw_detections(batch: Batch, found: Detections, most: int = 12) -> UInt8[np.ndarray, "H W 3"]:
     """Draws a row per image: the target boxes, and the best detections."""
     assert batch.images is not None
     rows = []
@@ -110,6 +111,6 @@ def draw_detections(batch: Batch, found: Detections, most: int = 12) -> np.ndarr
         batch.images, batch.boxes, batch.valid, found.boxes, found.valid, strict=True
     ):
         there = np.flatnonzero(np.asarray(is_there))[:most]
-        pair = [draw_masks(image, [], boxes=[tuple(box) for box in side]) for side in (boxes[valid], ours[there])]
+        pair = [draw_masks(image, [], boxes=side.tolist()) for side in (boxes[valid], np.asarray(ours)[there])]
         rows.append(np.concatenate(pair, 1))
     return np.concatenate(rows)

@@ -14,6 +14,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -47,6 +48,9 @@ CHECKED = [
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import sam_jax
+
+hypothesis.settings.register_profile("sam_jax", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("sam_jax")
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

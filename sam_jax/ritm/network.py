@@ -19,7 +19,7 @@ from sam_jax.types import BACKGROUND, FOREGROUND, PAD, AnyArray, Params
 
 
 class _Ritm(nn.Module):
-    """`maps_transform` is the encoder of the clicks; digits are the published names."""
+    """Computes logits; `maps_transform` encodes the clicks, and digits are the published names."""
 
     config: RitmConfig
 

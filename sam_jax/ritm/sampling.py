@@ -14,7 +14,7 @@ from sam_jax.types import AnyArray
 
 
 def aligned_positions(length: int, old: Int[AnyArray, ""], new: Int[AnyArray, ""]) -> Float[Array, " length"]:
-    """Where the pixels of a side of `new` pixels lie on one of `old` pixels; from pixel `new` on, anywhere."""
+    """Returns where the pixels of a side of `new` pixels lie on one of `old` pixels; from pixel `new` on, anywhere."""
     scale = (old - 1).astype(jnp.float32) / jnp.maximum(new - 1, 1)
     return jnp.arange(length) * scale
 
@@ -26,7 +26,7 @@ def sample(
     size: Int[AnyArray, "2"],
     corner: Int[AnyArray, "2"] | int = 0,
 ) -> Float[Array, "h w D"]:
-    """Bilinear samples of a part of `x` on a grid.
+    """Samples a part of `x` bilinearly on a grid.
 
     Args:
         rows: positions in the part, pixels; those outside are moved to its border. `columns` likewise.
@@ -48,7 +48,7 @@ def sample(
 def resize(
     x: Float[AnyArray, "B H W D"], old: Int[AnyArray, "B 2"], new: Int[AnyArray, "B 2"], shape: tuple[int, int]
 ) -> Float[Array, "B h w D"]:
-    """Images of sizes `old` -> sizes `new`, in an array of `shape`.
+    """Resizes images of sizes `old` to sizes `new`, in an array of `shape`.
 
     One matrix per axis, which a compiler has done with sooner than with `sample`; for few pixels, as the network's.
     """
@@ -63,6 +63,6 @@ def resize(
 
 
 def inside(sizes: Int[AnyArray, "B 2"], shape: tuple[int, int]) -> Bool[Array, "B H W 1"]:
-    """Which pixels of an array of `shape` belong to the images."""
+    """Returns which pixels of an array of `shape` belong to the images."""
     y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None]
     return ((y < sizes[:, 0, None, None]) & (x < sizes[:, 1, None, None]))[..., None]

@@ -37,7 +37,7 @@ class _Ritm(nn.Module):
 
 
 def init_params(config: RitmConfig, key: Key[Array, ""]) -> Params:
-    """Random params; for shapes and tests, as training is not offered."""
+    """Returns random params, for shapes and tests, as training is not offered."""
     image = jnp.zeros((1, 32, 32, 3))
     maps = jnp.zeros((1, 32, 32, 2 + config.previous_mask))
     sizes = jnp.full((1, 2), 32)
@@ -53,7 +53,7 @@ def predict_logits(
     sizes: Int[AnyArray, "B 2"],
     config: RitmConfig,
 ) -> Float[Array, "B H W"]:
-    """Logits of one object per image; it is where they are above 0.
+    """Predicts the logits of one object per image; it is where they are above 0.
 
     Args:
         images: RGB, 0-1.
@@ -76,7 +76,7 @@ def predict_logits(
 def click_disks(
     points: Float[AnyArray, "B N 2"], labels: Int[AnyArray, "B N"], radius: float, shape: tuple[int, int]
 ) -> Float[Array, "B H W 2"]:
-    """Disks around the clicks: 1 in them, else 0; those of foreground clicks first.
+    """Draws disks around the clicks: 1 in them, else 0; those of foreground clicks first.
 
     A click that lies both left of and above the image is dropped, though its disk may reach into it: to the
     published code such coordinates mean that there is no click.

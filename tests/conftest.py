@@ -3,12 +3,16 @@
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 # All in the environment, so that pytest-xdist's processes and those that tests start have it as well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Most of the time is compilation: half as much of it without LLVM's optimisations, of which XLA's own are independent.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Most of the time is compilation: half as much of it without LLVM's optimisations, of which XLA's own are independent,
+# and again half with the older of two emitters of fused loops, which later versions no longer have.
+_flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+_flags += ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10.")
+os.environ["XLA_FLAGS"] = " ".join(_flags)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

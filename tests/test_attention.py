@@ -131,10 +131,15 @@ def test_prompts_decoded_together_equal_prompts_decoded_alone(small_model, promp
     embeddings = jax.random.normal(jax.random.key(1), (B, grid, grid, config.prompt_dim))
     points = jax.random.uniform(jax.random.key(2), (B, Q, 3, 2)) * config.image_size
     labels = jnp.broadcast_to(jnp.array([FOREGROUND, NOT_A_POINT, PAD]), (B, Q, 3))
-    together = decode_masks(params, embeddings, encode_prompts(params, Prompts(points, labels), config), config)
+
+    @jax.jit
+    def decode(embeddings, prompts):
+        return decode_masks(params, embeddings, encode_prompts(params, prompts, config), config)
+
+    together = decode(embeddings, Prompts(points, labels))
     for b in range(B):
         for i in range(Q):
             one = Prompts(points[b : b + 1, i : i + 1, :2], labels[b : b + 1, i : i + 1, :2])
-            alone = decode_masks(params, embeddings[b : b + 1], encode_prompts(params, one, config), config)
+            alone = decode(embeddings[b : b + 1], one)
             np.testing.assert_allclose(together.low_res_logits[b, i], alone.low_res_logits[0, 0], atol=2e-5)
             np.testing.assert_allclose(together.iou_predictions[b, i], alone.iou_predictions[0, 0], atol=2e-5)

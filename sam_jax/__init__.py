@@ -5,7 +5,8 @@ from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.model import Clip
 from sam_jax.config import SamConfig
 from sam_jax.data.images import read_image
-from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+from sam_jax.everything.config import MaskGeneratorConfig
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.model import Sam
 from sam_jax.predictor import Masks, SamPredictor, predict_batch
 from sam_jax.prompting.prompts import Prompt

@@ -14,7 +14,7 @@ from cases.everything import BASE, CASES, RECORDED
 from cases.everything import make_image as discs
 from cases.models import SMALL
 from sam_jax import MaskGeneratorConfig, Sam, SamAutomaticMaskGenerator, load_model
-from sam_jax.everything.generator import PRESETS
+from sam_jax.everything.config import PRESETS
 from sam_jax.everything.options import GeneratorOptions
 from sam_jax.modeling import decode_masks, encode_prompts, init_params, share_image
 from sam_jax.ops.boxes import box_nms, mask_box

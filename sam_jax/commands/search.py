@@ -39,7 +39,8 @@ class Search:
     def run(self) -> None:
         """Writes the best masks for each text into the output folder."""
         from sam_jax.checkpoints.hub import load_clip, load_model
-        from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+        from sam_jax.everything.config import MaskGeneratorConfig
+        from sam_jax.everything.generator import SamAutomaticMaskGenerator
         from sam_jax.everything.text_search import search as find
 
         if not self.text:

@@ -23,7 +23,8 @@ from sam_jax.evals.mask_scores import RecallCounts, Result, count_found
 from sam_jax.evals.proposal_baselines import Felzenszwalb
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
-from sam_jax.everything.generator import PRESETS, SamAutomaticMaskGenerator
+from sam_jax.everything.config import PRESETS
+from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.model import Sam, model_identity
 from sam_jax.parallel.start import start_processes
 

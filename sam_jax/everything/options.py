@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from sam_jax.everything.generator import MaskGeneratorConfig, SamAutomaticMaskGenerator
+    from sam_jax.everything.config import MaskGeneratorConfig
+    from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GeneratorOptions:
         Raises:
             UserError: a value is out of its range.
         """
-        from sam_jax.everything.generator import PRESETS
+        from sam_jax.everything.config import PRESETS
 
         preset = PRESETS[self.preset or ("tiny" if self.model == "tiny" else "official")]
         fields = {field.name for field in dataclasses.fields(preset)}

@@ -116,12 +116,17 @@ def open_to_write_bytes(path: Path, *, append: bool = False) -> BufferedWriter:
     return path.open("ab" if append else "wb")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file, which is on disk when this returns. A process that dies leaves at most a part."""
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
+    """Adds a line to a text file. A process that dies leaves at most a part of it.
+
+    Args:
+        sync: wait until the line is on disk, where losing it with the machine would lose somebody's work.
+    """
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

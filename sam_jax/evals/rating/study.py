@@ -157,7 +157,7 @@ class Study:
             given = self.ratings.get(rating.job)
             if given is not None and given.rater != rating.rater:
                 raise UserError(f"mask {rating.job + 1} has been rated by somebody else meanwhile")
-            append_line(self._file, json.dumps(dataclasses.asdict(rating)))
+            append_line(self._file, json.dumps(dataclasses.asdict(rating)), sync=True)
             self.ratings[rating.job] = rating
             self._claims.pop(rating.job, None)
 

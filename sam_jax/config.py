@@ -163,6 +163,41 @@ class ViTConfig(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class EfficientNetLiteConfig(EncoderConfig):
+    """An EfficientNet-Lite with a fusion of its maps. The defaults are Lite0.
+
+    Reference: Tan and Le 2019; the Lite variants of tensorflow/tpu.
+    """
+
+    kind: ClassVar[str] = "efficientnet_lite"
+    image_size: int = 512
+    pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)  # channels of the seven stages
+    depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages
+    attention_dim: int = 256  # width of the attention over the map of stride 32
+    attention_depth: int = 2  # blocks of it
+    attention_heads: int = 4  # heads of each block
+    dim: int = 192  # width of the fused map, of stride 16
+    fusion_depth: int = 2  # blocks that follow the fusion
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiple("image_size must be a multiple of the coarsest map's stride", self.image_size, 32)
+        check_multiple("attention_dim must be a multiple of attention_heads", self.attention_dim, self.attention_heads)
+        if len(self.widths) != 7 or len(self.depths) != 7:
+            raise UserError(f"expected widths and depths of seven stages, got {self.widths} and {self.depths}")
+
+    @property
+    def stride(self) -> int:
+        return 16
+
+    @property
+    def features(self) -> int:
+        return self.dim
+
+
+@dataclasses.dataclass(frozen=True)
 class SamConfig(ModelConfig):
     """The numbers that define one Segment Anything model.
 
@@ -182,6 +217,7 @@ class SamConfig(ModelConfig):
     num_multimask_outputs: int = 3  # masks for an ambiguous prompt
     iou_head_depth: int = 3  # layers of the MLP that predicts IoUs
     iou_head_hidden_dim: int = 256  # hidden width of that MLP
+    high_res_features: bool = False  # maps twice and four times as fine as the embedding are added in the up-scaling
     text_dim: int = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
@@ -216,6 +252,14 @@ class SamConfig(ModelConfig):
         return 4 * self.grid_size
 
     @property
+    def embedding_dim(self) -> int:
+        """Returns the channels of a cell of the image embedding, which holds the finer maps too where there are any.
+
+        These are 4 cells of prompt_dim / 4 channels, and 16 of prompt_dim / 8.
+        """
+        return self.prompt_dim * (4 if self.high_res_features else 1)
+
+    @property
     def num_mask_tokens(self) -> int:
         """Returns the number of masks of a prompt: those for an ambiguous one, and one (index 0) for the rest."""
         return self.num_multimask_outputs + 1
@@ -229,8 +273,10 @@ class SamConfig(ModelConfig):
         return dataclasses.replace(self, text_dim=0, text_encoder="")
 
     def to_fields(self) -> dict[str, Any]:
-        """Returns the fields; a model without a text prompt is written as before there was one."""
+        """Returns the fields; a model without a text prompt or finer maps is written as before there were any."""
         fields = super().to_fields()
+        if not self.high_res_features:
+            del fields["high_res_features"]
         if not self.text_dim:
             del fields["text_dim"], fields["text_encoder"]
         return fields
@@ -278,6 +324,16 @@ TINY = SamConfig(
     decoder_mlp_dim=512,
     iou_head_hidden_dim=128,
 )
+# Ours, with an image encoder that runs well on a CPU.
+SMALL = SamConfig(
+    name="small",
+    encoder=EfficientNetLiteConfig(),
+    prompt_dim=128,
+    decoder_heads=4,
+    decoder_mlp_dim=512,
+    iou_head_hidden_dim=128,
+    high_res_features=True,
+)
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
 
 
@@ -291,11 +347,13 @@ class DataConfig:
 
     path: Path | None = None  # folder or file of the data; sam_jax.data.sources lists what is looked for
     datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # named sets in `path` to train on, if format is named
+    dataset_weights: tuple[float, ...] = ()  # how often images of each of `datasets` are drawn; empty: all once
     format: DataFormat = "auto"  # format of the data; auto: found out from what is at `path`; named: see `datasets`
     images: Path | None = None  # folder of the images, where they are not near their annotations
     label_values: LabelValues = "auto"  # what the values of label maps stand for; auto: objects, if they look like it
     batch_size: int = 8  # images per step, over all devices
     masks_per_image: int = 64  # masks drawn per image; images with fewer are padded
+    repeat_masks: bool = False  # images with fewer masks repeat theirs, for more prompts of each
     min_original_area: int = 1  # least area of a mask in the image as given, pixels; smaller ones are left out
     min_area: int = 16  # least area of a mask after scaling and cropping, pixels of the input frame
     max_area_fraction: float = 0.9  # masks that cover a larger fraction of the image are dropped
@@ -395,7 +453,7 @@ class RunConfig:
     ema_decay: float | None = None  # decay of a moving average of the params, which is exported; None: there is none
     max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
     init_from: str | None = None  # name or path of a SAM model whose params start the run
-    init_encoder_from: Path | None = None  # masked-autoencoder ViT (He et al. 2021) that starts the image encoder
+    init_encoder_from: Path | None = None  # published pre-trained model that starts the image encoder
     log_every: int = 20  # steps between two lines of training metrics
     validate_every: int = 1000  # steps between two validations; also before the first step and after the last one
     validation_batches: int = 8  # batches of a validation
@@ -420,4 +478,5 @@ class TrainConfig(RunConfig):
     drop_path: float = 0.4  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
     decoder_dropout: float = 0.1  # rate of dropout in the decoder
     accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
+    init_decoder_from: str | None = None  # name or path of a SAM model whose prompt encoder and decoder start the run
     model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`

@@ -41,7 +41,7 @@ class Sam:
 
     def encode_image(
         self, images: UInt8[Array | np.ndarray, "B S S 3"], sizes: Int[Array | np.ndarray, "B 2"]
-    ) -> Float[Array, "B h w D"]:
+    ) -> Float[Array, "B h w E"]:
         """Returns the embeddings of images in the input frame.
 
         Args:
@@ -51,7 +51,7 @@ class Sam:
         return _encode(self.params, images, sizes, config=self.config, dtype=self.dtype)
 
     def decode(
-        self, embeddings: Float[Array, "B h w D"], prompts: Prompts, *, multimask_output: bool | None = None
+        self, embeddings: Float[Array, "B h w E"], prompts: Prompts, *, multimask_output: bool | None = None
     ) -> Prediction:
         """Predicts the masks of Q prompts on each of B images.
 

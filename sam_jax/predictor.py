@@ -51,7 +51,7 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forgets the image."""
-        self._embedding: Float[Array, "1 h w D"] | None = None
+        self._embedding: Float[Array, "1 h w E"] | None = None
         self._size: tuple[int, int] | None = None
 
     @property
@@ -66,7 +66,7 @@ class SamPredictor:
             raise RuntimeError("no image is set; call set_image(image) first")
         return self._size
 
-    def get_image_embedding(self) -> Float[Array, "1 h w D"]:
+    def get_image_embedding(self) -> Float[Array, "1 h w E"]:
         """Returns the embedding of the image that is set, in NHWC; the official code has NCHW."""
         if self._embedding is None:
             raise RuntimeError("no image is set; call set_image(image) first")
@@ -167,7 +167,7 @@ def embed_texts(model: Sam, clip: Clip | None, prompts: Sequence[Sequence[Prompt
     return [[resolve(prompt) for prompt in row] for row in prompts]
 
 
-def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w D"]:
+def embed(model: Sam, images: Sequence[np.ndarray]) -> Float[Array, "B h w E"]:
     """Returns the embeddings of RGB images, (H, W, 3), uint8, of any sizes."""
     padded, sizes = zip(*(fit_image(image, model.config.image_size) for image in images), strict=True)
     return model.encode_image(np.stack(padded), np.array(sizes, np.int32))
@@ -226,7 +226,7 @@ def predict_batch(
 
 def _predict(
     model: Sam,
-    embeddings: Float[Array, "B h w D"],
+    embeddings: Float[Array, "B h w E"],
     prompts: Sequence[Sequence[Prompt]],
     sizes: Sequence[tuple[int, int]],
     multimask_output: bool,

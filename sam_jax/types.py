@@ -59,4 +59,4 @@ class Batch(NamedTuple):
     masks: Bool[AnyArray, "B Q L L"]
     boxes: Float[AnyArray, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
     valid: Bool[AnyArray, "B Q"]  # False: the slot holds no mask
-    embeddings: Float[AnyArray, "B h w D"] | None = None  # of a frozen image encoder, computed before
+    embeddings: Float[AnyArray, "B h w E"] | None = None  # of a frozen image encoder, computed before

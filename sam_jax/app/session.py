@@ -83,7 +83,7 @@ class ModelSession:
         self._embedder = ThreadPoolExecutor(1, "embed")
         self._decoder = ThreadPoolExecutor(1, "decode")
         side, grid = model.config.low_res_size, model.config.grid_size
-        embedding_size = grid**2 * model.config.prompt_dim * 4  # bytes
+        embedding_size = grid**2 * model.config.embedding_dim * 4  # bytes
         self._embeddings: _LruCache[int, EmbeddedImage] = _LruCache(embedding_bytes // embedding_size)
         self._logits: _LruCache[str, tuple[int, np.ndarray]] = _LruCache(logits_bytes // (4 * side**2 * 4))
         self._pending: dict[int, asyncio.Future[EmbeddedImage]] = {}
@@ -206,7 +206,7 @@ class ModelSession:
         return logits, [Candidate(*mask[:2], float(score), mask[2]) for mask, score in zip(masks, iou, strict=True)]
 
     def _compile(self) -> None:
-        grid, D = self.model.config.grid_size, self.model.config.prompt_dim
+        grid, D = self.model.config.grid_size, self.model.config.embedding_dim
         nowhere = EmbeddedImage(jnp.zeros((1, grid, grid, D), self.model.dtype), (64, 64))
         self._decode(nowhere, Prompt(np.zeros((1, 2)), np.ones(1)))
 

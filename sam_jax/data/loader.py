@@ -177,7 +177,7 @@ class _Prepare:
         if self.embeddings is None:
             return row, problem, None
         assert isinstance(self.model, SamConfig), "an encoder alone has no embeddings"
-        grid, D = self.model.grid_size, self.model.prompt_dim
+        grid, D = self.model.grid_size, self.model.embedding_dim
         nothing = np.zeros((grid, grid, D), np.float16)
         return row, problem, nothing if problem else np.load(embedding_file(self.embeddings, index))
 

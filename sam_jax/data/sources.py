@@ -13,7 +13,7 @@ from sam_jax.data.examples import Example, Source
 from sam_jax.data.folders import LabelSource, MaskSource, find_folders
 from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
-from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
+from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, repeat_by_weight, split_validation
 from sam_jax.errors import MissingFile, UserError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
         raise UserError("expected the folder or file of the data to train on; say where it is with --data.path")
     format = detect_format(path, config.format, config.images, config.datasets)
     if format == "named":
-        return split_validation(read_training_sets(path, config.datasets))
+        train, validation = split_validation(read_training_sets(path, config.datasets))
+        return repeat_by_weight(train, config.datasets, config.dataset_weights), validation
     splits = open_splits(path, format, config.images, config.label_values)
     train = splits["train"]
     if "validation" in splits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sam_jax.data.coco import read_coco
@@ -32,15 +33,29 @@ def _coco_train(root: Path) -> list[Example]:
     ]
 
 
-def _ccp(root: Path) -> list[Example]:
-    """Reads clothing parts and the persons that wear them: wholes and parts."""
-    return read_coco(root / "ccp" / "annotations.json", root / "ccp" / "images", "ccp")
+def _coco_format(root: Path, name: str) -> list[Example]:
+    return read_coco(root / name / "annotations.json", root / name / "images", name)
 
 
+# Sets in COCO format all of whose images are for training. `ccp` has clothing parts and the persons that wear them.
+COCO_FORMAT = (
+    "animals_train",
+    "bottles_via",
+    "camvid_part",
+    "ccp",
+    "cwfid_carrots",
+    "food_plates",
+    "human_seg290",
+    "solar_panels",
+    "surface_defects",
+    "voc_sbd_part",
+    "voc_sbd_part2",
+    "weizmann_horses",
+)
 TRAINING_SETS: dict[str, Callable[[Path], list[Example]]] = {
     "bsds500": _bsds500_train,
-    "ccp": _ccp,
     "coco_small": _coco_train,
+    **{name: functools.partial(_coco_format, name=name) for name in COCO_FORMAT},
 }
 
 
@@ -57,6 +72,30 @@ def read_training_sets(root: Path, names: tuple[str, ...]) -> list[Example]:
     if not root.is_dir():
         raise MissingFile(f"expected the data folder at {root.resolve()}; say where it is with --data.path")
     return [example for name in names for example in TRAINING_SETS[name](root)]
+
+
+def repeat_by_weight(examples: list[Example], names: Sequence[str], weights: Sequence[float]) -> list[Example]:
+    """Returns the examples with each as often as the weight of its set says, at least once in all.
+
+    A weight of 1.5 gives every image once and every other one twice; below 1 images are left out in the same way.
+
+    Args:
+        names: of the sets.
+        weights: one for each; none at all: every image once.
+
+    Raises:
+        UserError: there is not one weight for each set, or one is negative.
+    """
+    if not weights:
+        return examples
+    if len(weights) != len(names) or min(weights) < 0:
+        raise UserError(f"expected a dataset_weight of at least 0 for each of {list(names)}, got {list(weights)}")
+    by_name, repeated = dict(zip(names, weights, strict=True)), []
+    for name, weight in by_name.items():
+        own = [example for example in examples if example.dataset.startswith(name)]
+        counts = [int((i + 1) * weight) - int(i * weight) for i in range(len(own))]
+        repeated += [example for example, count in zip(own, counts, strict=True) for _ in range(count)]
+    return repeated
 
 
 def split_validation(examples: list[Example], every: int = 20) -> tuple[list[Example], list[Example]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -99,6 +100,99 @@ class FrozenBatchNorm(nn.Module):
         var, mean = jax.lax.stop_gradient((var, mean))
         scale = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * scale + (bias - mean * scale)).astype(self.dtype)
+
+
+def shifts(x: Float[Array, "B h w C"], kernel: int, stride: int) -> Iterator[Float[Array, "B _ _ C"]]:
+    """Yields what a convolution with padding "SAME" multiplies by each weight of its kernel, in reading order."""
+    (H, W), pads = x.shape[1:3], same_padding(x.shape[1:3], kernel, stride)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    for i, j in itertools.product(range(kernel), repeat=2):
+        yield x[:, i : i + H - (H - 1) % stride : stride, j : j + W - (W - 1) % stride : stride]
+
+
+def same_padding(size: Sequence[int], kernel: int, stride: int) -> list[tuple[int, int]]:
+    """Returns the pixels before and after each axis with which TensorFlow's padding "SAME" fills up."""
+    totals = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in size]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_by_shifts(
+    x: Float[Array, "B h w C"], kernel: Float[Array, "k k 1 C"], stride: int
+) -> Float[Array, "B _ _ C"]:
+    """Convolves each channel by itself, as a sum of shifted products: on a CPU, XLA's own way takes ten times as long.
+
+    Its gradient is written out: the one that JAX derives for the kernel takes XLA on a CPU five times as long.
+    """
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    return sum(part * weight for part, weight in zip(shifts(x, len(kernel), stride), weights, strict=True))
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_by_shifts(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    k, C = len(kernel), x.shape[-1]
+    pads = same_padding(x.shape[1:3], k, stride)
+    # The gradient of x: spread out by the stride, padded so that a plain sum of shifts gives x's size.
+    spread = [(k - 1 - low, length - k + low - stride * (n - 1) + k - 1, stride - 1)
+              for (low, _), length, n in zip(pads, x.shape[1:3], gradient.shape[1:3], strict=True)]
+    zero = jnp.zeros((), gradient.dtype)
+    padded = jax.lax.pad(gradient, zero, ((0, 0, 0), *spread, (0, 0, 0)))
+    H, W = x.shape[1:3]
+    dx = sum(
+        padded[:, i : i + H, j : j + W] * kernel[k - 1 - i, k - 1 - j, 0]
+        for i, j in itertools.product(range(k), repeat=2)
+    )
+    # The gradient of the kernel: one weight after the other, each a sum of products over all pixels.
+    x, flat = jnp.pad(x, ((0, 0), *pads, (0, 0))), gradient.reshape(-1, C)
+    B, h, w, _ = gradient.shape
+
+    def one(_: None, tap: Array) -> tuple[None, Array]:
+        size = (B, (h - 1) * stride + 1, (w - 1) * stride + 1, C)
+        part = jax.lax.dynamic_slice(x, (0, tap // k, tap % k, 0), size)[:, ::stride, ::stride]
+        return None, jnp.einsum("nc,nc->c", part.reshape(-1, C), flat)
+
+    _, weights = jax.lax.scan(one, None, jnp.arange(k * k))
+    return dx, weights.reshape(kernel.shape)
+
+
+depthwise_by_shifts.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class DepthwiseConv(nn.Module):
+    """Convolves each channel by itself, padded as TensorFlow's "SAME", without a bias. The kernel is (k, k, 1, C)."""
+
+    kernel: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B _ _ C"]:
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        kernel = self.param("kernel", fan_in_uniform(self.kernel**2), shape).astype(self.dtype)
+
+        def convolve(x: Array, kernel: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=x.shape[-1],
+            )
+
+        by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
+        return jax.lax.platform_dependent(x.astype(self.dtype), kernel, cpu=by_shifts, default=convolve)
+
+
+def repeat_pixels(x: Float[Array, "B h w C"], factor: int) -> Float[Array, "B {factor}*h {factor}*w C"]:
+    """Enlarges maps: each pixel becomes `factor` x `factor` equal ones."""
+    B, h, w, C = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (B, h, factor, w, factor, C))
+    return x.reshape(B, h * factor, w * factor, C)
 
 
 class PatchConv(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from sam_jax.config import SamConfig
 from sam_jax.errors import UserError
-from sam_jax.modeling.common import LayerNorm, apply, fan_in_uniform
+from sam_jax.modeling.common import Dense, DepthwiseConv, LayerNorm, apply, fan_in_uniform, gelu, repeat_pixels
 from sam_jax.modeling.encoders import encoder_of
 from sam_jax.types import AnyArray, Params
 
@@ -41,22 +41,92 @@ class Neck(nn.Module):
         return nn.Conv(self.features, (size, size), use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x)
 
 
+class FineNeck(nn.Module):
+    """Makes maps twice and four times as fine as the embedding, which the decoder adds in its up-scaling.
+
+    Each takes the encoder's map of that size and what is coarser, and is packed into the channels of the embedding's
+    cells, pixel by pixel as the decoder's up-scaling lays them out. So an image's embedding stays one array.
+
+    Reference: Ravi et al. 2024 (SAM 2), section 4, whose maps are the encoder's alone.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embedding: Float[Array, "B h w {self.features}"],
+        twice: Float[Array, "B 2*h 2*w _"],
+        four: Float[Array, "B 4*h 4*w _"],
+    ) -> Float[Array, "B h w 3*{self.features}"]:
+        D = self.features
+        x = self._refine(embedding, twice, D // 2, "neck_fine_0")
+        y = self._refine(x, four, D // 4, "neck_fine_1")
+        x = Dense(D // 2, D // 4, self.dtype, name="neck_fine_0_out")(x)
+        y = Dense(D // 4, D // 8, self.dtype, name="neck_fine_1_out")(y)
+        return jnp.concatenate([pack_pixels(x, 1), pack_pixels(y, 2)], -1)
+
+    def _refine(self, coarse: Array, fine: Array, dim: int, name: str) -> Array:
+        x = repeat_pixels(Dense(coarse.shape[-1], dim, self.dtype, name=f"{name}_coarse")(coarse), 2)
+        x = x + Dense(fine.shape[-1], dim, self.dtype, name=f"{name}_fine")(fine.astype(self.dtype))
+        y = LayerNorm(dtype=self.dtype, name=f"{name}_norm")(DepthwiseConv(3, 1, self.dtype, name=f"{name}_conv")(x))
+        return x + gelu(Dense(dim, dim, self.dtype, name=f"{name}_mix")(y))
+
+
+def pack_pixels(x: Float[Array, "B H W C"], levels: int) -> Float[Array, "B H//2**{levels} W//2**{levels} C*4**{levels}"]:
+    """Moves the 4 pixels of each cell into its channels, and so on `levels` times; the coarsest cell's come first."""
+    B, H, W, C = x.shape
+    h, w = H // 2**levels, W // 2**levels
+    x = x.reshape(B, h, *[2] * levels, w, *[2] * levels, C)
+    pairs = [axis for level in range(levels) for axis in (2 + level, 3 + levels + level)]
+    return x.transpose(0, 1, 2 + levels, *pairs, 3 + 2 * levels).reshape(B, h, w, -1)
+
+
 def is_neck(name: str) -> bool:
     """Says whether a param below "image_encoder", or the module that it is in, is the neck's."""
     return name.startswith("neck_")
 
 
 def neck_flops(config: SamConfig) -> float:
-    """Returns the floating point operations of the neck's forward pass on one image."""
+    """Returns the floating point operations of the neck's forward pass on one image, without those of finer maps."""
     D = config.prompt_dim
     return 2.0 * config.grid_size**2 * (config.encoder.features * D + 9 * D**2)
 
 
+def neck_maps(
+    params: Params, maps: Mapping[str, Float[Array, "B _ _ _"]], config: SamConfig, dtype: DTypeLike
+) -> Float[Array, "B h w E"]:
+    """Returns the image embedding, given the params of the image encoder and the maps of its trunk."""
+    embedding = apply(Neck(config.prompt_dim, dtype), params, maps["last"])
+    if not config.high_res_features:
+        return embedding
+    finer = apply(FineNeck(config.prompt_dim, dtype), params, embedding, *(maps[name] for name in finer_maps(config)))
+    return jnp.concatenate([embedding, finer], -1)
+
+
+def finer_maps(config: SamConfig) -> tuple[str, str]:
+    """Returns the names of the encoder's maps that are twice and four times as fine as its last one."""
+    return f"stride_{config.encoder.stride // 2}", f"stride_{config.encoder.stride // 4}"
+
+
 def init_image_encoder(config: SamConfig, key: Key[Array, ""]) -> Params:
     """Returns random float32 params of trunk and neck."""
-    trunk = encoder_of(config.encoder).init(config.encoder, key)
+    encoder = encoder_of(config.encoder)
+    trunk = encoder.init(config.encoder, key)
     last = jnp.zeros((1, config.grid_size, config.grid_size, config.encoder.features))
-    return {**trunk, **Neck(config.prompt_dim).init(key, last)["params"]}
+    neck = Neck(config.prompt_dim).init(key, last)["params"]
+    if config.high_res_features:
+        images = jnp.zeros((1, config.image_size, config.image_size, 3))
+        maps = jax.eval_shape(lambda: encoder.apply(trunk, images, config.encoder))
+        if missing := [name for name in finer_maps(config) if name not in maps]:
+            raise UserError(
+                f"expected an encoder with maps {missing} for high_res_features, {config.encoder.kind} has {list(maps)}"
+            )
+        finer = [jnp.zeros(maps[name].shape) for name in finer_maps(config)]
+        embedding = jnp.zeros((*last.shape[:-1], config.prompt_dim))
+        neck |= FineNeck(config.prompt_dim).init(jax.random.fold_in(key, 1), embedding, *finer)["params"]
+    return {**trunk, **neck}
 
 
 def encode_maps(
@@ -92,7 +162,7 @@ def encode_maps(
             f"({', '.join([EMBEDDING, *maps])}), got {unknown}"
         )
     if EMBEDDING in names:
-        maps[EMBEDDING] = apply(Neck(config.prompt_dim, dtype), own, maps["last"])
+        maps[EMBEDDING] = neck_maps(own, maps, config, dtype)
     return {name: maps[name] for name in names}
 
 
@@ -105,6 +175,6 @@ def map_shapes(config: SamConfig) -> Mapping[str, tuple[int, int, int]]:
         params = init_image_encoder(config, key)
         images = jnp.zeros((1, side, side, 3))
         maps = encoder_of(config.encoder).apply(params, images, config.encoder)
-        return maps | {EMBEDDING: apply(Neck(config.prompt_dim), params, maps["last"])}
+        return maps | {EMBEDDING: neck_maps(params, maps, config, jnp.float32)}
 
     return {name: leaf.shape[1:] for name, leaf in jax.eval_shape(all_maps, jax.random.key(0)).items()}

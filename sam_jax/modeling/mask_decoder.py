@@ -36,7 +36,8 @@ class Upconv(nn.Module):
 class MaskDecoder(nn.Module):
     """Returns logits and IoU predictions of the M mask tokens in `outputs`.
 
-    There are four; that of index 0 is the single-mask output.
+    There are four; that of index 0 is the single-mask output. Finer maps in the embeddings (`FineNeck`) are added in the
+    up-scaling.
     """
 
     config: SamConfig
@@ -46,7 +47,7 @@ class MaskDecoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        embeddings: Float[AnyArray, "B h w D"],
+        embeddings: Float[AnyArray, "B h w E"],
         positions: Float[Array, "h w D"],
         sparse: Float[Array, "B Q T D"],
         sparse_mask: Bool[AnyArray, "B Q T"],
@@ -64,7 +65,8 @@ class MaskDecoder(nn.Module):
         output_tokens = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
         tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (B, Q, 1 + M, D)), sparse], 2)
         token_mask = jnp.concatenate([jnp.ones((B, Q, 1 + M), bool), sparse_mask], 2)
-        image = embeddings.astype(self.dtype)[:, None] + dense
+        embeddings = embeddings.astype(self.dtype)
+        image = embeddings[:, None, ..., :D] + dense
 
         tokens, image = TwoWayTransformer(
             depth=c.decoder_depth,
@@ -88,8 +90,13 @@ class MaskDecoder(nn.Module):
         )  # (B, Q, m, D / 8)
 
         x = Upconv(D, D // 4, self.dtype, name="output_upscaling_0")(image)
+        if c.high_res_features:
+            x = x + embeddings[..., D : 2 * D].reshape(B, 1, h * w, 4, D // 4)
         x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
-        x = gelu(Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x))
+        x = Upconv(D // 4, D // 8, self.dtype, name="output_upscaling_3")(x)
+        if c.high_res_features:
+            x = x + embeddings[..., 2 * D :].reshape(B, 1, h * w, 4, 4, D // 8)
+        x = gelu(x)
         # The many pixels are the left factor, as they lie in memory; only the few masks are moved.
         logits = einsum_float32("bqnxyd,bqmd->bqnxym", x, hyper)
         logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, -1).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)

@@ -46,12 +46,13 @@ def init_params(config: SamConfig, key: Key[Array, ""]) -> Params:
     grid, D = config.grid_size, config.prompt_dim
     prompts = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
     sparse, mask = jnp.zeros((1, 1, 1, D)), jnp.ones((1, 1, 1), bool)
-    image = jnp.zeros((1, grid, grid, D))
+    image = jnp.zeros((1, grid, grid, config.embedding_dim))
+    positions = image[0, ..., :D]
     return {
         "image_encoder": init_image_encoder(config, encoder_key),
         "prompt_encoder": PromptEncoder(config).init(prompt_key, prompts)["params"],
         "mask_decoder": MaskDecoder(config).init(
-            decoder_key, image, image[0], sparse, mask, jnp.zeros((1, 1, 1, 1, D))
+            decoder_key, image, positions, sparse, mask, jnp.zeros((1, 1, 1, 1, D))
         )["params"],
     }
 
@@ -81,7 +82,7 @@ def encode_image(
     drop_path: float = 0.0,
     remat: bool = False,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "B h w D"]:
+) -> Float[Array, "B h w E"]:
     """Encodes normalised images and returns their embeddings, in `dtype`. The arguments are those of `encode_maps`.
 
     Reference: section 3 and A of the paper; Li et al. 2022 (ViTDet).
@@ -117,19 +118,19 @@ def encode_prompts(
 
 
 def share_image(
-    params: Params, embeddings: Float[AnyArray, "B h w D"], config: SamConfig, *, dtype: DTypeLike = jnp.float32
+    params: Params, embeddings: Float[AnyArray, "B h w E"], config: SamConfig, *, dtype: DTypeLike = jnp.float32
 ) -> SharedImage:
     """Computes what the decoder needs of images for any prompt, for many calls of `decode_masks` on the same images."""
     nothing = Prompts(jnp.zeros((1, 1, 1, 2)), jnp.full((1, 1, 1), PAD))
     encoded = encode_prompts(params, nothing, config, dtype=dtype)
-    image = embeddings.astype(dtype)[:, None] + encoded.dense
+    image = embeddings.astype(dtype)[:, None, ..., : config.prompt_dim] + encoded.dense
     image, positions = (x.reshape(*x.shape[:-3], -1, config.prompt_dim) for x in (image, encoded.image_positions))
     return project_image(params["mask_decoder"]["transformer"], image, positions, dtype)
 
 
 def decode_masks(
     params: Params,
-    embeddings: Float[AnyArray, "B h w D"],
+    embeddings: Float[AnyArray, "B h w E"],
     prompts: EncodedPrompts,
     config: SamConfig,
     *,
@@ -175,7 +176,7 @@ def decode_masks(
             )
         )
 
-    at_once = max(1, CPU_DECODER_ELEMENTS // math.prod(embeddings.shape))
+    at_once = max(1, CPU_DECODER_ELEMENTS // (math.prod(embeddings.shape[:3]) * config.prompt_dim))
     if key is not None or prompts.sparse.shape[1] <= at_once:
         return decode(prompts)
     return jax.lax.platform_dependent(prompts, cpu=lambda p: _map_over_prompts(decode, p, at_once), default=decode)

@@ -17,6 +17,7 @@ from sam_jax.checkpoints.hub import load_model
 from sam_jax.clip.config import ClipConfig
 from sam_jax.config import SamConfig, TrainConfig
 from sam_jax.errors import UserError
+from sam_jax.model import Sam
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.flops import step_flops
@@ -121,11 +122,29 @@ def initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfig
     else:
         config = dataclasses.replace(config, model=prepared(config.model))
         params = align_cross_attention(init_params(config.model, key))
+    if config.init_decoder_from is not None:
+        params = params | _start_decoder(load_model(config.init_decoder_from), params)
     if config.init_encoder_from is not None:
         params = load_pretrained_encoder(config.init_encoder_from, params, config.model.encoder)
     if clip is not None:
         params = params | {CLIP: {"visual": clip.params["visual"]}}
     return config, jax.tree.map(jnp.asarray, params), None if clip is None else clip.config
+
+
+def _start_decoder(start: Sam, params: Params) -> Params:
+    """Returns the prompt encoder and the mask decoder of a model with another image encoder.
+
+    Raises:
+        UserError: they do not have the shapes of those in `params`.
+    """
+    parts = {name: start.params[name] for name in ("prompt_encoder", "mask_decoder")}
+    flat, own = (flatten_dict({name: tree[name] for name in parts}, sep="/") for tree in (parts, params))
+    if unlike := sorted(name for name in flat.keys() | own.keys() if np.shape(flat.get(name)) != np.shape(own.get(name))):
+        raise UserError(
+            f"expected init-decoder-from with the decoder of the model to train, {start.config.name!r} differs in "
+            f"{unlike}"
+        )
+    return parts
 
 
 def align_cross_attention(params: Params) -> Params:

@@ -92,7 +92,8 @@ class Pretraining(Generic[C]):
         rules: as in `TensorNames`.
         landmarks: names of tensors by which it is known.
         unused: regular expression for the names there that are not taken over.
-        zeros: regular expression for our params that it lacks; they start at zero.
+        zeros: regular expression for our params that it lacks and that start at zero.
+        kept: regular expression for our params that it lacks and that stay as they were.
         convert: name there, tensor, config -> our param, which must come out in our shape.
     """
 
@@ -100,8 +101,9 @@ class Pretraining(Generic[C]):
     rules: Rules
     landmarks: tuple[str, ...]
     unused: str
-    zeros: str
     convert: Callable[[str, np.ndarray, C], np.ndarray]
+    zeros: str = r"(?!)"
+    kept: str = r"(?!)"
 
 
 def _same(params: Params, old: Any, new: Any) -> Params:

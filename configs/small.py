@@ -1,4 +1,4 @@
-"""Trains the embedded `small` model.
+"""Trains the `small` model: an encoder that runs well on a CPU.
 
     sam-jax train small --data.path FOLDER --init-encoder-from efficientnet-lite0-57934424.pth
 

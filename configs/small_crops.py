@@ -1,4 +1,4 @@
-"""Trains the embedded `small` model at first: on crops of half its size, four times as fast. `small` goes on.
+"""Trains the `small` model at first: on crops of half its size, four times as fast. `small` goes on.
 
 sam-jax train small_crops --data.path FOLDER --init-encoder-from efficientnet-lite0-57934424.pth
 """
@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from configs.small import get_config as full_size
-from sam_jax.config import LossConfig, PromptConfig, TrainConfig
+from sam_jax.config import PromptConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:

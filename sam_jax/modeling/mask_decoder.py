@@ -36,8 +36,8 @@ class Upconv(nn.Module):
 class MaskDecoder(nn.Module):
     """Returns logits and IoU predictions of the M mask tokens in `outputs`.
 
-    There are four; that of index 0 is the single-mask output. Finer maps in the embeddings (`FineNeck`) are added in the
-    up-scaling.
+    There are four; that of index 0 is the single-mask output. Finer maps in the embeddings (`FineNeck`) are added in
+    the up-scaling.
     """
 
     config: SamConfig

@@ -138,8 +138,11 @@ def _start_decoder(start: Sam, params: Params) -> Params:
         UserError: they do not have the shapes of those in `params`.
     """
     parts = {name: start.params[name] for name in ("prompt_encoder", "mask_decoder")}
-    flat, own = (flatten_dict({name: tree[name] for name in parts}, sep="/") for tree in (parts, params))
-    if unlike := sorted(name for name in flat.keys() | own.keys() if np.shape(flat.get(name)) != np.shape(own.get(name))):
+    shapes = [
+        {name: np.shape(value) for name, value in flatten_dict({part: tree[part] for part in parts}, sep="/").items()}
+        for tree in (parts, params)
+    ]
+    if unlike := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
         raise UserError(
             f"expected init-decoder-from with the decoder of the model to train, {start.config.name!r} differs in "
             f"{unlike}"

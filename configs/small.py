@@ -52,7 +52,7 @@ def get_config() -> TrainConfig:
             min_area=24,
         ),
         prompts=PromptConfig(point_rounds=1, refine_rounds=0, box_probability=0.4),
-        loss=LossConfig(size=128, iou_of_all_masks=True),
+        loss=LossConfig(size=128, iou_of_all_masks=True, single_mask_first=True),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             warmup_steps=200,

@@ -18,6 +18,6 @@ def get_config() -> TrainConfig:
         init_from=None,
         model=config.model.with_image_size(256),
         data=dataclasses.replace(config.data, batch_size=8, scale_range=(1.0, 2.5)),
-        prompts=PromptConfig(point_rounds=0, refine_rounds=0, box_probability=0.4),
+        prompts=PromptConfig(point_rounds=1, refine_rounds=0, box_probability=0.4),
         loss=dataclasses.replace(config.loss, size=64),
     )

@@ -396,6 +396,7 @@ class LossConfig:
     focal_alpha: float = 0.25  # weight of foreground pixels in the focal loss; background pixels have 1 - this
     focal_gamma: float = 2.0  # exponent of the focal loss
     iou_of_all_masks: bool = False  # learn the predicted IoU of every mask, as SAM 2, and not of the best alone
+    single_mask_first: bool = False  # the single mask learns from first prompts too, as from those of later rounds
     size: int = 1024  # side at which logits and target masks are compared, pixels; the input frame scaled
 
 

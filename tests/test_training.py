@@ -7,11 +7,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cases.models import SMALL
 from cases.training import make_batch, make_config, start
-from sam_jax.config import LossConfig, OptimizerConfig
+from sam_jax.config import LossConfig, OptimizerConfig, PromptConfig
 from sam_jax.modeling import init_params
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.losses import dice_loss, focal_loss, mask_iou, segmentation_loss
@@ -153,6 +154,7 @@ def test_positions_resize_to_a_larger_image_and_refuse_another_model():
     expected = jax.eval_shape(functools.partial(init_params, large), jax.random.key(0))
     resized = resize_positions(params, SMALL, large)
     assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, expected)
+    assert resized["prompt_encoder"] is params["prompt_encoder"]  # positions of prompts are fractions of the frame
     deeper = dataclasses.replace(SMALL.encoder, depth=4)
     with pytest.raises(ValueError, match=r"encoder\.depth"):
         resize_positions(params, SMALL, dataclasses.replace(SMALL, encoder=deeper))
@@ -173,3 +175,31 @@ def test_gradients_reach_every_parameter_but_the_fourier_matrix():
     unchosen = {name for name in silent if re.search("hypernetworks_mlps_[123]", name)}  # never the best of three here
     assert silent - unchosen == {"['prompt_encoder']['pe_layer']['positional_encoding_gaussian_matrix']"}
     assert len(unchosen) < 3 * 6
+
+
+def test_the_single_mask_can_learn_from_first_prompts_too():
+    """Alone it learns from later rounds only. What the first round reports, and its three masks' gradients, stay."""
+    batch, params = make_batch(), init_params(SMALL, jax.random.key(0))
+
+    def run(single_mask_first):
+        config = make_config(
+            prompts=PromptConfig(point_rounds=0, refine_rounds=0),
+            loss=LossConfig(size=32, single_mask_first=single_mask_first),
+        )
+
+        def loss(params):
+            terms = run_rounds(params, batch, jax.random.key(1), config, training=True).terms
+            return terms["loss"].sum(), terms
+
+        grads, terms = jax.jit(jax.grad(loss, has_aux=True))(params)
+        decoder = grads["mask_decoder"]
+        norms = {i: optax.tree.norm(decoder[f"output_hypernetworks_mlps_{i}"]) for i in range(4)}
+        return norms, terms
+
+    (without, terms), (with_single, more) = run(False), run(True)
+    assert without[0] == 0 < with_single[0]
+    for i in (1, 2, 3):
+        np.testing.assert_allclose(with_single[i], without[i], rtol=1e-4)
+    for name in terms.keys() - {"loss"}:
+        np.testing.assert_allclose(more[name], terms[name], rtol=1e-5)
+    assert (more["loss"] > terms["loss"]).all()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from sam_jax.config import SamConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.encoders import encoder_of
@@ -14,9 +11,9 @@ from sam_jax.types import Params
 
 
 def resize_positions(params: Params, old: SamConfig, new: SamConfig) -> Params:
-    """Adapts what depends on the size of the input frame: the encoder's positions, and the prompts' Fourier matrix.
+    """Adapts what depends on the size of the input frame: the encoder's positions.
 
-    The Fourier matrix is scaled with the image, so that an offset of one pixel keeps its phase.
+    The positions of prompts are fractions of the frame, and stay what they are.
 
     Raises:
         UserError: the models differ in more than `image_size` (and name).
@@ -27,10 +24,7 @@ def resize_positions(params: Params, old: SamConfig, new: SamConfig) -> Params:
     if old.image_size == new.image_size:
         return params
     encoder = encoder_of(new.encoder).resize(params["image_encoder"], old.encoder, new.encoder)
-    prompt = dict(params["prompt_encoder"])
-    factor = new.image_size / old.image_size
-    prompt["pe_layer"] = jax.tree.map(lambda matrix: jnp.asarray(matrix) * factor, prompt["pe_layer"])
-    return params | {"image_encoder": encoder, "prompt_encoder": prompt}
+    return params | {"image_encoder": encoder}
 
 
 def _differences(old: SamConfig, new: SamConfig) -> list[str]:

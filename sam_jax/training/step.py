@@ -129,7 +129,8 @@ def run_rounds(
     """Encodes each image once and runs all rounds of prompts on it.
 
     Round 0 has one prompt and asks for three masks; of these the one with the highest predicted IoU is fed back. Every
-    later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask.
+    later round carries that mask's logits as a prompt, is hence no longer ambiguous, and asks for the single mask. With
+    `loss.single_mask_first` the first prompt asks for it too; that adds to the loss alone.
 
     With a CLIP the first prompt may be the embedding of the object, as of a text; it stays for the later rounds.
 
@@ -163,24 +164,31 @@ def run_rounds(
         )
 
     def decode(
-        prompts: Prompts, multimask_output: bool, round_key: Key[Array, ""]
+        prompts: Prompts, first: bool, round_key: Key[Array, ""]
     ) -> tuple[dict[str, Float[Array, "B Q"]], Float[Array, "B Q l l"]]:
+        single_too = first and config.loss.single_mask_first
         encoded = encode_prompts(params, prompts, model, dtype=dtype)
         prediction = decode_masks(
             params,
             embeddings,
             encoded,
             model,
-            multimask_output=multimask_output,
+            multimask_output=None if single_too else first,
             dtype=dtype,
             dropout=config.decoder_dropout,
             key=jax.random.fold_in(round_key, 1 + numbers[0]) if training else None,
         )
+        single_loss: Any = 0.0
+        if single_too:
+            single = jax.tree.map(lambda x: x[:, :, :1], prediction)
+            prediction = jax.tree.map(lambda x: x[:, :, 1:], prediction)
+            single_logits = resize_logits(single.low_res_logits, side)
+            single_loss, _ = segmentation_loss(single_logits, single.iou_predictions, truth, pixels, config.loss)
         trusted = jnp.argmax(prediction.iou_predictions, -1)[..., None, None, None]
         logits = resize_logits(prediction.low_res_logits, side)
         loss, terms = segmentation_loss(logits, prediction.iou_predictions, truth, pixels, config.loss)
         chosen = jnp.take_along_axis(prediction.low_res_logits, trusted, 2)[:, :, 0]
-        return terms | {"loss": loss}, chosen
+        return terms | {"loss": loss + single_loss}, chosen
 
     points, labels = draw_per_image(
         lambda key, part: first_prompts(key, part, model, config.prompts), prompt_key, numbers, batch
@@ -199,7 +207,7 @@ def run_rounds(
         labels = jnp.where(has_text[..., None], PAD, labels)
     first_key, later_key = jax.random.split(rounds_key)
     # Without remat what this round needs for its backward pass would wait until all later rounds have had theirs.
-    play_first: Callable = functools.partial(decode, multimask_output=True)
+    play_first: Callable = functools.partial(decode, first=True)
     play_first = jax.checkpoint(play_first) if remat else play_first
     first_terms, first_logits = play_first(Prompts(points, labels, **text), round_key=first_key)
     adds_point = round_schedule(schedule_key, config.prompts)

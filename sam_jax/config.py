@@ -360,9 +360,17 @@ class DataConfig:
     scale_range: tuple[float, float] = (1.0, 1.0)  # factors on the fitted image's size; above 1 it is cropped
     flip_probability: float = 0.0  # probability of a horizontal flip
     colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
+    mosaic_probability: float = 0.0  # probability that an image shares its frame with three others
+    copy_paste_probability: float = 0.0  # probability that an object of another image is pasted on an image
     workers: int = 1  # threads that prepare batches, in each process
     worker_processes: int = 0  # processes that prepare batches; 0: the training process does
     max_bad_fraction: float = 0.01  # fraction of the records that may be unusable before the run stops
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image looks different each time that it is drawn."""
+        chances = self.flip_probability, self.colour_jitter, self.mosaic_probability, self.copy_paste_probability
+        return self.scale_range != (1.0, 1.0) or any(chances)
 
 
 @dataclasses.dataclass(frozen=True)

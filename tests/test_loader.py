@@ -93,9 +93,10 @@ def test_processes_hold_consecutive_blocks_of_the_global_batch(source):
 
 
 def test_worker_processes_give_the_same_batches_and_states(tmp_path, source):
-    config = dataclasses.replace(CONFIG, worker_processes=2, workers=1)
+    composed = dataclasses.replace(CONFIG, mosaic_probability=0.5, copy_paste_probability=0.5)
+    config = dataclasses.replace(composed, worker_processes=2, workers=1)
     (tmp_path / "pictures" / "3.jpg").write_bytes(b"broken")
-    expected = take(loader(source), 4)
+    expected = take(loader(source, composed), 4)
     bad_records = BadRecords(1.0)
     iterator = loader(source, config, bad_records=bad_records)
     batches = take(iterator, 2)

@@ -1,19 +1,20 @@
-"""Turns an example into a row of a batch: scaled, cropped, flipped, with masks at the resolution of the loss."""
+"""Turns examples into rows of a batch: scaled, cropped, flipped, composed, with masks at the loss's resolution."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from sam_jax.config import DataConfig
-from sam_jax.data.examples import Example
-from sam_jax.errors import BadRecord, UserError
-from sam_jax.ops.resample import Patch, resample_runs
-from sam_jax.ops.rle import counts_from_rle
+from sam_jax.data.composition import Pasted, draw_example, draw_mosaic, paste_object, what_is_left
+from sam_jax.data.examples import Example, Source
+from sam_jax.data.views import Area, View, draw_view, read_counts
+from sam_jax.errors import BadRecord
+from sam_jax.ops.resample import Patch
 from sam_jax.types import Batch
 
 
@@ -33,6 +34,7 @@ def prepare_example(
     config: DataConfig,
     loss_size: int,
     augment: bool,
+    others: Source = (),
 ) -> Row:
     """Returns an example's scaled, cropped, flipped image, and up to `masks_per_image` of its masks, drawn uniformly.
 
@@ -40,69 +42,78 @@ def prepare_example(
     decoded at full size: JPEG's own reduction would be faster and give other pixels. Masks are drawn first, and only
     those go from their run lengths to the loss's resolution (`resample_runs`).
 
+    With the probabilities of the config the image is one part of a mosaic, and an object of another image is pasted on
+    it. If another image cannot be used, the example comes alone; what is wrong there counts when it is drawn itself.
+
     Args:
-        rng: draws the scale, the crop, the flip, the colours and the masks.
+        rng: draws the scale, the crop, the flip, the colours, the masks, and what comes from other examples.
         image_size: side of the input frame, pixels.
         loss_size: side of the masks, pixels; the input frame scaled.
         augment: False fits the whole image into the frame, unflipped and in its own colours.
+        others: the examples that mosaics and pasted objects are drawn from; none: there are neither.
 
     Raises:
         BadRecord: the image or a mask cannot be read, or they have different sizes.
     """
-    side, Q = image_size, config.masks_per_image
-    H, W = example.size
-    if H < 1 or W < 1:
-        raise BadRecord("image without pixels", example.where)
-    scale = rng.uniform(*config.scale_range) if augment else 1.0
-    scale *= side / max(H, W)
-    # The window of the original that fills the frame, and its size in the frame.
-    window_h, window_w = min(H, side / scale), min(W, side / scale)
-    x0, y0 = rng.uniform(0, W - window_w), rng.uniform(0, H - window_h)
-    h, w = (max(1, min(side, int(length * scale + 0.5))) for length in (window_h, window_w))
-    flip = augment and rng.random() < config.flip_probability
+    frame = Area(0, 0, image_size, image_size)
 
-    box = (x0, y0, x0 + window_w, y0 + window_h)
-    resized: np.ndarray = np.asarray(example.pil_image().resize((w, h), Image.Resampling.BILINEAR, box=box))
-    if augment and config.colour_jitter:
-        contrast, brightness = 1 + rng.uniform(-1, 1, 2) * config.colour_jitter
-        mean = resized.mean()
-        resized = np.clip((resized - mean) * contrast + mean * brightness, 0, 255).astype(np.uint8)
-    canvas = np.zeros((side, side, 3), np.uint8)
-    canvas[:h, :w] = resized[:, ::-1] if flip else resized
+    def compose(mosaic: bool, paste: bool) -> Row:
+        views = (
+            draw_mosaic(example, others, rng, image_size, loss_size, config)
+            if mosaic
+            else [draw_view(example, rng, frame, config, augment=augment)]
+        )
+        canvas = np.zeros((image_size, image_size, 3), np.uint8)
+        for view in views:
+            (top, left, h, w), jitter = view.area, config.colour_jitter if augment else 0.0
+            canvas[top : top + h, left : left + w] = view.image(rng, jitter)
+        size = max(view.area.top + view.area.h for view in views), max(view.area.left + view.area.w for view in views)
+        pasted = paste_object(canvas, size, draw_example(others, rng), rng, loss_size, config) if paste else None
+        return _with_masks(canvas, size, views, pasted, rng, config, loss_size)
 
-    to_loss = loss_size / side
-    loss_h, loss_w = (max(1, int(length * to_loss + 0.5)) for length in (h, w))
-    patches: list[Patch] = []
-    boxes: list[np.ndarray] = []
-    for index in rng.permutation(len(example.masks)):
+    mosaic, paste = (
+        bool(augment and len(others) and probability) and rng.random() < probability
+        for probability in (config.mosaic_probability, config.copy_paste_probability)
+    )
+    if mosaic or paste:
+        with contextlib.suppress(BadRecord):  # of another example, or of this one: alone it raises it again
+            return compose(mosaic, paste)
+    return compose(False, False)
+
+
+def _with_masks(
+    canvas: UInt8[np.ndarray, "S S 3"],
+    size: tuple[int, int],
+    views: Sequence[View],
+    pasted: Pasted | None,
+    rng: np.random.Generator,
+    config: DataConfig,
+    loss_size: int,
+) -> Row:
+    """Draws the masks of a finished image: what was pasted on it, and of all others uniformly."""
+    Q, to_loss = config.masks_per_image, loss_size / len(canvas)
+    patches = [pasted.patch] if pasted is not None else []
+    candidates = [(view, index) for view in views for index in range(len(view.example.masks))]
+    for chosen in rng.permutation(len(candidates)):
         if len(patches) == Q:
             break
-        rle = example.masks[index]
-        if tuple(rle["size"]) != example.size:
-            raise BadRecord("masks of another size", example.where, f"{rle['size']} in an image of {example.size}")
-        try:
-            counts = counts_from_rle(rle)
-        except UserError as error:
-            raise BadRecord("run lengths cannot be read", example.where, error) from error
+        view, index = candidates[chosen]
+        counts, (H, W) = read_counts(view.example, index), view.example.size
         if not config.min_original_area <= counts[1::2].sum() <= config.max_area_fraction * H * W:
             continue
-        found = resample_runs(counts, example.size, (x0, y0), 1 / (scale * to_loss), (loss_h, loss_w))
-        if found is None:
+        patch = view.patch(counts, to_loss)
+        if patch is None or patch.mask.sum() / to_loss**2 > config.max_area_fraction * view.area.h * view.area.w:
             continue
-        mask, top, left = found
-        area = mask.sum() / to_loss**2
-        if area < config.min_area or area > config.max_area_fraction * h * w:
-            continue
-        rows, columns = mask.shape
-        if flip:
-            mask, left = mask[:, ::-1], loss_w - left - columns
-        patches.append(Patch(mask, top, left))
-        edges = np.array([left, top, left + columns, top + rows]) / to_loss
-        boxes.append(edges - np.array([0.0, 0.0, 1.0, 1.0]))  # inclusive pixel indices of the input frame
+        if pasted is not None:
+            patch = what_is_left(patch, pasted.covered)
+        if patch is not None and patch.mask.sum() / to_loss**2 >= config.min_area:
+            patches.append(patch)
     if config.repeat_masks and patches:
-        times = -(-Q // len(patches))
-        patches, boxes = (patches * times)[:Q], (boxes * times)[:Q]
-    return Row(canvas, (h, w), tuple(patches), np.array(boxes, np.float32).reshape(-1, 4))
+        patches = (patches * -(-Q // len(patches)))[:Q]
+    boxes = [(left, top, left + mask.shape[1], top + mask.shape[0]) for mask, top, left in patches]
+    # Inclusive pixel indices of the input frame.
+    edges = np.array(boxes, np.float64).reshape(-1, 4) / to_loss - np.array([0.0, 0.0, 1.0, 1.0])
+    return Row(canvas, size, tuple(patches), edges.astype(np.float32))
 
 
 def empty_row(image_size: int) -> Row:

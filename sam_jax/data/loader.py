@@ -77,7 +77,7 @@ def make_loader(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_Prepare(model, config, loss_size, augment, embeddings))
+        .random_map(_Prepare(source, model, config, loss_size, augment, embeddings))
         .batch(
             config.batch_size // process_count,
             drop_remainder=True,
@@ -158,6 +158,7 @@ class _Guarded:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
+    source: Source
     model: SamConfig | EncoderConfig
     config: DataConfig
     loss_size: int
@@ -169,7 +170,8 @@ class _Prepare:
         try:
             if isinstance(record, BadRecord):
                 raise record
-            row = prepare_example(record, rng, self.model.image_size, self.config, self.loss_size, self.augment)
+            args = self.model.image_size, self.config, self.loss_size, self.augment
+            row = prepare_example(record, rng, *args, others=self.source)
             problem: BadRecord | None = None
         except BadRecord as error:
             row = empty_row(self.model.image_size)

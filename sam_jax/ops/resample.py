@@ -47,7 +47,7 @@ def resample_runs(
         return None
     if step >= 1:
         found = _cover(column, first, end, size, origin, step, shape)
-        return None if found is None else _trim(found[0] > 0.5, found[1], found[2])
+        return None if found is None else trim_mask(found[0] > 0.5, found[1], found[2])
     # One more pixel of the original around the window, for the interpolation.
     (H, W), (x, y), (h, w) = size, origin, shape
     x0, y0 = max(int(x) - 1, 0), max(int(y) - 1, 0)
@@ -66,7 +66,7 @@ def resample_runs(
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return _trim(warped > 0.5, 0, 0)
+    return trim_mask(warped > 0.5, 0, 0)
 
 
 def _segments(
@@ -134,8 +134,8 @@ def _cover(
     return cover[: rows - 1, : columns - 1], top, leftmost
 
 
-def _trim(mask: Bool[np.ndarray, "h w"], top: int, left: int) -> Patch | None:
-    """Cuts off the empty rows and columns around a mask."""
+def trim_mask(mask: Bool[np.ndarray, "h w"], top: int, left: int) -> Patch | None:
+    """Cuts off the empty rows and columns of a mask whose corner lies at (left, top); None if all of it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

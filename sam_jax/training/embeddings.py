@@ -34,10 +34,10 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
         ValueError: the config changes images from step to step.
     """
     data = config.data
-    if data.scale_range != (1.0, 1.0) or data.flip_probability or data.colour_jitter:
+    if data.augments:
         raise UserError(
-            "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability "
-            "or data.colour-jitter; leave them out, or the cache"
+            "expected images as they are with finetune.cache-embeddings, got data.scale-range, data.flip-probability, "
+            "data.colour-jitter, data.mosaic-probability or data.copy-paste-probability; leave them out, or the cache"
         )
     make_folder(folder)
     todo = [i for i in shard_by_process(range(len(source))) if not embedding_file(folder, i).exists()]

@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 
 .PHONY: demo demo-everything test lint types unit slow eval-tiny bench clean
 
-demo: $(VENV)/installed  ## objects cut out of a photograph, into demo_output/
+demo: $(VENV)/installed  ## objects cut out of photographs, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
 
-demo-everything: $(VENV)/installed  ## all masks of the same photograph, into demo_output/everything/
-	$(BIN)/sam-jax everything sam_jax/assets/demo.jpg --out demo_output/everything --format overlay
+demo-everything: $(VENV)/installed  ## all masks of the same photographs, into demo_output/everything/
+	$(BIN)/sam-jax everything sam_jax/assets/demo --out demo_output/everything --format overlay
 
 test: lint types unit  ## what CI runs
 

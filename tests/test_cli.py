@@ -67,13 +67,16 @@ def test_segment_writes_one_mask_when_asked_and_replaces_older_results(photo, ch
     assert not (tmp_path / "photo_mask_1.png").exists()
 
 
-def test_demo_cuts_every_object_it_names_out_of_the_photograph_in_the_package(checkpoint, tmp_path, capsys):
+def test_demo_cuts_every_object_it_names_out_of_the_photographs_in_the_package(checkpoint, tmp_path, capsys):
     assert run("demo", "--out", tmp_path, "--model", checkpoint) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "demo.png"), str(tmp_path / "demo.json")]
     content = json.loads((tmp_path / "demo.json").read_text())
-    assert [record["name"] for record in content["masks"]] == list(DEMO_PROMPTS)
+    named = [(record["image"], record["name"]) for record in content["masks"]]
+    assert named == [(image, name) for image, prompts in DEMO_PROMPTS.items() for name in prompts]
     height, width, _ = read_image(tmp_path / "demo.png").shape
-    assert [height, width // 3] == content["masks"][0]["segmentation"]["size"]  # image, masks, cut-outs in a row
+    H, W = content["masks"][0]["segmentation"]["size"]
+    assert height > (len(DEMO_PROMPTS) + 1) * H  # a row for each photograph, and one for the masks of one click
+    assert width > 3 * W  # prompts, masks, cut-outs
 
 
 def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoint, tmp_path, capsys):

@@ -15,7 +15,7 @@ from cases.models import SMALL
 from sam_jax import Prompt
 from sam_jax.data.images import read_image
 from sam_jax.ops import transforms
-from sam_jax.ops.draw import draw_masks
+from sam_jax.ops.draw import add_caption, cut_out, draw_masks
 from sam_jax.ops.masks import to_original_frame
 from sam_jax.ops.rle import coco_bbox, decode_rle, encode_rle, rle_area, sa1b_bbox
 from sam_jax.ops.transforms import as_rgb, fit_image, input_size
@@ -276,3 +276,20 @@ def test_prompts_are_drawn_foreground_green_background_red():
     drawn = draw_masks(np.zeros((60, 80, 3), np.uint8), [], [(20, 20), (60.4, 40.2)], [1, 0], [(2, 2, 77, 57)])
     for x, y, strongest in [(20, 20, 1), (60, 40, 0), (2, 30, 1)]:
         assert drawn[y, x].argmax() == strongest
+
+
+def test_a_cut_out_keeps_the_masks_pixels_and_leaves_white():
+    image = np.full((40, 60, 3), (10, 100, 200), np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 20:50] = True
+    result = cut_out(image, mask)
+    np.testing.assert_array_equal(result[14:26, 24:46], image[14:26, 24:46])
+    assert (result[:6] == 255).all()
+    assert (result[:, :16] == 255).all()
+
+
+def test_a_caption_stands_above_the_image():
+    image = np.full((40, 200, 3), 7, np.uint8)
+    result = add_caption(image, "cup 0.93")
+    np.testing.assert_array_equal(result[-40:], image)
+    assert result[:-40].min() < 100 < result[:-40].mean()

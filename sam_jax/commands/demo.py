@@ -1,31 +1,44 @@
-"""`sam-jax demo`: objects cut out of the package's own photograph."""
+"""`sam-jax demo`: objects cut out of the package's own photographs."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
-from sam_jax.ops.draw import draw_masks
+from sam_jax.ops.draw import add_caption, cut_out, draw_masks
 from sam_jax.prompting.prompts import Prompt
 
-# What the demonstration asks for, in pixels of assets/demo.jpg.
+if TYPE_CHECKING:
+    from sam_jax.predictor import SamPredictor
+
+
+def _click(x: int, y: int) -> Prompt:
+    return Prompt(points=np.array([[x, y]]), labels=np.array([1]))
+
+
+# What the demonstration asks for, in pixels of the photographs in assets/demo/.
 DEMO_PROMPTS = {
-    "apple": Prompt(
-        points=np.array([[238, 262], [238, 330]]), labels=np.array([1, 1]), box=np.array([150, 182, 330, 374])
-    ),
-    "left bananas": Prompt(box=np.array([68, 12, 226, 374])),
-    "right banana": Prompt(points=np.array([[385, 220], [330, 130]]), labels=np.array([1, 0])),
+    "kingfisher.jpg": {"kingfisher": _click(304, 172), "branch": _click(459, 287)},
+    "kitten.jpg": {"kitten": Prompt(box=np.array([180, 76, 418, 364]))},
+    "coffee.jpg": {
+        "cup": Prompt(box=np.array([172, 14, 412, 308])),
+        "spoon": Prompt(points=np.array([[360, 290]]), labels=np.array([1]), box=np.array([322, 64, 426, 328])),
+    },
 }
+# Is it the coffee, the cup, or the cup with its saucer?
+AMBIGUOUS = ("coffee.jpg", _click(287, 150))
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Cuts objects out of a photograph that comes with the package, with the embedded model."""
+    """Cuts objects out of photographs that come with the package, with the embedded model."""
 
     out: Path = Path("demo_output")
     """Folder for the results."""
@@ -33,33 +46,67 @@ class Demo:
     """Name or path of a checkpoint."""
 
     def run(self) -> None:
-        """Writes the photograph with its masks, and the masks as JSON."""
+        """Writes one image of the photographs with their prompts, masks and cut-outs, and the masks as JSON."""
         from sam_jax.checkpoints.hub import load_model
         from sam_jax.predictor import SamPredictor
 
-        with resources.as_file(resources.files("sam_jax") / "assets" / "demo.jpg") as path:
-            image = read_image(path)
         predictor = SamPredictor(load_model(self.model))
-        predictor.set_image(image)
-        result = predictor.predict_prompts(list(DEMO_PROMPTS.values()))
-        best = result.iou_predictions.argmax(-1)
-        masks = [result.masks[q, m] for q, m in enumerate(best)]
-        scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
-        asked = image
-        for prompt in DEMO_PROMPTS.values():
-            points = [] if prompt.points is None else [(x, y) for x, y in prompt.points.tolist()]
-            labels = [] if prompt.labels is None else prompt.labels.tolist()
-            boxes = [] if prompt.box is None else [tuple(prompt.box.tolist())]
-            asked = draw_masks(asked, [], points, labels, boxes)
-        drawn = draw_masks(image, masks)
-        cut_out = np.where(np.any(masks, 0)[..., None], image, 255).astype(np.uint8)
-        records = zip(DEMO_PROMPTS, mask_records(masks, scores), strict=True)
-        files = {
-            "demo.png": np.concatenate([asked, drawn, cut_out], 1),
-            "demo.json": {
-                "picture": "demo.jpg",
-                "model": self.model,
-                "masks": [{"name": name} | record for name, record in records],
-            },
-        }
+        rows, records = [], []
+        for file_name, prompts in DEMO_PROMPTS.items():
+            image = _photograph(file_name)
+            predictor.set_image(image)
+            result = predictor.predict_prompts(list(prompts.values()))
+            best = result.iou_predictions.argmax(-1)
+            masks = [result.masks[q, m] for q, m in enumerate(best)]
+            scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
+            named = [f"{name} {score:.2f}" for name, score in zip(prompts, scores, strict=True)]
+            rows.append(
+                [
+                    add_caption(_draw_prompts(image, prompts.values()), f"Prompts: {', '.join(prompts)}"),
+                    add_caption(draw_masks(image, masks), f"Masks, predicted IoU: {', '.join(named)}"),
+                    add_caption(cut_out(image, np.any(masks, 0)), "Cut out"),
+                ]
+            )
+            records += [
+                {"image": file_name, "name": name} | record
+                for name, record in zip(prompts, mask_records(masks, scores), strict=True)
+            ]
+        rows.append(_three_answers(predictor, *AMBIGUOUS))
+        files = {"demo.png": _tile(rows), "demo.json": {"model": self.model, "masks": records}}
         write_files(self.out, files)
+
+
+def _photograph(file_name: str) -> np.ndarray:
+    with resources.as_file(resources.files("sam_jax") / "assets" / "demo" / file_name) as path:
+        return read_image(path)
+
+
+def _draw_prompts(image: np.ndarray, prompts: Iterable[Prompt], masks: Sequence[np.ndarray] = ()) -> np.ndarray:
+    points: list[list[float]] = []
+    labels: list[int] = []
+    boxes: list[list[float]] = []
+    for prompt in prompts:
+        points += [] if prompt.points is None else prompt.points.tolist()
+        labels += [] if prompt.labels is None else prompt.labels.tolist()
+        boxes += [] if prompt.box is None else [prompt.box.tolist()]
+    return draw_masks(image, masks, points, labels, boxes)
+
+
+def _three_answers(predictor: SamPredictor, file_name: str, prompt: Prompt) -> list[np.ndarray]:
+    """Returns the masks that the model gives to a click that can mean several things, the smallest first."""
+    image = _photograph(file_name)
+    predictor.set_image(image)
+    masks, scores, _ = predictor.predict(prompt.points, prompt.labels)
+    return [
+        add_caption(
+            _draw_prompts(image, [prompt], [masks[m]]), f"One click, mask {i} of {len(masks)}: {float(scores[m]):.2f}"
+        )
+        for i, m in enumerate(masks.sum((1, 2)).argsort(kind="stable"), 1)
+    ]
+
+
+def _tile(rows: Sequence[Sequence[np.ndarray]], gap: int = 10) -> np.ndarray:
+    """Returns images of one size as rows of one image, with white between them."""
+    edge = ((gap, 0), (gap, 0), (0, 0))
+    lines = [np.concatenate([np.pad(image, edge, constant_values=255) for image in row], 1) for row in rows]
+    return np.pad(np.concatenate(lines), ((0, gap), (0, gap), (0, 0)), constant_values=255)

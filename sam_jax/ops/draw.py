@@ -1,4 +1,4 @@
-"""Draws masks and prompts over an image."""
+"""Draws masks and prompts over an image, cuts masks out of it, and writes captions over it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from sam_jax.ops.rle import Rle, coco_bbox, decode_rle, rle_area
 
@@ -26,7 +27,7 @@ def draw_masks(
     boxes: Sequence[Sequence[float]] = (),
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draws each mask in a colour of its own with a white outline, and the prompts over them.
+    """Draws each mask in a colour of its own with a thin white outline, and the prompts over them.
 
     Args:
         image: RGB.
@@ -42,12 +43,13 @@ def draw_masks(
     for i, mask in enumerate(masks):
         canvas[mask] = (1 - opacity) * canvas[mask] + opacity * COLOURS[i % len(COLOURS)]
     result = np.ascontiguousarray(np.round(canvas).astype(np.uint8))
-    line = max(1, round(max(image.shape[:2]) / 400))
+    side = max(image.shape[:2])
     for mask in masks:
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(result, contours, -1, WHITE, line, cv2.LINE_AA)
+        cv2.drawContours(result, contours, -1, WHITE, max(1, round(side / 800)), cv2.LINE_AA)
+    line = max(1, round(side / 400))
     for x0, y0, x1, y1 in boxes:
-        cv2.rectangle(result, (round(x0), round(y0)), (round(x1), round(y1)), GREEN, 2 * line)
+        cv2.rectangle(result, (round(x0), round(y0)), (round(x1), round(y1)), GREEN, line)
     for (x, y), label in zip(points, labels, strict=True):
         cv2.circle(result, (round(x), round(y)), 4 * line, GREEN if label else RED, -1, cv2.LINE_AA)
         cv2.circle(result, (round(x), round(y)), 4 * line, WHITE, line, cv2.LINE_AA)
@@ -78,3 +80,16 @@ def draw_everything(
     result = cv2.addWeighted(image, 1 - opacity, layer, opacity, 0)
     line = max(1, round(max(image.shape[:2]) / 800))
     return cv2.drawContours(result, outlines, -1, WHITE, line, cv2.LINE_AA)
+
+
+def cut_out(image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a mask's part of an image on white; its edge is soft, so that steps from pixel to pixel do not show."""
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.8)[..., None]
+    return np.round(opacity * image + (1 - opacity) * np.float32(255)).astype(np.uint8)
+
+
+def add_caption(image: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarray, "H+30 W 3"]:
+    """Returns an image with a line of text on white above it."""
+    banner = Image.new("RGB", (image.shape[1], 30), WHITE)
+    ImageDraw.Draw(banner).text((2, 4), text, (0, 0, 0), ImageFont.load_default(18))
+    return np.concatenate([np.asarray(banner), image])

@@ -15,11 +15,13 @@ from sam_jax.evals.bsds import (
     count_matches,
     find_edge_maps,
     find_ground_truth,
+    ods_interval,
     read_boundaries,
     read_edge_map,
     score_counts,
     score_folder,
 )
+from sam_jax.evals.intervals import draw_images, percentile_interval
 
 
 def drawing(*rows: str) -> np.ndarray:
@@ -156,6 +158,16 @@ def test_scores_by_hand():
     assert both.ois == pytest.approx(2 * (16 / 18) * (16 / 20) / (16 / 18 + 16 / 20))
     with pytest.raises(ValueError, match="at least one image"):
         score_counts(np.zeros((0, 3, 4), int))
+
+
+def test_the_interval_of_ods_is_that_of_the_score_over_drawn_images(monkeypatch):
+    rng = np.random.default_rng(0)
+    maps, ground_truths = rng.random((5, 12, 12)), rng.random((5, 2, 12, 12)) < 0.2
+    counts = np.stack([count_matches(*image) for image in zip(maps, ground_truths, strict=True)])
+    draws = draw_images(len(counts))[:30]
+    monkeypatch.setattr("sam_jax.evals.bsds.draw_images", lambda count: draws)
+    scores = np.array([score_counts(np.repeat(counts, times, axis=0)).ods for times in draws])
+    assert ods_interval(counts) == pytest.approx(percentile_interval(scores))
 
 
 @pytest.fixture

@@ -54,9 +54,13 @@ def test_a_perfect_method_scores_one_and_an_empty_one_nothing(tmp_path, name, ex
     for record in records:
         assert record["iou"] == [expected] * 3
         assert record["best"] == expected
-    assert summarize(add(records)) == {"masks": 2} | dict.fromkeys(
-        ("best@1", "iou@1", "iou@2", "iou@3"), 100 * expected
-    )
+    names = ("best@1", "iou@1", "iou@2", "iou@3")
+    assert summarize([add(records)]) == {
+        "masks": 2,
+        "gap@1": 0,
+        **dict.fromkeys(names, 100 * expected),
+        "intervals": {"gap@1": [0, 0]} | dict.fromkeys(names, [100 * expected] * 2),
+    }
 
 
 class Scripted:
@@ -89,7 +93,8 @@ def test_clicks_on_a_few_pixels_by_hand(tmp_path):
         [([(5, 5), (6, 4)], [1, 1])],  # the missed half, x 6..7: radius 1 everywhere, the first pixel
         [([(5, 5), (6, 4), (8, 4)], [1, 1, 0])],  # the wrong part, x 8..9
     ]
-    assert summarize(add([record]))["best@1"] == 100
+    summary = summarize([add([record])])
+    assert (summary["best@1"], summary["iou@1"], summary["gap@1"]) == (100, 50, 50)
 
 
 def test_an_object_that_is_good_enough_gets_no_further_click(tmp_path):
@@ -192,8 +197,10 @@ def test_model_and_baseline_run_end_to_end_and_a_missing_set_is_left_out(config,
     assert sam["masks"] == 6
     assert 0 <= sam["iou@3"] <= 100
     assert sam["best@1"] >= sam["iou@1"]
-    assert f"| synthetic | sam | 6 | {sam['best@1']:.1f} |" in report.table
-    assert "| mean of the paper's 23 | SAM ViT-H |  |  | 58.1 |  |  | 81.3 |  | published |" in report.table
+    low, high = sam["intervals"]["best@1"]
+    assert low <= sam["best@1"] <= high
+    assert f"| synthetic | sam | 6 | {sam['best@1']:.1f} [{low:.1f}, {high:.1f}] |" in report.table
+    assert "| mean of the paper's 23 | SAM ViT-H |  |  | 58.1 |  |  |  | 81.3 |  | published |" in report.table
     _, lines = read_records(config.out / "sam.jsonl")
     assert np.mean([r["iou"][2] for line in lines for r in line["masks"]]) * 100 == pytest.approx(sam["iou@3"])
 

@@ -12,7 +12,16 @@ from pycocotools.cocoeval import COCOeval
 from cases.lvis import RECORDED, SIZE, write_case
 from sam_jax.evals.ground_truth import read_ground_truth
 from sam_jax.evals.instances import match_image
-from sam_jax.evals.mask_scores import AREA_RANGES, MaskEval, RecallCounts, average_precision, count_found
+from sam_jax.evals.intervals import RESAMPLES, draw_images, percentile_interval
+from sam_jax.evals.mask_scores import (
+    AREA_RANGES,
+    MaskEval,
+    RecallCounts,
+    average_precision,
+    average_precision_interval,
+    count_found,
+    recall_interval,
+)
 from sam_jax.evals.result_files import read_results
 from sam_jax.ops.rle import encode_rle
 
@@ -166,6 +175,37 @@ def test_a_thousand_proposals_are_scored_as_by_pycocotools(tmp_path):
     )
     expected = original(ground_truth_file, result_file, (10, 100, 1000), use_categories=False).eval["recall"]
     assert list(recall.average("all").values()) == pytest.approx(expected[:, 0, 0].mean(0), rel=1e-12)
+
+
+def test_intervals_are_those_of_the_metrics_over_drawn_images(tmp_path, monkeypatch):
+    ground_truth_file, result_file = write_case(tmp_path, num_images=6, seed=3)
+    scored = [r | {"score": i / 1000} for i, r in enumerate(json.loads(result_file.read_text()))]  # no two alike
+    result_file.write_text(json.dumps(scored))
+    ground_truth = read_ground_truth(ground_truth_file)
+    results = read_results(result_file, ground_truth, "segmentation")
+    images = list(ground_truth.images.values())
+    matches = [match_image(image, results[image.id], (1, 300), federated=True) for image in images]
+    counts = [count_found(image.objects(), results[image.id], ground_truth.frequencies, (1, 3)) for image in images]
+    draws = draw_images(len(images))
+    assert draws.shape == (RESAMPLES, len(images))
+    assert (draws.sum(1) == len(images)).all()
+    draws = draws[:40]
+    monkeypatch.setattr("sam_jax.evals.mask_scores.draw_images", lambda count: draws)
+    monkeypatch.setattr("sam_jax.evals.intervals.draw_images", lambda count: draws)
+
+    def repeated(items, times):
+        return [item for item, n in zip(items, times, strict=True) for _ in range(n)]
+
+    precisions = [
+        average_precision(repeated(matches, times), ground_truth.categories, {}, (1, 300))["AP"] for times in draws
+    ]
+    expected = percentile_interval(np.array(precisions, float))
+    assert average_precision_interval(matches, ground_truth.categories) == pytest.approx(expected, rel=1e-12)
+    assert expected[0] < average_precision(matches, ground_truth.categories, {}, (1, 300))["AP"] < expected[1]
+    for part in ("all", "large", "rare"):
+        recalls = [RecallCounts.sum(repeated(counts, times), (1, 3)).average(part)["AR@3"] for times in draws]
+        expected = percentile_interval(np.array(recalls, float))
+        assert recall_interval(counts, part, 3) == pytest.approx(expected, rel=1e-12)
 
 
 def test_objects_of_an_image_keep_the_size_of_the_file(tmp_path):

@@ -57,8 +57,9 @@ def test_clicks_are_counted_from_the_first_and_at_most_all():
     assert clicks_needed([0.5, 0.85, 0.84, 0.9], 0.85) == 2
     assert clicks_needed([0.5, 0.85], 0.9) is None
     objects = [{"iou": [0.8, 0.9, 0.9]}, {"iou": [0.1, 0.82, 0.87]}]
-    summary = summarize(sum_counts(map(count_clicks, objects)), most=3)
+    summary = summarize([sum_counts([count_clicks(record)]) for record in objects], most=3)
     assert (summary["noc@80"], summary["noc@85"], summary["noc@90"]) == (1.5, 2.5, 2.5)
+    assert summary["intervals"]["noc@80"] == [1, 2]
     assert (summary["failed@80"], summary["failed@85"], summary["failed@90"]) == (0, 0, 1)
 
 
@@ -91,7 +92,10 @@ def test_an_evaluation_by_hand_stops_at_the_highest_target_and_ignores_the_void(
     assert [growing[f"noc@{t}"] for t in (80, 85, 90)] == [2, 2, 3]
     assert [stuck[f"noc@{t}"] for t in (80, 85, 90)] == [1, 1, 20]
     assert (growing["failed@90"], stuck["failed@90"], stuck["masks"]) == (0, 2, 2)
-    assert "| GrabCut | stuck | 2 | 1.00 | 1.00 | 20.00 | 0 | 0 | 2 | measured |" in report.table
+    row = (
+        "| GrabCut | stuck | 2 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 20.00 [20.00, 20.00] | 0 | 0 | 2 | measured |"
+    )
+    assert row in report.table
     assert "| GrabCut | RITM HRNet32, COCO+LVIS | | | 1.46 | 1.56 | | | | published |" in report.table
     assert "- growing, GrabCut: no mask: " in report.table
     assert "Get Berkeley from the release page" in report.table

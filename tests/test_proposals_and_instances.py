@@ -183,7 +183,18 @@ def test_more_boxes_than_the_decoder_takes_at_once_keep_their_order(model, monke
 def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(data, monkeypatch, capsys):
     config = instances_config(data, methods=("box",))
     report = config.evaluate()
-    assert report.results["box"]["mIoU"] > 0.5  # the objects are ellipses: pi / 4 where nothing is cut off
+    box = report.results["box"]
+    assert box["mIoU"] > 0.5  # the objects are ellipses: pi / 4 where nothing is cut off
+    for figure in ("AP", "mIoU"):
+        low, high = box["intervals"][figure]
+        assert low <= box[figure] <= high
+        assert f"{100 * box[figure]:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in report.table
+    parts = [part for part in box["by_relative_size"].values() if part["objects"]]
+    assert len(parts) >= 2
+    assert sum(part["objects"] for part in parts) == len(json.loads(config.annotations.read_text())["annotations"])
+    assert np.average([part["mIoU"] for part in parts], weights=[part["objects"] for part in parts]) == pytest.approx(
+        box["mIoU"]
+    )
     merged = next((data / "out").glob("box-*.results.json"))
     ground_truth = read_ground_truth(config.annotations)
     results = read_results(merged, ground_truth, "segmentation")

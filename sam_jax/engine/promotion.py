@@ -84,10 +84,10 @@ def evaluate(store: Store, model: ModelVersion, held_out: DatasetVersion) -> Hel
     sample = sample_examples(Sa1bSource(pairs=list(pairs_of_folder(folder, None))), folder=folder)
     segmenter = SamSegmenter(load_model(load_name(store, model)))
     out = _records(store, model, held_out)
-    sums, _ = run_clicks(
+    counts, _ = run_clicks(
         segmenter, {"held out": sample}, ClickRules(1, "center"), out, {"sha256": held_out.sha256}, count_record
     )
-    summary = summarize(sums["held out"])
+    summary = summarize(counts["held out"])
     return HeldOutMetrics(held_out.number, round(summary["iou@1"], 4), summary["masks"])
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
+from sam_jax.evals.intervals import Interval, draw_images, percentile_interval
 from sam_jax.files import make_folder, read_bytes, read_json, write_atomically
 from sam_jax.parallel.gather import shard_by_process, sync_processes
 
@@ -175,14 +176,10 @@ def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRE
     if not len(counts):
         raise ValueError("expected the counts of at least one image, got none")
     precision, recall = precision_recall(counts.sum(0))
-    best, at, p_best, r_best = _f_measure(precision[0], recall[0]), thresholds[0], precision[0], recall[0]
-    steps = np.linspace(0, 1, 100)
-    for i in range(1, len(thresholds)):
-        p, r, t = (x[i] * steps + x[i - 1] * (1 - steps) for x in (precision, recall, thresholds))
-        f = _f_measure(p, r)
-        j = int(f.argmax())
-        if f[j] > best:
-            best, at, p_best, r_best = f[j], t[j], p[j], r[j]
+    curves = [_interpolate(values) for values in (precision, recall, thresholds)]
+    best = int(_f_measure(*curves[:2]).argmax())
+    p_best, r_best, at = (curve[best] for curve in curves)
+    ods = _f_measure(p_best, r_best)
 
     rows = [image[np.argmax(_f_measure(*precision_recall(image)))] for image in counts]
     ois = _f_measure(*precision_recall(np.sum(rows, axis=0)))
@@ -192,7 +189,23 @@ def score_counts(counts: Int[np.ndarray, "N K 4"], thresholds: np.ndarray = THRE
     ap = at_recall.sum() / 100 if len(recalls) > 1 else 0.0
     precisions, first = np.unique(precision, return_index=True)
     r50 = np.interp(max(precisions[0], 0.5), precisions, recall[first], right=0)
-    return BoundaryScores(*(float(x) for x in (best, at, p_best, r_best, ois, ap, r50)))
+    return BoundaryScores(*(float(x) for x in (ods, at, p_best, r_best, ois, ap, r50)))
+
+
+def ods_interval(counts: Int[np.ndarray, "N K 4"]) -> Interval | None:
+    """Returns the 95 % interval of ODS, whose threshold is chosen anew for each sample of the images."""
+    resampled = []
+    for draws in np.array_split(draw_images(len(counts)), 20):  # the curves of all samples would take half a gigabyte
+        precision, recall = precision_recall(np.tensordot(draws, counts, 1))
+        resampled.append(_f_measure(_interpolate(precision), _interpolate(recall)).max(-1))
+    return percentile_interval(np.concatenate(resampled))
+
+
+def _interpolate(values: Float[np.ndarray, "*R K"]) -> Float[np.ndarray, "*R P"]:
+    """Interpolates values of neighbouring thresholds linearly, in 100 steps."""
+    steps = np.linspace(0, 1, 100)
+    between = values[..., 1:, None] * steps + values[..., :-1, None] * (1 - steps)
+    return np.concatenate([values[..., :1], between.reshape(*values.shape[:-1], -1)], -1)
 
 
 def precision_recall(counts: Int[np.ndarray, "*K 4"]) -> tuple[np.ndarray, np.ndarray]:

@@ -111,7 +111,7 @@ def run_clicks(
     count: Callable[[MaskRecord], Counter[str]],
     *,
     workers: int = 2,
-) -> tuple[dict[str, Counter[str]], Problems]:
+) -> tuple[dict[str, list[Counter[str]]], Problems]:
     """Runs a click evaluation of one method on samples of datasets.
 
     Finished images are not computed again. Several processes divide the images among them.
@@ -119,11 +119,11 @@ def run_clicks(
     Args:
         out: folder of the records, which go to NAME.jsonl with the segmenter's name.
         protocol: what the records depend on besides the segmenter and the rules.
-        count: turns the record of a mask into integer counts, which are summed per dataset.
+        count: turns the record of a mask into integer counts, which are summed per image.
 
     Returns:
-        The summed counts and the problems of each dataset. They are the same in every process and for any number of
-        processes.
+        For each dataset the counts of every image that has a mask, and the problems. They are the same in every process
+        and for any number of processes.
 
     Raises:
         UserError: no image of any dataset can be used.
@@ -158,7 +158,7 @@ def run_clicks(
         first = next((p for rows in problems.values() for p in rows), "there is no mask")
         raise UserError(f"{segmenter.name}: no image could be evaluated; the first: {first}")
     return {
-        name: sum_counts(count(record) for key, line in lines.items() if key[0] == name for record in line["masks"])
+        name: [sum_counts(map(count, line["masks"])) for key, line in lines.items() if key[0] == name and line["masks"]]
         for name in samples
     }, {name: rows for name, rows in problems.items() if rows}
 

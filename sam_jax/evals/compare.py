@@ -11,11 +11,10 @@ import numpy as np
 
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.errors import UserError
+from sam_jax.evals.intervals import mean_interval
 from sam_jax.evals.records import ImageRecord, read_records
 from sam_jax.evals.report import EvalReport
 from sam_jax.files import make_folder, write_atomically
-
-RESAMPLES = 2000  # bootstrap samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +92,15 @@ def _by_mask(lines: Sequence[ImageRecord]) -> dict[tuple[str, str, int], dict]:
 
 def _difference(dataset: str, images: list[list[tuple[float, float]]]) -> DatasetDifference:
     values = 100 * np.array([pair for rows in images for pair in rows])
-    sums = 100 * np.array([sum(value for value, _ in rows) for rows in images])
-    counts = np.array([len(rows) for rows in images])
-    drawn = np.random.default_rng(0).integers(len(images), size=(RESAMPLES, len(images)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    interval = mean_interval([100 * sum(value for value, _ in rows) for rows in images], [len(rows) for rows in images])
+    assert interval, "every image has a mask"
+    low, high = interval
     return DatasetDifference(
         dataset,
         len(values),
         float(values[:, 0].mean()),
-        float(low),
-        float(high),
+        low,
+        high,
         float(values[:, 1].mean()),
         int((values[:, 0] > 0).sum()),
         int((values[:, 0] < 0).sum()),

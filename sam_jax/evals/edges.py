@@ -28,6 +28,7 @@ from sam_jax.evals.bsds import (
     THRESHOLDS,
     find_edge_maps,
     find_ground_truth,
+    ods_interval,
     precision_recall,
     score_counts,
     score_folder,
@@ -35,6 +36,7 @@ from sam_jax.evals.bsds import (
 )
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
+from sam_jax.evals.intervals import Interval, show_estimate
 from sam_jax.evals.report import EvalReport
 from sam_jax.files import make_folder, write_atomically
 from sam_jax.model import Sam, model_identity
@@ -172,7 +174,8 @@ class EdgesConfig:
                 scores = dict(score_counts(counts, np.zeros(1))._asdict())
                 scores |= dict.fromkeys(("threshold", "ois", "ap", "r50"))
             curve = {"precision": precision.tolist(), "recall": recall.tolist()}
-            results[label] = {"pictures": len(counts), **scores, "curve": curve}
+            intervals = {"ods": ods_interval(counts)}
+            results[label] = {"pictures": len(counts), **scores, "intervals": intervals, "curve": curve}
         plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
         title = f"Edges on BSDS500 {self.split}, {len(ground_truths)} images"
         return EvalReport(
@@ -241,10 +244,13 @@ def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:
     columns = ("ods", "ois", "ap", "r50")
     lines = ["| method | ODS | OIS | AP | R50 | |", "|---|---|---|---|---|---|"]
     for label, result in results.items():
-        lines.append(f"| {label} | {_cells(result[c] for c in columns)} | measured, {result['pictures']} images |")
-    lines += [f"| {label} | {_cells(values)} | published |" for label, values in PUBLISHED.items()]
+        cells = _cells([result[c] for c in columns], [result["intervals"].get(c) for c in columns])
+        lines.append(f"| {label} | {cells} | measured, {result['pictures']} images |")
+    lines += [f"| {label} | {_cells(values, [None] * 4)} | published |" for label, values in PUBLISHED.items()]
     return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
 
 
-def _cells(values: Iterable[float | None]) -> str:
-    return " | ".join("" if value is None else f"{value:.3f}" for value in values)
+def _cells(values: Iterable[float | None], intervals: Iterable[Interval | None]) -> str:
+    return " | ".join(
+        show_estimate(value, interval, digits=3) for value, interval in zip(values, intervals, strict=True)
+    )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pycocotools.mask
+from jaxtyping import Float
 from tqdm import tqdm
 
 from sam_jax.checkpoints.hub import load_detector, load_model
@@ -23,11 +24,13 @@ from sam_jax.detection.run import DetectionInput, detect_images
 from sam_jax.errors import UserError
 from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, read_ground_truth, shorten
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
-from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision
+from sam_jax.evals.intervals import mean_interval, show_estimate
+from sam_jax.evals.mask_scores import MaskEval, Matches, Result, average_precision, average_precision_interval
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
 from sam_jax.everything.box_masks import BoxSegmenter, FilledBox, SamBoxes
 from sam_jax.files import read_bytes
+from sam_jax.ops.rle import rle_area, rle_iou
 from sam_jax.parallel.gather import sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.prompting.prompts import Prompt
@@ -35,6 +38,12 @@ from sam_jax.prompting.prompts import Prompt
 COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
 LVIS_MAX_DETECTIONS = (300,)  # results per image
 METHODS = ("sam", "sam one pass", "box")
+RELATIVE_SIZES = {  # the part of its image that an object covers, from and below
+    "below 0.5 %": (0.0, 0.005),
+    "0.5 to 2 %": (0.005, 0.02),
+    "2 to 10 %": (0.02, 0.1),
+    "above 10 %": (0.1, np.inf),
+}
 OWN_MASKS = "detector"  # name of the row with the masks of the detector itself
 PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
     "ViTDet-H, COCO": (51.0, 32.0, 54.3, 68.9),
@@ -110,14 +119,18 @@ class InstancesConfig:
                 tasks = self._segment(method, ground_truth, boxes, boxes_digest, failures[method])
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
             max_detections = LVIS_MAX_DETECTIONS if ground_truth.federated else COCO_MAX_DETECTIONS
-            figures = average_precision(
-                [m for m, _ in scored], ground_truth.categories, ground_truth.frequencies, max_detections
-            )
-            ious = np.concatenate([ious for _, ious in scored])
+            matches = [matches for matches, _ in scored]
+            ious = [ious for _, ious in scored]
+            everything = mean_iou(ious)
             results[method] = {
                 "pictures": len(scored),
-                **figures,
-                "mIoU": float(ious.mean()) if len(ious) else None,
+                **average_precision(matches, ground_truth.categories, ground_truth.frequencies, max_detections),
+                "mIoU": everything["mIoU"],
+                "intervals": {
+                    "AP": average_precision_interval(matches, ground_truth.categories),
+                    "mIoU": everything["interval"],
+                },
+                "by_relative_size": {name: mean_iou(ious, *limits) for name, limits in RELATIVE_SIZES.items()},
                 "left_out": failures[method],
             }
         source = "masks" if self.results else "annotated boxes" if file is None else f"boxes of {self.detector or file}"
@@ -126,7 +139,8 @@ class InstancesConfig:
         )
         if self.class_agnostic:
             title += ", categories left aside"
-        return EvalReport(title, instances_table(results) + describe_failures(failures), results)
+        tables = instances_table(results) + relative_sizes_table(results)
+        return EvalReport(title, tables + describe_failures(failures), results)
 
     def _boxes(self, ground_truth: GroundTruth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
         """Returns the boxes of each image that can be prompts, best first."""
@@ -220,18 +234,43 @@ class _InstancesTask(NamedTuple):
     federated: bool
 
 
-def _score(task: _InstancesTask) -> tuple[Matches, np.ndarray]:
-    """Returns the matches of an image, and the IoU of each mask with the object whose box was its prompt."""
+def _score(task: _InstancesTask) -> tuple[Matches, Float[np.ndarray, "n 2"]]:
+    """Returns the matches of an image, and for each mask whose prompt was an object's box its IoU with that object.
+
+    Beside the IoU stands the part of the image that the object covers.
+    """
     results = task.results if isinstance(task.results, list) else read_image_results(task.results)
     check_mask_sizes(results, task.image)
     ground_truths = {o["id"]: o["segmentation"] for o in task.image.objects()}
-    ious = [
-        pycocotools.mask.iou([result["segmentation"]], [ground_truths[result["truth_id"]]], [0])[0, 0]
-        for result in results
-        if "truth_id" in result
-    ]
+    asked = [(ground_truths[result["truth_id"]], result) for result in results if "truth_id" in result]
+    H, W = task.image.size
+    ious = [(rle_iou(result["segmentation"], truth), rle_area(truth) / (H * W)) for truth, result in asked]
     max_detections = LVIS_MAX_DETECTIONS if task.federated else COCO_MAX_DETECTIONS
-    return match_image(task.image, results, max_detections, federated=task.federated), np.array(ious)
+    matches = match_image(task.image, results, max_detections, federated=task.federated)
+    return matches, np.array(ious, float).reshape(-1, 2)
+
+
+def mean_iou(
+    images: Sequence[Float[np.ndarray, "n 2"]], smallest: float = 0.0, largest: float = np.inf
+) -> dict[str, Any]:
+    """Averages the IoU of masks with the objects whose boxes were their prompts.
+
+    Args:
+        images: for each image the IoU of each mask, and the part of the image that its object covers.
+        smallest: objects that cover less are left out.
+        largest: objects that cover this or more are left out.
+
+    Returns:
+        Number of `objects`, `mIoU`, 0-1, and its 95 % `interval`; both are None without an object.
+    """
+    ious = [rows[(rows[:, 1] >= smallest) & (rows[:, 1] < largest), 0] for rows in images]
+    sums, counts = [float(rows.sum()) for rows in ious], [len(rows) for rows in ious]
+    objects = sum(counts)
+    return {
+        "objects": objects,
+        "mIoU": sum(sums) / objects if objects else None,
+        "interval": mean_interval(sums, counts),
+    }
 
 
 def match_image(
@@ -272,13 +311,27 @@ def instances_table(results: dict[str, dict[str, Any]]) -> str:
     columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "mIoU")
     lines = [f"| method | {' | '.join(columns)} | |", "|---" * (len(columns) + 2) + "|"]
 
-    def row(method: str, values: dict[str, float | None], factor: float, note: str) -> None:
-        cells = [values.get(column) for column in columns]
-        text = " | ".join("" if value is None else f"{factor * value:.1f}" for value in cells)
-        lines.append(f"| {method} | {text} | {note} |")
+    def row(method: str, values: dict[str, Any], factor: float, note: str) -> None:
+        intervals = values.get("intervals", {})
+        cells = [show_estimate(values.get(column), intervals.get(column), factor=factor) for column in columns]
+        lines.append(f"| {method} | {' | '.join(cells)} | {note} |")
 
     for method, result in results.items():
         row(method, result, 100, f"measured, {result['pictures']} images")
     for method, published in PUBLISHED.items():
         row(method, dict(zip(("AP", "APs", "APm", "APl"), published, strict=True)), 1, "published")
     return "\n".join(lines) + "\n"
+
+
+def relative_sizes_table(results: dict[str, dict[str, Any]]) -> str:
+    """Formats a Markdown table of mIoU by the part of the image that an object covers; '' without annotated boxes."""
+    rows = {method: result["by_relative_size"] for method, result in results.items() if result["mIoU"] is not None}
+    if not rows:
+        return ""
+    counts = {name: value["objects"] for name, value in next(iter(rows.values())).items()}
+    head = " | ".join(f"{name} of the image ({count})" for name, count in counts.items())
+    lines = [f"| mIoU of objects | {head} |", "|---" * (len(counts) + 1) + "|"]
+    for method, by_size in rows.items():
+        cells = [show_estimate(value["mIoU"], value["interval"], factor=100) for value in by_size.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"

@@ -25,6 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sam_jax.errors import MissingPackage
 from sam_jax.evals.ground_truth import ANY_CATEGORY, FREQUENCIES, AnnotatedObject
+from sam_jax.evals.intervals import Interval, draw_images, mean_interval, percentile_interval
 from sam_jax.ops.rle import rle_area
 
 try:
@@ -38,6 +39,7 @@ Matches = dict[Any, list[dict[str, Any]]]
 """The matches of one image: for each category and each area range, what `COCOeval.accumulate` takes."""
 
 AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
+RECALLS = np.linspace(0, 1, 101)  # where COCO takes the precision
 
 
 class MaskEval(COCOeval):
@@ -174,6 +176,13 @@ class RecallCounts(NamedTuple):
         return {f"AR@{n}": mean for n, mean in zip(self.max_detections, means, strict=True)}
 
 
+def recall_interval(counts: Sequence[RecallCounts], name: str, most: int) -> Interval | None:
+    """Returns the 95 % interval of AR@`most` of a subset, from the counts of each image; None if it has no object."""
+    objects = [one.objects.get(name, 0) for one in counts]
+    found = [one.found[name].mean(0)[one.max_detections.index(most)] if name in one.found else 0.0 for one in counts]
+    return mean_interval(found, objects)
+
+
 def count_found(
     objects: Sequence[AnnotatedObject],
     proposals: Sequence[Result],
@@ -232,3 +241,74 @@ def average_precision(
     figures |= {f"AR@{n}": recall[..., 0, i] for i, n in enumerate(evaluator.params.maxDets)}
     present = {name: values[values > -1] for name, values in figures.items()}
     return {name: float(values.mean()) if len(values) else None for name, values in present.items()}
+
+
+def average_precision_interval(gt_images: Sequence[Matches], categories: Iterable[int]) -> Interval | None:
+    """Returns the 95 % interval of the AP of `average_precision`; None if there is no object."""
+    draws = draw_images(len(gt_images))
+    total, present = np.zeros(len(draws)), np.zeros(len(draws))
+    for category in categories:
+        members = [i for i, gt_image in enumerate(gt_images) if category in gt_image]
+        if not members:
+            continue
+        of_all_areas = [gt_images[i][category][0] for i in members]
+        objects = draws[:, members] @ [np.count_nonzero(~one["gtIgnore"]) for one in of_all_areas]
+        scores = np.concatenate([one["dtScores"] for one in of_all_areas])
+        order = np.argsort(-scores, kind="stable")
+        image = np.repeat(members, [len(one["dtScores"]) for one in of_all_areas])[order]
+        matched, ignored = (
+            np.concatenate([one[field] for one in of_all_areas], axis=1)[:, order]
+            for field in ("dtMatches", "dtIgnore")
+        )
+        right, wrong = matched & ~ignored, ~matched & ~ignored
+        total += mean_precisions(draws, image, right, wrong, objects, RECALLS)
+        present += objects > 0
+    return percentile_interval(np.divide(total, present, out=np.full(len(draws), np.nan), where=present > 0))
+
+
+@numba.njit(nogil=True, cache=True)
+def mean_precisions(
+    draws: Int[np.ndarray, "R N"],
+    image: Int[np.ndarray, " D"],
+    right: Bool[np.ndarray, "T D"],
+    wrong: Bool[np.ndarray, "T D"],
+    objects: Int[np.ndarray, " R"],
+    recalls: Float[np.ndarray, " K"],
+) -> Float[np.ndarray, " R"]:
+    """Computes the AP of one category for samples of the images, as `COCOeval.accumulate` does for the images.
+
+    Args:
+        draws: how often each image is in each sample.
+        image: the image of each result; results are sorted by score, best first.
+        right: whether a result is a true positive at each IoU threshold.
+        wrong: whether it is a false positive.
+        objects: number of objects in each sample.
+        recalls: where the precision is taken.
+
+    Returns:
+        The AP of each sample, 0-1; 0 without an object.
+    """
+    R, (T, D) = len(draws), right.shape
+    found = np.zeros(R)
+    precision, recall = np.zeros(D), np.zeros(D)
+    for r in range(R):
+        if not objects[r]:
+            continue
+        for t in range(T):
+            true = false = 0
+            for d in range(D):
+                times = draws[r, image[d]]
+                true += times * right[t, d]
+                false += times * wrong[t, d]
+                recall[d] = true / objects[r]
+                precision[d] = true / max(true + false, 1)
+            for d in range(D - 2, -1, -1):
+                precision[d] = max(precision[d], precision[d + 1])
+            d = 0
+            for least in recalls:
+                while d < D and recall[d] < least:
+                    d += 1
+                if d == D:
+                    break
+                found[r] += precision[d]
+    return found / (T * len(recalls))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from sam_jax.data.interactive import InteractiveSource
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.click_runs import Problems, describe_left_out, open_datasets, run_clicks, sample_examples
 from sam_jax.evals.click_simulation import ClickRules
+from sam_jax.evals.intervals import mean_interval, show_estimate
 from sam_jax.evals.methods import open_segmenter
-from sam_jax.evals.records import MaskRecord
+from sam_jax.evals.records import MaskRecord, sum_counts
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.ritm import PREFIX
 from sam_jax.evals.segmenters import Segmenter
@@ -104,10 +105,10 @@ def run(config: NocConfig, make_segmenter: Callable[[str, ZoomIn], Segmenter]) -
             if side not in made:
                 made[side] = make_segmenter(method, ZoomIn(side=side) if side else ZoomIn())
             segmenter = made[side]
-            sums, problems = run_clicks(
+            counts, problems = run_clicks(
                 segmenter, {name: sample}, rules, config.out / name, protocol, count_clicks, workers=config.workers
             )
-            methods[method][name] = summarize(sums[name], rules.clicks)
+            methods[method][name] = summarize(counts[name], rules.clicks)
             left_out[method] |= problems
     results = {"methods": methods, "missing": missing, "left_out": left_out}
     return EvalReport(
@@ -145,17 +146,22 @@ def count_clicks(record: MaskRecord) -> Counter[str]:
     return counts
 
 
-def summarize(sums: Counter[str], most: int) -> dict[str, Any]:
-    """Returns the mean number of clicks `noc@T`, and `failed@T`, the number of objects that never reach T percent."""
-    masks = sums["masks"]
-    return {"masks": masks, "most": most} | {
-        key: value
-        for target in IOU_THRESHOLDS
-        for key, value in (
-            (f"noc@{target}", sums[f"clicks@{target}"] / masks if masks else None),
-            (f"failed@{target}", sums[f"failed@{target}"]),
-        )
-    }
+def summarize(images: Sequence[Counter[str]], most: int) -> dict[str, Any]:
+    """Returns figures over the objects of all images, from the counts of each image.
+
+    Returns:
+        The mean number of clicks `noc@T`, its 95 % interval in `intervals`, and `failed@T`, the number of objects that
+        never reach T percent.
+    """
+    sums = sum_counts(images)
+    masks = [image["masks"] for image in images]
+    summary: dict[str, Any] = {"masks": sums["masks"], "most": most, "intervals": {}}
+    for target in IOU_THRESHOLDS:
+        clicks = [image[f"clicks@{target}"] for image in images]
+        summary[f"noc@{target}"] = sum(clicks) / sum(masks) if images else None
+        summary[f"failed@{target}"] = sums[f"failed@{target}"]
+        summary["intervals"][f"noc@{target}"] = mean_interval(clicks, masks) if images else None
+    return summary
 
 
 def noc_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -172,7 +178,8 @@ def noc_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
     for name in next(iter(methods.values())):
         for method, by_dataset in methods.items():
             result = by_dataset[name]
-            cells = ["" if result[f"noc@{t}"] is None else f"{result[f'noc@{t}']:.2f}" for t in IOU_THRESHOLDS]
+            keys = [f"noc@{t}" for t in IOU_THRESHOLDS]
+            cells = [show_estimate(result[key], result["intervals"][key], digits=2) for key in keys]
             cells += [str(result[f"failed@{t}"]) for t in IOU_THRESHOLDS]
             lines.append(f"| {name} | {method} | {result['masks']} | {' | '.join(cells)} | measured |")
         for method, figures in PUBLISHED.items():

@@ -19,7 +19,8 @@ from sam_jax.config import ParallelConfig
 from sam_jax.errors import UserError
 from sam_jax.evals.ground_truth import FREQUENCIES, GroundTruth, GroundTruthImage, read_ground_truth
 from sam_jax.evals.image_runs import Failures, describe_failures, predict_missing, score_images
-from sam_jax.evals.mask_scores import RecallCounts, Result, count_found
+from sam_jax.evals.intervals import show_estimate
+from sam_jax.evals.mask_scores import RecallCounts, Result, count_found, recall_interval
 from sam_jax.evals.proposal_baselines import Felzenszwalb
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.result_files import ResultFolder, check_mask_sizes, read_image_results, read_results
@@ -137,12 +138,17 @@ class ProposalsConfig:
                     for gt_image in ground_truth.images.values()
                 }
             scored = score_images(_score, tasks, failures[method], workers=self.workers, label=method)
-            recall = RecallCounts.sum([counts for counts, _ in scored], MAX_PROPOSALS)
+            by_image = [counts for counts, _ in scored]
+            recall = RecallCounts.sum(by_image, MAX_PROPOSALS)
             results[method] = {
                 "pictures": len(scored),
                 "objects": recall.objects,
                 "proposals": sum(count for _, count in scored) / len(scored),
                 **{subset: recall.average(subset) for subset in SUBSETS},
+                "intervals": {
+                    subset: {f"AR@{n}": recall_interval(by_image, subset, n) for n in MAX_PROPOSALS}
+                    for subset in SUBSETS
+                },
                 "left_out": failures[method],
             }
         title = f"Proposals on {ground_truth.file.name}, {len(ground_truth.images)} images: mask AR in percent"
@@ -191,8 +197,11 @@ def proposals_table(results: dict[str, dict[str, Any]]) -> str:
     columns = [f"{subset} @1000" for subset in SUBSETS] + ["all @10", "all @100"]
     lines = [f"| method | {' | '.join(columns)} | masks | |", "|---" * (len(columns) + 3) + "|"]
     for method, result in results.items():
-        values = [result[subset]["AR@1000"] for subset in SUBSETS] + [result["all"]["AR@10"], result["all"]["AR@100"]]
-        cells = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
+        shown = [(subset, "AR@1000") for subset in SUBSETS] + [("all", "AR@10"), ("all", "AR@100")]
+        intervals = result["intervals"]
+        cells = " | ".join(
+            show_estimate(result[subset][name], intervals[subset][name], factor=100) for subset, name in shown
+        )
         lines.append(f"| {method} | {cells} | {result['proposals']:.0f} | measured, {result['pictures']} images |")
     for method, published in PUBLISHED.items():
         cells = " | ".join([*(f"{value:.1f}" for value in published), "", ""])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,9 @@ from sam_jax.evals.click_runs import (
     sample_examples,
 )
 from sam_jax.evals.click_simulation import ClickRules
+from sam_jax.evals.intervals import mean_interval, show_estimate
 from sam_jax.evals.methods import open_segmenter
-from sam_jax.evals.records import IOU_SCALE, MaskRecord
+from sam_jax.evals.records import IOU_SCALE, MaskRecord, sum_counts
 from sam_jax.evals.report import EvalReport
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.start import start_processes
@@ -98,10 +99,10 @@ def run(config: SinglePointConfig, make_segmenter: Callable[[str], Segmenter]) -
     left_out: dict[str, Problems] = {}
     for method in config.methods:
         segmenter = make_segmenter(method)
-        sums, left_out[method] = run_clicks(
+        counts, left_out[method] = run_clicks(
             segmenter, samples, rules, config.out, protocol, count_record, workers=config.workers
         )
-        methods[method] = {name: summarize(total) for name, total in sums.items()}
+        methods[method] = {name: summarize(images) for name, images in counts.items()}
         methods[method][MEAN_ROW] = mean_over_datasets(methods[method].values())
     title = f"mIoU in percent after 1 to {config.clicks} clicks, the first {FIRST_CLICK_PLACES[config.first_click]}"
     results = {"methods": methods, "missing": missing, "left_out": left_out}
@@ -115,31 +116,46 @@ def count_record(record: MaskRecord) -> Counter[str]:
     """Returns the integer counts of one mask, which can be summed exactly."""
     iou = record["iou"]
     counts = {f"iou@{n}": round(iou[n - 1] * IOU_SCALE) for n in REPORTED_CLICKS if n <= len(iou)}
-    return Counter({"masks": 1, "best@1": round(record["best"] * IOU_SCALE), **counts})
+    best = round(record["best"] * IOU_SCALE)
+    return Counter({"masks": 1, "best@1": best, "gap@1": best - counts["iou@1"], **counts})
 
 
-def summarize(sums: Counter[str]) -> dict[str, Any]:
-    """Returns means over masks in percent: `best@1` of the best first mask, and `iou@N` after N clicks."""
-    masks = sums["masks"]
-    return {"masks": masks} | {key: 100 * value / (IOU_SCALE * masks) for key, value in sums.items() if key != "masks"}
+def summarize(images: Sequence[Counter[str]]) -> dict[str, Any]:
+    """Returns means over the masks of all images in percent, from the counts of each image.
+
+    Returns:
+        `best@1` of the best of the first masks, `iou@N` after N clicks (`iou@1`: of the most confident one), `gap@1`
+        between these two, and in `intervals` the 95 % interval of each.
+    """
+    sums = sum_counts(images)
+    masks = [image["masks"] for image in images]
+    scale = IOU_SCALE / 100
+    keys = [key for key in sums if key != "masks"]
+    return {
+        "masks": sums["masks"],
+        **{key: sums[key] / (scale * sums["masks"]) for key in keys},
+        "intervals": {key: mean_interval([image[key] / scale for image in images], masks) for key in keys},
+    }
 
 
 def mean_over_datasets(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Averages over datasets with equal weight, however many masks they have; those without masks are left out."""
     non_empty = [summary for summary in summaries if summary["masks"]]
-    keys = [key for key in non_empty[0] if key != "masks"]
+    keys = [key for key in non_empty[0] if key not in ("masks", "intervals")]
     means = {key: sum(summary[key] for summary in non_empty) / len(non_empty) for key in keys}
     return {"masks": sum(summary["masks"] for summary in non_empty), "datasets": len(non_empty)} | means
 
 
 def single_point_table(methods: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Formats a Markdown table with a row per dataset and method, then the means, measured and published."""
-    keys = ["best@1", *(f"iou@{n}" for n in REPORTED_CLICKS)]
-    head = ["dataset", "method", "masks", "best of the first @1", *(f"@{n}" for n in REPORTED_CLICKS), ""]
+    keys = ["best@1", "iou@1", "gap@1", *(f"iou@{n}" for n in REPORTED_CLICKS[1:])]
+    firsts = ["best of the first masks @1", "most confident @1", "gap"]
+    head = ["dataset", "method", "masks", *firsts, *(f"@{n}" for n in REPORTED_CLICKS[1:]), ""]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
 
     def row(dataset: str, method: str, summary: dict[str, Any], origin: str) -> None:
-        cells = [f"{summary[key]:.1f}" if key in summary else "" for key in keys]
+        intervals = summary.get("intervals", {})
+        cells = [show_estimate(summary.get(key), intervals.get(key)) for key in keys]
         lines.append(f"| {dataset} | {method} | {summary.get('masks', '')} | {' | '.join(cells)} | {origin} |")
 
     names = [name for name in next(iter(methods.values())) if name != MEAN_ROW]

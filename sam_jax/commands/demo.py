@@ -12,7 +12,7 @@ import numpy as np
 
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
-from sam_jax.ops.draw import add_caption, cut_out, draw_masks
+from sam_jax.ops.draw import add_caption, cut_out, draw_masks, tile
 from sam_jax.prompting.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Demo:
                 for name, record in zip(prompts, mask_records(masks, scores), strict=True)
             ]
         rows.append(_three_answers(predictor, *AMBIGUOUS))
-        files = {"demo.png": _tile(rows), "demo.json": {"model": self.model, "masks": records}}
+        files = {"demo.png": tile(rows), "demo.json": {"model": self.model, "masks": records}}
         write_files(self.out, files)
 
 
@@ -103,10 +103,3 @@ def _three_answers(predictor: SamPredictor, file_name: str, prompt: Prompt) -> l
         )
         for i, m in enumerate(masks.sum((1, 2)).argsort(kind="stable"), 1)
     ]
-
-
-def _tile(rows: Sequence[Sequence[np.ndarray]], gap: int = 10) -> np.ndarray:
-    """Returns images of one size as rows of one image, with white between them."""
-    edge = ((gap, 0), (gap, 0), (0, 0))
-    lines = [np.concatenate([np.pad(image, edge, constant_values=255) for image in row], 1) for row in rows]
-    return np.pad(np.concatenate(lines), ((0, gap), (0, gap), (0, 0)), constant_values=255)

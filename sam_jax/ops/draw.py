@@ -1,4 +1,4 @@
-"""Draws masks and prompts over an image, cuts masks out of it, and writes captions over it."""
+"""Draws masks and prompts over an image, cuts masks out of it, and puts images with captions together."""
 
 from __future__ import annotations
 
@@ -93,3 +93,15 @@ def add_caption(image: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarra
     banner = Image.new("RGB", (image.shape[1], 30), WHITE)
     ImageDraw.Draw(banner).text((2, 4), text, (0, 0, 0), ImageFont.load_default(18))
     return np.concatenate([np.asarray(banner), image])
+
+
+def tile(rows: Sequence[Sequence[UInt8[np.ndarray, "H W 3"]]], gap: int = 10) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Returns images of one size as one image, with white between them and around it.
+
+    Args:
+        rows: as many images in each row.
+        gap: width of the white, pixels.
+    """
+    edge = ((gap, 0), (gap, 0), (0, 0))
+    lines = [np.concatenate([np.pad(image, edge, constant_values=255) for image in row], 1) for row in rows]
+    return np.pad(np.concatenate(lines), ((0, gap), (0, gap), (0, 0)), constant_values=255)

@@ -29,9 +29,10 @@ EDGE = 20.0  # pixels; a box this near to the side of a crop is taken to be cut 
 class Frame(NamedTuple):
     """A crop that masks are resized to, and the thresholds for them. A leading axis holds several."""
 
-    rows: Float[AnyArray, "Hp S"]  # from low_res to the crop, in the order that packs into bits; see `make_frames`
-    columns: Float[AnyArray, "n w s"]  # likewise for n blocks of columns, each from s neighbours in low_res
-    starts: Int[AnyArray, " n"]  # the first of them
+    rows: Float[AnyArray, "m 8 b r"]  # from low_res to m blocks of 8 b rows, each from r neighbours in low_res
+    row_starts: Int[AnyArray, " m"]  # the first of them
+    columns: Float[AnyArray, "n w s"]  # likewise for n blocks of columns
+    column_starts: Int[AnyArray, " n"]
     size: Int[AnyArray, "2"]  # (h, w) of the crop
     crop_box: Float[AnyArray, "4"]  # in the image
     image_box: Float[AnyArray, "4"]
@@ -51,8 +52,12 @@ class Selection(NamedTuple):
 
 def padded_length(length: int) -> int:
     """Rounds a length up to the next of 8 steps per octave, always above it, so that near sizes share a program."""
-    step = max(32, 2 ** (math.ceil(math.log2(length + 1)) - 4))
+    step = _padding_step(length)
     return -(-(length + 1) // step) * step
+
+
+def _padding_step(length: int) -> int:
+    return max(32, 2 ** (math.ceil(math.log2(length + 1)) - 4))
 
 
 def make_frames(
@@ -70,24 +75,38 @@ def make_frames(
         image_sizes: (H, W) of each image.
         thresholds: as in `Frame`.
     """
-    S = config.low_res_size
     Hp, Wp = (padded_length(max(lengths)) for lengths in zip(*sizes, strict=True))
     matrices = [frame_matrices(size, config) for size in sizes]
-    # Row 8 j + i of the crop comes to i * Hp / 8 + j: then each bit of the bytes is a block of rows.
-    rows = [np.pad(m, ((0, Hp - len(m)), (0, 0))).reshape(-1, 8, S).swapaxes(0, 1).reshape(Hp, S) for m, _ in matrices]
-    # The matrix for the columns is nearly all zeros, along a diagonal: blocks of it are an eighth of the arithmetic.
-    columns = [np.pad(m, ((0, Wp - len(m)), (0, 0))).reshape(COLUMN_BLOCKS, -1, S) for _, m in matrices]
-    used = np.stack([blocks.any(1) for blocks in columns])
+    rows, row_starts = _cut_to_blocks([m for m, _ in matrices], Hp, Hp // _padding_step(Hp - 1))
+    # Row 8 j + i of a block comes to (i, j): then each bit of the bytes is a block of rows.
+    rows = rows.reshape(*rows.shape[:2], -1, 8, rows.shape[-1]).swapaxes(2, 3)
+    columns, column_starts = _cut_to_blocks([m for _, m in matrices], Wp, COLUMN_BLOCKS)
+    frames = []
+    for i, (H, W) in enumerate(image_sizes):
+        size = np.array(sizes[i], np.int32)
+        numbers = (np.array(x, np.float32) for x in (crop_boxes[i], (0, 0, W, H), thresholds[i]))
+        frames.append(Frame(rows[i], row_starts[i], columns[i], column_starts[i], size, *numbers))
+    return frames
+
+
+def _cut_to_blocks(
+    matrices: Sequence[Float[np.ndarray, "_ S"]], length: int, count: int
+) -> tuple[Float[np.ndarray, "B n w s"], Int[np.ndarray, "B n"]]:
+    """Pads matrices to a length and cuts them into blocks of rows, without the columns in which a block is zero.
+
+    They are nearly all zeros, along a diagonal: blocks are an eighth of the arithmetic.
+
+    Returns:
+        The blocks of each matrix, and the first column of each block.
+    """
+    S = matrices[0].shape[1]
+    padded = np.stack([np.pad(m, ((0, length - len(m)), (0, 0))) for m in matrices])
+    blocks = padded.reshape(len(matrices), count, -1, S)
+    used = np.any(blocks, axis=2)
     starts, ends = used.argmax(-1), np.where(used.any(-1), S - used[..., ::-1].argmax(-1), 0)
     width = min(S, -(-int((ends - starts).max()) // 16) * 16)
     starts = np.minimum(starts, S - width)
-    frames = []
-    for i, (H, W) in enumerate(image_sizes):
-        parts = [block[:, start : start + width] for block, start in zip(columns[i], starts[i], strict=True)]
-        size = np.array(sizes[i], np.int32)
-        numbers = (np.array(x, np.float32) for x in (crop_boxes[i], (0, 0, W, H), thresholds[i]))
-        frames.append(Frame(rows[i], np.stack(parts), starts[i].astype(np.int32), size, *numbers))
-    return frames
+    return np.take_along_axis(blocks, (starts[..., None] + np.arange(width))[:, :, None], 3), starts.astype(np.int32)
 
 
 def select_masks(
@@ -105,7 +124,8 @@ def select_masks(
     Args:
         valid: False for prompts that are padding.
         frames: one of each image, along a leading axis.
-        at_once: how many masks are resized to the crop together.
+        at_once: how many masks are resized to the crop together. One at a time is only resized where it can be above
+            the lower threshold, which suits processors; together they are resized as a whole.
     """
     B, Q, M, S, _ = logits.shape
     N = B * Q * M
@@ -114,23 +134,14 @@ def select_masks(
     # The masks that pass come first, in their order; a last group may reach past the end.
     order = jnp.pad(jnp.argsort(~passing.reshape(N), stable=True), (0, at_once))
     total = passing.sum()
-    _, blocks, block_width, near = frames.columns.shape
-    Wp, Hp = blocks * block_width, frames.rows.shape[1]
+    Wp, Hp = math.prod(frames.columns.shape[1:3]), math.prod(frames.rows.shape[1:4])
 
     def measure(index: Array) -> tuple[Array, Array, Array, Array]:
         """Returns whether a mask passes, its stability score, its box and its bits."""
         frame = jax.tree.map(lambda x: x[index // (Q * M)], frames)
-        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        plane = product(flat_logits[index].T, frame.rows.T)  # (S, Hp)
-        plane = product(frame.columns, plane[frame.starts[:, None] + jnp.arange(near)]).reshape(Wp, Hp)
-        _, stable, offset, max_area = frame.thresholds
-        h, w = frame.size
-        filling = Wp * Hp - h * w  # where the logit is 0
-        union = (plane > -offset).sum() - jnp.where(offset > 0, filling, 0)
-        stability = (plane > offset).sum() / jnp.maximum(union, 1)
-
-        mask = (plane > 0).astype(jnp.uint8).reshape(Wp, 8, Hp // 8)
-        bits = functools.reduce(operator.or_, (mask[:, i] << (7 - i) for i in range(8)))
+        _, stable, _, max_area = frame.thresholds
+        certain, possible, bits = (resize_whole if at_once > 1 else resize_tiles)(flat_logits[index], frame)
+        stability = certain / jnp.maximum(possible, 1)
         in_column = bits.any(1)
         in_row = jnp.unpackbits(jax.lax.reduce_or(bits, (0,)))
         area = jax.lax.population_count(bits).astype(jnp.int32).sum()
@@ -145,7 +156,10 @@ def select_masks(
     def filter_some(state: tuple[Array, Selection]) -> tuple[Array, Selection]:
         done, selection = state
         indices = jax.lax.dynamic_slice(order, (done,), (at_once,))
-        stays, stability, boxes, bits = jax.vmap(measure)(indices)
+        if at_once > 1:
+            stays, stability, boxes, bits = jax.vmap(measure)(indices)
+        else:  # under vmap a loop computes and keeps its results with every step
+            stays, stability, boxes, bits = jax.tree.map(lambda x: x[None], measure(indices[0]))
         stays &= done + jnp.arange(at_once) < total
         first = jnp.argsort(~stays, stable=True)
         found = Selection(stays.sum(), indices, flat_iou[indices], stability, boxes, bits)
@@ -165,3 +179,62 @@ def select_masks(
         jnp.zeros((N + at_once, Wp, Hp // 8), jnp.uint8),
     )
     return jax.lax.while_loop(lambda state: state[0] < total, filter_some, (jnp.zeros((), int), empty))[1]
+
+
+class _Resized(NamedTuple):
+    """A mask at the size of the crop."""
+
+    certain: Int[Array, ""]  # pixels above the higher threshold, +offset
+    possible: Int[Array, ""]  # pixels above the lower one, -offset
+    bits: UInt8[Array, "Wp Hp8"]
+
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def resize_whole(logits: Float[Array, "S S"], frame: Frame) -> _Resized:
+    """Resizes a mask to the crop of a frame."""
+    plane = _einsum("mibr,mrs->simb", frame.rows, logits[_near(frame.row_starts, frame.rows)])
+    plane = plane.reshape(len(logits), -1)  # (S, Hp)
+    plane = _einsum("nws,nsh->nwh", frame.columns, plane[_near(frame.column_starts, frame.columns)])
+    plane = plane.reshape(-1, plane.shape[-1])
+    h, w = frame.size
+    return _threshold(plane, frame, plane.size - h * w)
+
+
+def resize_tiles(logits: Float[Array, "S S"], frame: Frame) -> _Resized:
+    """Does the same as `resize_whole`, tile by tile, without the tiles that are below the lower threshold."""
+    m, _, b, r = frame.rows.shape
+    n, w, s = frame.columns.shape
+    highest = logits[_near(frame.row_starts, frame.rows)].max(1)[:, _near(frame.column_starts, frame.columns)].max(-1)
+    needed = (highest > -frame.thresholds[2]).reshape(m * n)  # interpolation stays below the highest of the neighbours
+    order = jnp.argsort(~needed, stable=True)
+
+    def add_tile(k: Array, sums: _Resized) -> _Resized:
+        i, j = jnp.divmod(order[k], n)
+        part = jax.lax.dynamic_slice(logits, (frame.row_starts[i], frame.column_starts[j]), (r, s))
+        plane = _einsum("ibr,rs->sib", frame.rows[i], part).reshape(s, 8 * b)
+        plane = _einsum("ws,sh->wh", frame.columns[j], plane)
+        height, width = (
+            jnp.clip(length - tile * side, 0, side)
+            for length, tile, side in zip(frame.size, (i, j), (8 * b, w), strict=True)
+        )
+        tile = _threshold(plane, frame, plane.size - height * width)
+        bits = jax.lax.dynamic_update_slice(sums.bits, tile.bits, (j * w, i * b))
+        return _Resized(sums.certain + tile.certain, sums.possible + tile.possible, bits)
+
+    nothing = _Resized(jnp.zeros((), int), jnp.zeros((), int), jnp.zeros((n * w, m * b), jnp.uint8))
+    return jax.lax.fori_loop(0, needed.sum(), add_tile, nothing)
+
+
+def _near(starts: Int[Array, " n"], blocks: Array) -> Int[Array, "n s"]:
+    return starts[:, None] + jnp.arange(blocks.shape[-1])
+
+
+def _threshold(plane: Float[Array, "W H"], frame: Frame, filling: Int[Array, ""]) -> _Resized:
+    """Counts and packs the pixels of a plane, of which as many as `filling` lie beside the crop and are 0."""
+    offset = frame.thresholds[2]
+    possible = (plane > -offset).sum() - jnp.where(offset > 0, filling, 0)
+    mask = (plane > 0).astype(jnp.uint8).reshape(len(plane), 8, -1)
+    bits = functools.reduce(operator.or_, (mask[:, i] << (7 - i) for i in range(8)))
+    return _Resized((plane > offset).sum(), possible, bits)

@@ -431,6 +431,9 @@ class FinetuneConfig:
     lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
     lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels that learn by adapters
     cache_embeddings: bool = False  # encode each image once, before training; for a frozen encoder
+    cache_views: int = 0  # augmented views of each image whose frozen maps are computed before training; 0: none are
+    cache_folder: Path | None = None  # folder of these maps, which runs can share; None: in `out`
+    cache_gb: float = 20.0  # most that these maps may take on disk, 10^9 bytes
 
 
 @dataclasses.dataclass(frozen=True)

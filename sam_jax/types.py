@@ -54,9 +54,9 @@ class Prediction(NamedTuple):
 class Batch(NamedTuple):
     """One training batch, in the input frame. L is the side at which logits and target masks are compared."""
 
-    images: UInt8[AnyArray, "B S S 3"] | None  # None: `embeddings` are given
+    images: UInt8[AnyArray, "B S S 3"] | None  # None: `maps` are given
     sizes: Int[AnyArray, "B 2"]  # (h, w) of the part that is image, pixels of S
     masks: Bool[AnyArray, "B Q L L"]
     boxes: Float[AnyArray, "B Q 4"]  # tight (x0, y0, x1, y1), pixels of S
     valid: Bool[AnyArray, "B Q"]  # False: the slot holds no mask
-    embeddings: Float[AnyArray, "B h w E"] | None = None  # of a frozen image encoder, computed before
+    maps: dict[str, Float[AnyArray, "B _ _ _"]] | None = None  # of a frozen part of the image encoder, computed before

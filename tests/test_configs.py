@@ -63,7 +63,7 @@ def test_fine_tuning_learns_and_keeps_what_it_should(name):
     assert encoder == {"finetune_coco": "cached", "finetune_lora": "trained", "finetune_full": "trained"}[name]
     batch = make_batch()
     if encoder == "cached":
-        batch = batch._replace(images=None, embeddings=np.ones((2, 8, 8, 32), np.float32))
+        batch = batch._replace(images=None, maps={"embedding": np.ones((2, 8, 8, 32), np.float32)})
     start = program.init(params)
     before = jax.device_get(start)
     state, metrics = program.step(start, batch, jax.random.key(1))

@@ -89,7 +89,7 @@ def test_a_step_over_eight_devices_trains_all_but_the_statistics(params):
         remat=True,
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
-    batches = [make_batch(seed)._replace(embeddings=None) for seed in range(4)]
+    batches = [make_batch(seed) for seed in range(4)]
     batch = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
     program = compile_program(sam_task(config, params), params)
     state = program.init(params)

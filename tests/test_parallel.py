@@ -48,7 +48,7 @@ def parallel_config(mode: str):
 
 def global_batch() -> Batch:
     """8 images with unequal numbers of masks, one with none."""
-    parts = [make_batch(seed)._replace(embeddings=None) for seed in range(4)]
+    parts = [make_batch(seed) for seed in range(4)]
     batch = Batch(*(None if fields[0] is None else np.concatenate(fields) for fields in zip(*parts, strict=True)))
     batch.valid[5] = False
     return batch

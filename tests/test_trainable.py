@@ -102,8 +102,8 @@ def test_an_update_without_finite_gradients_is_left_out(params):
     config = make_config(prompts=ONE_ROUND)
     state, step = start(config, params)
     # Infinite embeddings, as an overflow would make them.
-    broken = make_batch()._replace(images=None, embeddings=np.full((2, 8, 8, 32), np.inf, np.float32))
-    whole = make_batch()._replace(images=None, embeddings=np.ones((2, 8, 8, 32), np.float32))
+    broken = make_batch()._replace(images=None, maps={"embedding": np.full((2, 8, 8, 32), np.inf, np.float32)})
+    whole = make_batch()._replace(images=None, maps={"embedding": np.ones((2, 8, 8, 32), np.float32)})
     new, metrics = step(state, broken, KEY)
     assert not np.isfinite(metrics["grad_norm"])
     assert_equal((new.params, new.opt_state), (state.params, state.opt_state))
@@ -125,7 +125,7 @@ def test_embeddings_of_a_frozen_encoder_take_the_place_of_images(params):
     images = normalize_images(jnp.asarray(batch.images), jnp.asarray(batch.sizes), SMALL.encoder)
     embeddings = np.asarray(encode_image(params, images, SMALL))
     _, expected = step(state, batch, KEY)
-    _, cached = step(state, batch._replace(images=None, embeddings=embeddings), KEY)
+    _, cached = step(state, batch._replace(images=None, maps={"embedding": embeddings}), KEY)
     np.testing.assert_allclose(cached["loss"], expected["loss"], rtol=1e-4)
 
 

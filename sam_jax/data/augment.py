@@ -21,10 +21,11 @@ from sam_jax.types import Batch
 class Row(NamedTuple):
     """One image of a batch. Its masks are still patches: drawn into the batch's own array, only they are touched."""
 
-    image: UInt8[np.ndarray, "S S 3"]
+    image: UInt8[np.ndarray, "S S 3"] | None  # None: `maps` are given
     size: tuple[int, int]
     patches: tuple[Patch, ...]  # at most Q
     boxes: Float[np.ndarray, "q 4"]
+    maps: dict[str, Float[np.ndarray, "h w C"]] | None = None  # of the image encoder, computed before
 
 
 def prepare_example(
@@ -134,6 +135,13 @@ def stack_rows(rows: Sequence[Row], masks_per_image: int, loss_size: int) -> Bat
             masks[b, q, top : top + h, left : left + w] = mask
         boxes[b, : len(row.boxes)] = row.boxes
         valid[b, : len(row.patches)] = True
+    images = [row.image for row in rows if row.image is not None]
+    maps = [row.maps for row in rows if row.maps is not None]
     return Batch(
-        np.stack([row.image for row in rows]), np.array([row.size for row in rows], np.int32), masks, boxes, valid
+        np.stack(images) if images else None,
+        np.array([row.size for row in rows], np.int32),
+        masks,
+        boxes,
+        valid,
+        {name: np.stack([own[name] for own in maps]) for name in maps[0]} if maps else None,
     )

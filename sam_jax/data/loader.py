@@ -14,6 +14,7 @@ import numpy as np
 from sam_jax.config import DataConfig, EncoderConfig, SamConfig
 from sam_jax.data.augment import Row, empty_row, prepare_example, stack_rows
 from sam_jax.data.bad_records import BadRecords
+from sam_jax.data.cached_views import CachedViews, draw_masks
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import BadRecord, MissingPackage, UserError
 from sam_jax.types import Batch
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Element = tuple[Row, BadRecord | None, np.ndarray | None]
-"""One image's row, what is wrong with it, its embedding."""
+Element = tuple[Row, BadRecord | None]
+"""One image's row, and what is wrong with it."""
 
 
 def make_loader(
@@ -39,6 +40,7 @@ def make_loader(
     first_batch: int = 0,
     augment: bool = True,
     embeddings: Path | None = None,
+    views: CachedViews | None = None,
     bad_records: BadRecords | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Yields batches without end: this process's contiguous block of every global batch of `config.batch_size` images.
@@ -55,6 +57,7 @@ def make_loader(
         first_batch: number of the first batch, from 0.
         augment: False gives the same fitted, unflipped images every time.
         embeddings: folder of `embedding_file`s, which batches then hold in place of images.
+        views: of the source's images, which are drawn in place of these; batches hold their maps.
         bad_records: counts what could not be used; None: a new one with `config.max_bad_fraction`.
 
     Raises:
@@ -72,12 +75,15 @@ def make_loader(
     if config.batch_size % process_count:
         raise UserError(f"batch_size {config.batch_size} cannot be divided among {process_count} processes")
     threads = max(1, config.workers)
+    prepare: _Prepare | _Draw = _Prepare(source, model, config, loss_size, augment, embeddings)
+    if views is not None:
+        prepare = _Draw(views, model.image_size, config)
     batches = (
-        grain.MapDataset.source(_Guarded(source))
+        grain.MapDataset.source(_Guarded(source if views is None else views))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_Prepare(source, model, config, loss_size, augment, embeddings))
+        .random_map(prepare)
         .batch(
             config.batch_size // process_count,
             drop_remainder=True,
@@ -142,14 +148,14 @@ def embedding_file(folder: Path, index: int) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Guarded:
-    """Gives a source's examples with their positions, and what is wrong with one in place of raising it."""
+    """Gives a source's records with their positions, and what is wrong with one in place of raising it."""
 
-    source: Source
+    source: Source | CachedViews
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[int, Example | BadRecord]:
+    def __getitem__(self, index: int) -> tuple[int, Example | Row | BadRecord]:
         try:
             return index, self.source[index]
         except BadRecord as error:
@@ -177,11 +183,25 @@ class _Prepare:
             row = empty_row(self.model.image_size)
             problem = error.with_traceback(None)
         if self.embeddings is None:
-            return row, problem, None
+            return row, problem
         assert isinstance(self.model, SamConfig), "an encoder alone has no embeddings"
         grid, D = self.model.grid_size, self.model.embedding_dim
         nothing = np.zeros((grid, grid, D), np.float16)
-        return row, problem, nothing if problem else np.load(embedding_file(self.embeddings, index))
+        embedding = nothing if problem else np.load(embedding_file(self.embeddings, index))
+        return row._replace(image=None, maps={"embedding": embedding}), problem
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    views: CachedViews
+    image_size: int
+    config: DataConfig
+
+    def __call__(self, element: tuple[int, Row | BadRecord], rng: np.random.Generator) -> Element:
+        _, record = element
+        if isinstance(record, BadRecord):
+            return self.views.empty_row(self.image_size), record.with_traceback(None)
+        return draw_masks(record, rng, self.config), None
 
 
 class _Slots:
@@ -197,11 +217,8 @@ class _Stack:
     loss_size: int
 
     def __call__(self, elements: Sequence[Element]) -> tuple[Batch, _Slots]:
-        rows, problems, embeddings = zip(*elements, strict=True)
-        batch = stack_rows(rows, self.masks_per_image, self.loss_size)
-        if embeddings[0] is not None:
-            batch = batch._replace(images=None, embeddings=np.stack(embeddings))
-        return batch, _Slots(problems)
+        rows, problems = zip(*elements, strict=True)
+        return stack_rows(rows, self.masks_per_image, self.loss_size), _Slots(problems)
 
 
 class _Report:

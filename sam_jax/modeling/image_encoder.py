@@ -6,7 +6,8 @@ Their params lie side by side, in one dict.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from sam_jax.config import SamConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.common import Dense, DepthwiseConv, LayerNorm, apply, fan_in_uniform, gelu, repeat_pixels
 from sam_jax.modeling.encoders import encoder_of
+from sam_jax.modeling.encoders.base import EncoderPart
 from sam_jax.types import AnyArray, Params
 
 EMBEDDING = "embedding"  # the neck's map, beside those of the trunk
@@ -106,6 +108,50 @@ def neck_maps(
         return embedding
     finer = apply(FineNeck(config.prompt_dim, dtype), params, embedding, *(maps[name] for name in finer_maps(config)))
     return jnp.concatenate([embedding, finer], -1)
+
+
+def finish_maps(
+    params: Params,
+    maps: Mapping[str, Float[AnyArray, "B _ _ _"]],
+    config: SamConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    key: Key[Array, ""] | None = None,
+) -> Float[AnyArray, "B h w E"]:
+    """Returns the image embedding from the maps of a `frozen_part`. The other arguments are those of `encode_maps`."""
+    if EMBEDDING in maps:
+        return maps[EMBEDDING]
+    encoder, own = encoder_of(config.encoder), params["image_encoder"]
+    if "last" not in maps:
+        options: dict[str, Any] = {"dtype": dtype, "drop_path": drop_path, "remat": remat, "key": key}
+        maps = encoder.finish(own, maps, config.encoder, **options)
+    return neck_maps(own, maps, config, dtype)
+
+
+def frozen_part(config: SamConfig, trained: Iterable[str]) -> EncoderPart:
+    """Returns the largest part of the image encoder that comes before all params that learn.
+
+    Args:
+        trained: names of the params that learn, below "image_encoder".
+
+    Raises:
+        UserError: params learn in the first part of the trunk already; names one of them.
+    """
+    learning = sorted(trained)
+    if not learning:
+        return EncoderPart(r"", (EMBEDDING,))
+    finer = finer_maps(config) if config.high_res_features else ()
+    if all(map(is_neck, learning)):
+        return EncoderPart(r"^(?!neck_)", ("last", *finer))
+    first = encoder_of(config.encoder).first_part or EncoderPart(r"^(?!neck_)", ())
+    if early := list(filter(first.has, learning)):
+        raise UserError(
+            f"expected a frozen first part of the {config.encoder.kind} encoder (params {first.params!r} below "
+            f"image_encoder/), finetune.trainable has {len(early)} of its params, such as image_encoder/{early[0]}"
+        )
+    return EncoderPart(first.params, tuple(dict.fromkeys((*first.maps, *finer))))
 
 
 def finer_maps(config: SamConfig) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.task import start_detector
 from sam_jax.training.embeddings import cache_embeddings
+from sam_jax.training.encoded_views import cache_views
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.run import Checkpoints, Restored, StopSignal, claim_folder, refuse_other_run
 from sam_jax.training.sam import start_sam
@@ -83,13 +84,19 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
     if embeddings is not None:
         assert isinstance(task.frame, SamConfig), "a detector's start refuses it"
         cache_embeddings(train_set, params, task.frame, config, embeddings)
+    views = None
+    if config.finetune.cache_views:
+        assert isinstance(task.config, TrainConfig), "a detector's start refuses it"
+        views = cache_views(train_set, params, task.config, config.finetune.cache_folder or out / "views")
 
     with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
         state, first_step, key = (checkpoints.latest() if resume else None) or Restored(
             program.init(params), 0, jax.random.key(config.seed)
         )
         del params
-        loader = make_loader(train_set, first_batch=first_step, embeddings=embeddings, **batch_args, **part)
+        loader = make_loader(
+            train_set, first_batch=first_step, embeddings=embeddings, views=views, **batch_args, **part
+        )
         with (
             contextlib.closing(loader) as batches,
             MetricsLog(out, first_step, enabled=main) as log,

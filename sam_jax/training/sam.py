@@ -19,12 +19,13 @@ from sam_jax.config import SamConfig, TrainConfig
 from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
+from sam_jax.modeling.image_encoder import frozen_part
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.flops import step_flops
 from sam_jax.training.step import preview_step, train_step, validation_step
 from sam_jax.training.task import Metrics, TrainingTask, Values
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
-from sam_jax.training.trainable import CLIP, encoder_work
+from sam_jax.training.trainable import CLIP, encoder_work, trained_in_encoder
 from sam_jax.training.watch import draw_predictions
 from sam_jax.types import Params
 
@@ -49,7 +50,7 @@ def sam_task(config: TrainConfig, params: Params, clip: ClipConfig | None = None
         clip: config of the CLIP in a run that trains the text prompt; the params of its image tower are in `params`.
 
     Raises:
-        UserError: a batch that does not divide into its parts, or a cache of embeddings that learn.
+        UserError: a batch that does not divide into its parts, or a cache of what learns.
     """
     if config.data.batch_size % config.accumulate:
         raise UserError(
@@ -59,6 +60,12 @@ def sam_task(config: TrainConfig, params: Params, clip: ClipConfig | None = None
     encoder = encoder_work(params, config.finetune)
     if config.finetune.cache_embeddings and encoder != "cached":
         raise UserError("expected a frozen image encoder with finetune.cache-embeddings; finetune.trainable has it")
+    if config.finetune.cache_views:
+        if config.finetune.cache_embeddings:
+            raise UserError(
+                "expected one of finetune.cache-embeddings and finetune.cache-views, got both; leave one out"
+            )
+        frozen_part(config.model, trained_in_encoder(params, config.finetune))  # refuses one that learns
     return TrainingTask(
         config=config,
         frame=config.model,
@@ -76,7 +83,10 @@ def sam_task(config: TrainConfig, params: Params, clip: ClipConfig | None = None
         draw=lambda batch, preview: draw_predictions(batch, *preview),
         save=lambda path, params: save_checkpoint(path, params, config.model),
         curves=(LOSSES, ("iou",)),
-        flops=step_flops(config, encoder=encoder, clip=clip),
+        # Cached maps may be those of any part: what is left of the encoder's work is not known.
+        flops=None
+        if config.finetune.cache_views and encoder == "trained"
+        else step_flops(config, encoder=encoder, clip=clip),
     )
 
 

@@ -15,6 +15,7 @@ from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images
 from sam_jax.config import RunConfig, TrainConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
+from sam_jax.modeling.image_encoder import finish_maps
 from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule
 from sam_jax.prompting.text import object_views
 from sam_jax.training.losses import segmentation_loss
@@ -147,21 +148,14 @@ def run_rounds(
     inside = image_pixels(batch.sizes, side, model)
     pixels = inside.astype(jnp.float32)
 
-    if batch.embeddings is not None:
-        embeddings = batch.embeddings
+    encoder_key = jax.random.fold_in(drop_key, numbers[0]) if training else None
+    options: dict[str, Any] = {"dtype": dtype, "drop_path": config.drop_path, "remat": remat, "key": encoder_key}
+    if batch.maps is not None:
+        embeddings = finish_maps(params, batch.maps, model, **options)
     else:
         assert batch.images is not None
         images = normalize_images(batch.images, batch.sizes, model.encoder)
-        encoder_key = jax.random.fold_in(drop_key, numbers[0]) if training else None
-        embeddings = encode_image(
-            params,
-            images,
-            model,
-            dtype=dtype,
-            drop_path=config.drop_path,
-            remat=remat,
-            key=encoder_key,
-        )
+        embeddings = encode_image(params, images, model, **options)
 
     def decode(
         prompts: Prompts, first: bool, round_key: Key[Array, ""]

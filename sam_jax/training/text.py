@@ -23,10 +23,10 @@ def load_run_clip(config: TrainConfig) -> Clip | None:
     """
     if config.text.clip is None:
         return None
-    if config.finetune.cache_embeddings:
+    if config.finetune.cache_embeddings or config.finetune.cache_views:
         raise UserError(
-            "text prompts are made from the images, which finetune.cache-embeddings leaves out; "
-            "leave out the cache, or text.clip"
+            "text prompts are made from the images, which finetune.cache-embeddings and finetune.cache-views leave "
+            "out; leave out the cache, or text.clip"
         )
     low, high = config.text.expansion
     if not 1 <= low <= high:

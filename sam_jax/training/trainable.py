@@ -77,13 +77,22 @@ def without_clip(params: Params) -> Params:
     return {name: part for name, part in params.items() if name != CLIP}
 
 
+def trained_in_encoder(params: Params, config: FinetuneConfig) -> list[str]:
+    """Returns the names of the params that learn below "image_encoder".
+
+    Args:
+        params: of the whole model, or their shapes.
+    """
+    trained = jax.eval_shape(lambda params: split_params(params, config, jax.random.key(0))[0], params)
+    return list(flatten_dict(trained.get("image_encoder", {}), sep="/"))
+
+
 def encoder_work(params: Params, config: FinetuneConfig) -> EncoderWork:
     """Returns what a training step does with the image encoder.
 
     Args:
         params: of the whole model, or their shapes.
     """
-    trained = jax.eval_shape(lambda params: split_params(params, config, jax.random.key(0))[0], params)
-    if "image_encoder" in trained:
+    if trained_in_encoder(params, config):
         return "trained"
-    return "cached" if config.cache_embeddings else "frozen"
+    return "cached" if config.cache_embeddings or config.cache_views else "frozen"

@@ -41,6 +41,29 @@ class Trunk(nn.Module, Generic[C]):
     ) -> dict[str, Float[Array, "B _ _ _"]]:
         raise NotImplementedError
 
+    def finish(
+        self, maps: dict[str, Float[Array, "B _ _ _"]], deterministic: bool = True
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
+        """Returns the same from the maps of the encoder's `first_part`, if it has one."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderPart:
+    """A part of an image encoder that, if it is frozen, need not run again on an image that it has seen.
+
+    Attributes:
+        params: regular expression, searched in names below the encoder, for the params of this part.
+        maps: names of its maps, all that what comes after it takes.
+    """
+
+    params: str
+    maps: tuple[str, ...]
+
+    def has(self, name: str) -> bool:
+        """Says whether a param below the encoder belongs to this part."""
+        return re.search(self.params, name) is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorNames(Generic[C]):
@@ -126,6 +149,7 @@ class Encoder(Generic[C]):
         sizes: models with this encoder that have a name.
         official, huggingface: names in checkpoints of the whole model; None: there is no such format.
         pretraining: None: there is none.
+        first_part: what the trunk can do without by `finish`, given its maps; None: the trunk is one whole.
     """
 
     config: type[C]
@@ -137,6 +161,7 @@ class Encoder(Generic[C]):
     official: OfficialNames[C] | None = None
     huggingface: HuggingFaceNames[C] | None = None
     pretraining: Pretraining[C] | None = None
+    first_part: EncoderPart | None = None
 
     def names(self, naming: str) -> TensorNames[C]:
         """Returns the names in checkpoints of the whole model.
@@ -191,3 +216,19 @@ class Encoder(Generic[C]):
         module = self.trunk(config, dtype, drop_path, remat)
         rngs = None if key is None else {"drop_path": key}
         return apply(module, params, images, deterministic=key is None, rngs=rngs)
+
+    def finish(
+        self,
+        params: Params,
+        maps: Mapping[str, Float[AnyArray, "B _ _ _"]],
+        config: C,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        drop_path: float = 0.0,
+        remat: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
+        """Returns the trunk's maps from those of its `first_part`. The other arguments are those of `apply`."""
+        module = self.trunk(config, dtype, drop_path, remat)
+        rngs = None if key is None else {"drop_path": key}
+        return apply(module, params, dict(maps), deterministic=key is None, rngs=rngs, method="finish")

@@ -32,7 +32,7 @@ from sam_jax.modeling.common import (
     multiply,
     repeat_pixels,
 )
-from sam_jax.modeling.encoders.base import Encoder, Pretraining, Trunk
+from sam_jax.modeling.encoders.base import Encoder, EncoderPart, Pretraining, Trunk
 from sam_jax.modeling.encoders.vit import ViTBlock
 from sam_jax.types import Params
 
@@ -149,12 +149,19 @@ class Fusion(nn.Module):
 class EfficientNetLite(Trunk[EfficientNetLiteConfig]):
     """The backbone and the fusion. The maps are those of the backbone, and "last" of stride 16."""
 
-    @nn.compact
+    def setup(self) -> None:
+        self.backbone = Backbone(self.config, self.dtype, self.remat)
+        self.fusion = Fusion(self.config, self.dtype, self.drop_path)
+
     def __call__(
         self, images: Float[Array, "B S S 3"], deterministic: bool = True
     ) -> dict[str, Float[Array, "B _ _ _"]]:
-        maps = Backbone(self.config, self.dtype, self.remat, name="backbone")(images)
-        return maps | {"last": Fusion(self.config, self.dtype, self.drop_path, name="fusion")(maps, deterministic)}
+        return self.finish(self.backbone(images), deterministic)
+
+    def finish(
+        self, maps: dict[str, Float[Array, "B _ _ _"]], deterministic: bool = True
+    ) -> dict[str, Float[Array, "B _ _ _"]]:
+        return maps | {"last": self.fusion(maps, deterministic)}
 
 
 def _blocks(config: EfficientNetLiteConfig) -> Iterator[tuple[int, int, int, int]]:
@@ -238,4 +245,5 @@ ENCODER = Encoder(
     resize=resize,
     sizes={SMALL.name: SMALL},
     pretraining=IMAGENET,
+    first_part=EncoderPart(r"^backbone/", ("stride_8", "stride_16", "stride_32")),
 )

@@ -52,5 +52,8 @@ class DetectorTrainConfig(RunConfig):
                 "expected a detector of one class with softmax scores to train (model.category_ids (1,)), got "
                 f"{self.model.num_classes} classes: masks of the data have no classes"
             )
-        if self.finetune.cache_embeddings:
-            raise UserError("expected no finetune.cache-embeddings: a detector is trained on images; leave it out")
+        if self.finetune.cache_embeddings or self.finetune.cache_views:
+            raise UserError(
+                "expected no finetune.cache-embeddings or finetune.cache-views: a detector is trained on images; "
+                "leave it out"
+            )

@@ -81,8 +81,6 @@ def initial_params(config: DetectorTrainConfig) -> Params:
     """
     if config.init_from is not None and config.init_encoder_from is not None:
         raise UserError("expected one start of the image encoder, got init-from and init-encoder-from")
-    if config.finetune.cache_embeddings:
-        raise UserError("expected no finetune.cache-embeddings: a detector has no embeddings of images; leave it out")
     encoder, learned = config.model.encoder, {}
     if config.init_from is not None:
         start = load_model(config.init_from)

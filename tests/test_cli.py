@@ -60,6 +60,19 @@ def test_segment_writes_overlay_masks_and_json_and_prints_where(photo, checkpoin
         assert record["area"] == mask.sum()
 
 
+def test_segment_looks_at_a_small_box_from_near(checkpoint, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    box = ["--box", "250,150,270,160"]
+    out = ["--model", checkpoint, "--out", tmp_path]
+    assert run("segment", tmp_path / "large.png", *box, *out, "--zoom", "0.01") == 0
+    for record in json.loads((tmp_path / "large.json").read_text())["masks"]:
+        mask = decode_rle(record["segmentation"])
+        assert mask.shape == (200, 300)
+        assert not mask[:, : 300 - 128].any()
+        assert not mask[: 200 - 128].any()
+
+
 def test_segment_writes_one_mask_when_asked_and_replaces_older_results(photo, checkpoint, tmp_path):
     for _ in range(2):
         assert run("segment", photo, "--box", "10,5,60,38", "--model", checkpoint, "--out", tmp_path, "--single") == 0
@@ -101,6 +114,8 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
         (["segment", "PHOTO", "--negative-point", "-1,1"], "outside the image"),
         (["segment", "PHOTO", "--point", "nan,1"], "finite"),
         (["segment", "PHOTO", "--box", "9,9,3,12"], "x1 > x0"),
+        (["segment", "PHOTO", "--box", "1,1,5,5", "--point", "2,2", "--zoom", "0.1"], "--zoom goes with --box alone"),
+        (["segment", "PHOTO", "--box", "1,1,5,5", "--zoom", "2"], "--zoom expects a part of the image in (0, 1]"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "vit_x"], "vit_x"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "PHOTO"], "photo.jpg"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "MODEL", "--out", "PHOTO"], "photo.jpg"),

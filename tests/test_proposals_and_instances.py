@@ -211,10 +211,12 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
         for a in image.annotations
     ]
     (data / "boxes.json").write_text(json.dumps([*boxes, boxes[0] | {"bbox": [5, 5, 0, 4]}]))
-    detected = instances_config(data, boxes=data / "boxes.json", max_boxes=3, out=data / "detected")
+    detected = instances_config(
+        data, boxes=data / "boxes.json", max_boxes=3, out=data / "detected", methods=instances.METHODS
+    )
     report = detected.evaluate()
     assert "1 of" in capsys.readouterr().out  # the box without area
-    assert list(report.results) == ["sam", "sam one pass", "box"]
+    assert list(report.results) == ["sam", "sam zoom", "sam one pass", "box"]
     for method, result in report.results.items():
         (merged,) = (data / "detected").glob(f"{method.replace(' ', '_')}-*.results.json")
         found = read_results(merged, ground_truth, "segmentation")

@@ -12,6 +12,7 @@ import tyro
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
+from sam_jax.ops.boxes import zoom_window
 from sam_jax.ops.draw import draw_masks
 from sam_jax.prompting.prompts import Prompt
 
@@ -44,6 +45,8 @@ class Segment:
     """Folder for the results."""
     single: bool = False
     """Write one mask in place of three; better for prompts that leave no doubt."""
+    zoom: float | None = None
+    """With --box alone: if it covers less of the image than this (0-1), such as 0.02, only what is near is encoded."""
 
     def run(self) -> None:
         """Writes the masks of the prompt into the output folder."""
@@ -59,14 +62,24 @@ class Segment:
             raise UserError("expected a prompt: --point x,y, --box x0,y0,x1,y1, --text, or several of them")
         prompt = Prompt(np.array(points) if points else None, np.array(labels) if points else None, box, text=self.text)
         prompt.check(image.shape[:2])
+        x0, y0, x1, y1 = 0, 0, image.shape[1], image.shape[0]
+        if self.zoom is not None:
+            if box is None or points or self.text is not None:
+                raise UserError("--zoom goes with --box alone: points and texts are looked for in the whole image")
+            if not 0 < self.zoom <= 1:
+                raise UserError(f"--zoom expects a part of the image in (0, 1], got {self.zoom}")
+            x0, y0, x1, y1 = zoom_window(box, image.shape[:2], self.zoom)
+            prompt = Prompt(box=box - np.array([x0, y0, x0, y0]))
         model, clip = load_model(self.model), None
         if self.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
             clip = load_clip(self.clip or model.config.text_encoder)
         predictor = SamPredictor(model, clip)
-        predictor.set_image(image)
+        predictor.set_image(image[y0:y1, x0:x1])
         result = predictor.predict_prompts([prompt], multimask_output=not self.single)
         order = np.argsort(-result.iou_predictions[0], kind="stable")
-        masks, scores = result.masks[0][order], result.iou_predictions[0][order]
+        outside = ((y0, image.shape[0] - y1), (x0, image.shape[1] - x1))
+        masks = [np.pad(mask, outside) for mask in result.masks[0][order]]
+        scores = result.iou_predictions[0][order]
         stem = self.image.stem
         files = {
             f"{stem}_overlay.png": draw_masks(image, masks[:1], points, labels, [] if box is None else [box.tolist()]),

@@ -1,18 +1,23 @@
-"""Finds masks for boxes: by the model, with the refinement of the paper's instance segmentation, or the box itself."""
+"""Finds masks for boxes: by the model, or the box itself.
+
+The model may refine its masks as in the paper's instance segmentation, and may look at small boxes from near.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from sam_jax.errors import UserError
 from sam_jax.model import Sam, model_identity
+from sam_jax.ops.boxes import zoom_window
 from sam_jax.ops.masks import to_original_frame
-from sam_jax.ops.rle import encode_rle
+from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 from sam_jax.predictor import embed
 from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.types import Prompts
@@ -36,6 +41,14 @@ class BoxSegmenter(Protocol):
         ...
 
 
+class _View(NamedTuple):
+    """A window of an image that is encoded, and the rows of the boxes that are prompts there."""
+
+    image: int
+    window: tuple[int, int, int, int]  # (x0, y0, x1, y1), pixels
+    rows: list[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class SamBoxes:
     """Prompts a model with the box, and once more with the box and the best of the three masks that came.
@@ -46,41 +59,85 @@ class SamBoxes:
     Args:
         refine: prompt the second time; else the best of the three masks is the answer.
         batch_size: images that pass the model together. The last ones are filled up to it: one shape to compile.
+        zoom: the part of the image, 0-1, below which the area of a box is small. Each small box gets an embedding of
+            its own, of a window around it (`zoom_window`), and its mask ends with the window. None: no box does.
+
+    Raises:
+        UserError: `zoom` is not in (0, 1].
     """
 
     model: Sam
     refine: bool = True
     batch_size: int = 4
+    zoom: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.zoom is not None and not 0 < self.zoom <= 1:
+            raise UserError(f"expected zoom, a part of the image, in (0, 1], got {self.zoom}")
 
     @property
     def name(self) -> str:
-        return "sam" if self.refine else "sam one pass"
+        return "sam" + ("" if self.refine else " one pass") + ("" if self.zoom is None else " zoom")
 
     @property
     def identity(self) -> str:
-        return f"{self.name} {model_identity(self.model)}"
+        return " ".join([self.name, *([] if self.zoom is None else [f"{self.zoom:g}"]), model_identity(self.model)])
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
     ) -> list[list[dict[str, Any]]]:
-        results: list[list[dict[str, Any]]] = [[] for _ in images]
-        if not any(map(len, boxes)):
-            return results
-        fill = max(0, self.batch_size - len(images))
-        images = [*images, *[images[0]] * fill]
-        sizes = [image.shape[:2] for image in images]
-        prompts = [[Prompt(box=box) for box in row] for row in boxes] + [[]] * fill
-        embeddings = embed(self.model, images)
+        results: list[list[dict[str, Any]]] = [[{}] * len(row) for row in boxes]
+        whole, near = self._views([image.shape[:2] for image in images], boxes)
+        for views in (whole, near):  # apart, because a window has one prompt and an image may have many
+            for start in range(0, len(views), self.batch_size):
+                part = views[start : start + self.batch_size]
+                for view, masks in zip(part, self._segment_views(part, images, boxes), strict=True):
+                    for row, mask in zip(view.rows, masks, strict=True):
+                        results[view.image][row] = mask
+        return results
+
+    def _views(
+        self, sizes: Sequence[tuple[int, int]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
+    ) -> tuple[list[_View], list[_View]]:
+        """Returns the images with the boxes that are prompts there, and the windows around small boxes."""
+        whole, near = [], []
+        for i, ((H, W), own) in enumerate(zip(sizes, boxes, strict=True)):
+            windows = [zoom_window(box, (H, W), self.zoom) for box in own]
+            everything = (0, 0, W, H)
+            if rows := [row for row, window in enumerate(windows) if window == everything]:
+                whole.append(_View(i, everything, rows))
+            near += [_View(i, window, [row]) for row, window in enumerate(windows) if window != everything]
+        return whole, near
+
+    def _segment_views(
+        self, views: Sequence[_View], images: Sequence[np.ndarray], boxes: Sequence[Float[np.ndarray, "Q 4"]]
+    ) -> list[list[dict[str, Any]]]:
+        """Finds the masks of at most `batch_size` views, in the frames of their images."""
+        results: list[list[dict[str, Any]]] = [[] for _ in views]
+        crops, prompts = [], []
+        for view in views:
+            x0, y0, x1, y1 = view.window
+            crops.append(images[view.image][y0:y1, x0:x1])
+            prompts.append([Prompt(box=boxes[view.image][row] - np.array([x0, y0, x0, y0])) for row in view.rows])
+        fill = self.batch_size - len(views)
+        crops += [crops[0]] * fill
+        prompts += [[]] * fill
+        sizes = [crop.shape[:2] for crop in crops]
+        embeddings = embed(self.model, crops)
         at_once = PROMPT_BUCKETS[-1]
         for start in range(0, max(map(len, prompts)), at_once):
             rows = [row[start : start + at_once] for row in prompts]
             logits, iou = self._decode(embeddings, pack_prompts(rows, sizes, self.model.config))
-            for b, found in enumerate(results):
+            for b, (view, found) in enumerate(zip(views, results, strict=True)):
                 if rows[b]:
                     masks = np.asarray(to_original_frame(logits[b], sizes[b], self.model.config))[: len(rows[b])]
                     scores = np.asarray(iou[b]).round(6).tolist()
+                    size = images[view.image].shape[:2]
                     found += [
-                        {"segmentation": encode_rle(mask), "predicted_iou": score}
+                        {
+                            "segmentation": rle_from_counts(counts_from_mask(mask, size, view.window[:2]), size),
+                            "predicted_iou": score,
+                        }
                         for mask, score in zip(masks, scores[: len(masks)], strict=True)
                     ]
         return results

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Int, Real
+
+ZOOM_MARGIN = 3  # sides of a zoomed box in its window
+ZOOM_SIDE = 128  # shortest side of a window, pixels; nearer, an image is only blurred
 
 
 def box_nms(
@@ -42,3 +47,30 @@ def mask_box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
     if not len(columns):
         return np.zeros(4, np.int64)
     return np.array([columns[0], rows[0], columns[-1], rows[-1]])
+
+
+def zoom_window(
+    box: Real[np.ndarray, "4"], size: tuple[int, int], zoom: float | None = None
+) -> tuple[int, int, int, int]:
+    """Returns the window (x0, y0, x1, y1) of an image in which to look at a box: all of it, or near a small box.
+
+    The window of a small box is a square around it, 3 times as long as its longer side and at least 128 pixels. It is
+    moved into the image, and cut where it is longer than that. There are 4 lengths per octave, so that windows have
+    few sizes.
+
+    Args:
+        box: (x0, y0, x1, y1), pixels; what lies outside of the image is cut off.
+        size: (H, W) of the image, pixels.
+        zoom: the part of the image, 0-1, below which the area of a box is small; None: no box is.
+    """
+    H, W = size
+    x0, y0, x1, y1 = np.clip(box, 0, (W, H, W, H)).tolist()
+    if zoom is None or (x1 - x0) * (y1 - y0) >= zoom * H * W:
+        return 0, 0, W, H
+    least = max(ZOOM_MARGIN * max(x1 - x0, y1 - y0), ZOOM_SIDE)
+    step = 2 ** (int(math.log2(least)) - 2)
+    side = math.ceil(least / step) * step
+    w, h = min(side, W), min(side, H)
+    left = min(max(round((x0 + x1 - w) / 2), 0), W - w)
+    top = min(max(round((y0 + y1 - h) / 2), 0), H - h)
+    return left, top, left + w, top + h

@@ -89,9 +89,18 @@ def counts_from_bits(
     return counts if counts[-1] else counts[:-1]
 
 
-def counts_from_mask(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, " R"]:
-    """Returns the run lengths of a mask, as `counts_from_bits` does."""
-    return counts_from_bits(np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1), mask.shape)
+def counts_from_mask(
+    mask: Bool[np.ndarray, "h w"], size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0)
+) -> Int[np.ndarray, " R"]:
+    """Returns the run lengths of a mask, as `counts_from_bits` does.
+
+    Args:
+        mask: of a crop of an image or of all of it.
+        size: (H, W) of the image; None: that of the mask.
+        offset: (x, y) of the crop in the image.
+    """
+    bits = np.packbits(np.pad(mask.T, ((0, 0), (0, 1))), axis=1)
+    return counts_from_bits(bits, mask.shape if size is None else size, offset)
 
 
 def mask_from_counts(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

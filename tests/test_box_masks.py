@@ -26,17 +26,17 @@ def test_a_window_lies_in_its_image_around_the_box(H, W, data):
     assert 0 <= left <= x0 <= x1 <= right <= W
     assert 0 <= top <= y0 <= y1 <= bottom <= H
     if (x1 - x0) * (y1 - y0) < H * W:
-        least = max(128, 3 * max(x1 - x0, y1 - y0))
+        least = max(64, 3 * max(x1 - x0, y1 - y0))
         for length, limit in ((right - left, W), (bottom - top, H)):
             assert min(least, limit) <= length <= min(1.25 * least + 1, limit)
 
 
 def test_windows_by_hand():
     size = (300, 400)
-    assert zoom_window(np.array([200, 100, 220, 110]), size, 0.01) == (146, 41, 274, 169)
+    assert zoom_window(np.array([200, 100, 220, 110]), size, 0.01) == (178, 73, 242, 137)
     assert zoom_window(np.array([200, 100, 220, 110]), size) == (0, 0, 400, 300)
     assert zoom_window(np.array([200, 100, 250, 150]), size, 0.01) == (0, 0, 400, 300)  # too large for it
-    assert zoom_window(np.array([-9, -9, 12, 20]), size, 0.01) == (0, 0, 128, 128)
+    assert zoom_window(np.array([-9, -9, 12, 20]), size, 0.01) == (0, 0, 64, 64)
     assert zoom_window(np.array([390, 200, 409, 300]), size, 0.01) == (80, 0, 400, 300)  # 3 x 100, rounded up to 320
 
 
@@ -55,7 +55,9 @@ class HalfPlane(Sam):
         corner, axis = divmod(self.edge, 2)
         at = np.asarray(prompts.points)[:, :, corner, axis, None, None, None]
         position = (np.arange(S) + 0.5) * (self.config.image_size / S) - at  # linear: resizing keeps it as it is
-        plane = (-position if corner else position) if axis == 0 else (-position if corner else position).swapaxes(-1, -2)
+        plane = (
+            (-position if corner else position) if axis == 0 else (-position if corner else position).swapaxes(-1, -2)
+        )
         return Prediction(np.broadcast_to(plane, (B, Q, 4, S, S)), np.full((B, Q, 4), 0.5))
 
 

@@ -216,7 +216,7 @@ def test_instances_from_annotated_and_from_detected_boxes_end_in_cocos_format(da
     )
     report = detected.evaluate()
     assert "1 of" in capsys.readouterr().out  # the box without area
-    assert list(report.results) == ["sam", "sam zoom", "sam one pass", "box"]
+    assert list(report.results) == list(instances.METHODS)
     for method, result in report.results.items():
         (merged,) = (data / "detected").glob(f"{method.replace(' ', '_')}-*.results.json")
         found = read_results(merged, ground_truth, "segmentation")

@@ -46,7 +46,7 @@ class Segment:
     single: bool = False
     """Write one mask in place of three; better for prompts that leave no doubt."""
     zoom: float | None = None
-    """With --box alone: if it covers less of the image than this (0-1), such as 0.02, only what is near is encoded."""
+    """With --box alone: if it covers less of the image than this (0-1), such as 0.05, only what is near is encoded."""
 
     def run(self) -> None:
         """Writes the masks of the prompt into the output folder."""

@@ -37,7 +37,13 @@ from sam_jax.prompting.prompts import Prompt
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
 LVIS_MAX_DETECTIONS = (300,)  # results per image
-METHODS = ("sam", "sam zoom", "sam one pass", "box")
+SAM_METHODS = {  # whether the model is asked twice, and whether small boxes are zoomed
+    "sam": (True, False),
+    "sam zoom": (True, True),
+    "sam one pass": (False, False),
+    "sam one pass zoom": (False, True),
+}
+METHODS = (*SAM_METHODS, FilledBox.name)
 RELATIVE_SIZES = {  # the part of its image that an object covers, from and below
     "below 0.5 %": (0.0, 0.005),
     "0.5 to 2 %": (0.005, 0.02),
@@ -65,8 +71,8 @@ class InstancesConfig:
     class_agnostic: bool = False  # treat all objects as one category
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
     model: str = "tiny"  # name of a released model, or path of a checkpoint
-    methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself as the mask; also sam zoom
-    zoom: float = 0.02  # sam zoom: boxes that cover less of their image than this get an embedding of their own
+    methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself; also sam zoom, sam one pass zoom
+    zoom: float = 0.05  # of these: boxes that cover less of their image than this get an embedding of their own
     max_boxes: int | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS
     max_images: int = 0  # evaluate only the first images; 0 means all
     images_per_batch: int = 4  # images that are encoded together
@@ -178,8 +184,8 @@ class InstancesConfig:
         if method == FilledBox.name:
             segmenter = FilledBox()
         else:
-            zoom = self.zoom if method == "sam zoom" else None
-            segmenter = SamBoxes(load_model(self.model), method != "sam one pass", self.images_per_batch, zoom)
+            refine, zoom = SAM_METHODS[method]
+            segmenter = SamBoxes(load_model(self.model), refine, self.images_per_batch, self.zoom if zoom else None)
 
         def predict(gt_images: list[GroundTruthImage], images: list[np.ndarray]) -> list[list[Result]]:
             asked = [boxes[gt_image.id] for gt_image in gt_images]

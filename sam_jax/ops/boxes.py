@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Real
 
 ZOOM_MARGIN = 3  # sides of a zoomed box in its window
-ZOOM_SIDE = 128  # shortest side of a window, pixels; nearer, an image is only blurred
+ZOOM_SIDE = 64  # shortest side of a window, pixels; nearer, an image is only blurred
 
 
 def box_nms(
@@ -54,7 +54,7 @@ def zoom_window(
 ) -> tuple[int, int, int, int]:
     """Returns the window (x0, y0, x1, y1) of an image in which to look at a box: all of it, or near a small box.
 
-    The window of a small box is a square around it, 3 times as long as its longer side and at least 128 pixels. It is
+    The window of a small box is a square around it, 3 times as long as its longer side and at least 64 pixels. It is
     moved into the image, and cut where it is longer than that. There are 4 lengths per octave, so that windows have
     few sizes.
 

@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 PHOTOGRAPH = "coffee.jpg"  # on the annotation page, with the demonstration's prompts
+WIDTH = 1400  # of the images at most, pixels
 SAM_JAX = (sys.executable, "-m", "sam_jax")
 
 
 def save(image: np.ndarray, path: Path) -> None:
+    smaller = Image.fromarray(image)
+    smaller.thumbnail((WIDTH, 10 * WIDTH))
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, "JPEG", quality=80, optimize=True, progressive=True)
+        smaller.save(temporary, "JPEG", quality=80, optimize=True, progressive=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 

@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from sam_jax.predictor import SamPredictor
 
 
-def _click(x: int, y: int) -> Prompt:
-    return Prompt(points=np.array([[x, y]]), labels=np.array([1]))
+def _prompt(click: tuple[int, int] | None = None, box: tuple[int, int, int, int] | None = None) -> Prompt:
+    return Prompt(
+        points=None if click is None else np.array([click]),
+        labels=None if click is None else np.array([1]),
+        box=None if box is None else np.array(box),
+    )
 
 
 # What the demonstration asks for, in pixels of the photographs in assets/demo/.
 DEMO_PROMPTS = {
-    "kingfisher.jpg": {"kingfisher": _click(304, 172), "branch": _click(459, 287)},
-    "kitten.jpg": {"kitten": Prompt(box=np.array([180, 76, 418, 364]))},
-    "coffee.jpg": {
-        "cup": Prompt(box=np.array([172, 14, 412, 308])),
-        "spoon": Prompt(points=np.array([[360, 290]]), labels=np.array([1]), box=np.array([322, 64, 426, 328])),
+    "kingfisher.jpg": {
+        "kingfisher": _prompt(box=(160, 36, 412, 356)),
+        "branch": _prompt(click=(459, 287), box=(216, 262, 600, 380)),
     },
+    "kitten.jpg": {"kitten": _prompt(click=(300, 180))},
+    "coffee.jpg": {"cup": _prompt(box=(172, 14, 412, 308)), "bowl of the spoon": _prompt(click=(362, 290))},
 }
 # Is it the coffee, the cup, or the cup with its saucer?
-AMBIGUOUS = ("coffee.jpg", _click(287, 150))
+AMBIGUOUS = ("coffee.jpg", _prompt(click=(287, 150)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from sam_jax.ops.draw import tile
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-PHOTOGRAPH = "coffee.jpg"  # on the annotation page, with the demonstration's prompts
+PHOTOGRAPH = "kingfisher.jpg"  # on the annotation page, with the demonstration's prompts
 WIDTH = 1400  # of the images at most, pixels
 SAM_JAX = (sys.executable, "-m", "sam_jax")
 

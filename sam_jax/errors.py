@@ -7,6 +7,9 @@ that callers of the API may catch `ValueError`, `TypeError` or `FileNotFoundErro
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Something that a user gave cannot be used; the message says what was expected, what came and what to do."""
@@ -51,6 +54,25 @@ class BadRecord(UserError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")
+
+
+@contextlib.contextmanager
+def decoding(where: object, what: str = "image") -> Iterator[None]:
+    """Turns whatever a decoder raises on a file into a BadRecord, lack of memory too.
+
+    This is the one place that takes any exception, since the decoders of images raise nearly any (struct.error,
+    SyntaxError, OverflowError, ...). Only a decoder's call belongs inside.
+
+    Args:
+        where: the file or record.
+        what: what is decoded, for the reason.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise BadRecord(f"{what} takes more memory than there is", where, error) from error
+    except Exception as error:
+        raise BadRecord(f"{what} cannot be decoded", where, error or type(error).__name__) from error
 
 
 EXPECTED_ERRORS = (UserError, OSError)

@@ -77,7 +77,7 @@ def test_a_file_that_is_no_readable_image_is_named(tmp_path):
     Image.fromarray(make_image(64, 64)).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
-    cases = {"empty.jpg": "empty", "text.jpg": "cannot read", "cut.jpg": "damaged or cut off", "float.tif": "as RGB"}
+    cases = {"empty.jpg": "empty", "text.jpg": "expected JPEG", "cut.jpg": "truncated", "float.tif": "scale to 0-255"}
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:
             read_image(tmp_path / name)

@@ -106,7 +106,8 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
     try:
         return read_image(path, max_pixels=max_pixels)
     except UserError as error:
-        raise type(error)(str(error).replace(str(path), stored.name)) from error
+        kind = MissingFile if isinstance(error, MissingFile) else UserError
+        raise kind(str(error).replace(str(path), stored.name)) from error
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

@@ -10,12 +10,13 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from sam_jax.data.images import pillow_to_rgb
-from sam_jax.errors import BadRecord, MissingFile, UserError
+from sam_jax.data.images import load_image
+from sam_jax.errors import BadRecord, MissingFile, UserError, decoding
 from sam_jax.files import open_to_read, read_bytes, read_json
 from sam_jax.ops.rle import Rle, counts_from_rle, encode_rle
+from sam_jax.ops.transforms import pillow_to_rgb, read_orientation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +65,22 @@ class Example:
         Raises:
             BadRecord: it cannot be decoded, or its size is not the one that the masks have.
         """
-        data = self.read()
-        try:
-            with Image.open(io.BytesIO(data)) as file:
-                file.load()
-                turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
-                upright = ImageOps.exif_transpose(file) if turned else file
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            raise BadRecord("image cannot be decoded", self.where, error) from error
-        image = upright if upright.size[::-1] == self.size else file
-        try:
-            image = image if image.mode == "RGB" else Image.fromarray(pillow_to_rgb(image))
-        except UserError as error:
-            raise BadRecord("image cannot be decoded", self.where, error) from error
-        if image.size[::-1] != self.size:
-            raise BadRecord("masks of another size", self.where, f"image {image.size[::-1]}, masks {self.size} (h, w)")
+        image = load_image(io.BytesIO(self.read()), self.where)
+        orientation = read_orientation(image)
+        size = lying = image.size[::-1]
+        if orientation >= 5:
+            size = lying[::-1]
+        turned = orientation != 1 and (size == self.size or lying != self.size)
+        if (size if turned else lying) != self.size:
+            raise BadRecord("masks of another size", self.where, f"image {size}, masks {self.size} (h, w)")
+        if turned or image.mode != "RGB" or image.has_transparency_data:
+            with decoding(self.where):
+                image = Image.fromarray(pillow_to_rgb(image, upright=turned))
         return image
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns `pil_image` as an array."""
-        return np.asarray(self.pil_image())
+        """Returns `pil_image` as an array that may be written to."""
+        return np.array(self.pil_image())
 
 
 class Source(Protocol):
@@ -145,11 +142,8 @@ def read_grabcut(root: Path, bsds500_root: Path) -> list[Example]:
     for stem, split in sorted(splits.items()):
         mask = root / "masks" / f"{stem}.png"
         content = io.BytesIO(read_bytes(mask))
-        try:
-            with Image.open(content) as file:
-                values = np.asarray(file.convert("L"))
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            raise BadRecord("mask cannot be decoded", mask, error) from error
+        with decoding(mask, "mask"), Image.open(content) as file:
+            values = np.asarray(file.convert("L"))
         path = bsds500_root / "images" / split / f"{stem}.jpg"
         examples.append(
             Example(path, values.shape, (encode_rle(values == 255),), "grabcut20", encode_rle(values == 128))

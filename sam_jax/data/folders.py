@@ -14,7 +14,7 @@ from PIL import Image
 from sam_jax.config import LabelValues
 from sam_jax.data.examples import Example
 from sam_jax.data.images import find_image, image_paths
-from sam_jax.errors import BadRecord, UserError
+from sam_jax.errors import BadRecord, UserError, decoding
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 
 CHECKED_MAPS = 16  # looked at when a folder is opened
@@ -87,11 +87,8 @@ def read_labels(path: Path) -> Int[np.ndarray, "H W"]:
     Raises:
         BadRecord: it cannot be read, or has colours.
     """
-    try:
-        with Image.open(path) as file:
-            values = np.asarray(file)
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise BadRecord("map cannot be decoded", path, error) from error
+    with decoding(path, "map"), Image.open(path) as file:
+        values = np.asarray(file)
     if values.ndim == 3 and values.shape[2] in (2, 3, 4):  # grey stored as colours
         rest = values[..., 1:3] if values.shape[2] > 2 else values[..., :1]
         if (rest == values[..., :1]).all():

@@ -13,10 +13,11 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from sam_jax.errors import EXPECTED_ERRORS, MissingFile, UserError
-from sam_jax.ops.transforms import as_rgb
+from sam_jax.errors import EXPECTED_ERRORS, BadRecord, MissingFile, UserError, decoding
+from sam_jax.files import open_to_read
+from sam_jax.ops.transforms import load_pixels, pillow_to_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2")
 MAX_PIXELS = 178_956_970  # of an image that is read; where Pillow suspects a decompression bomb
@@ -106,7 +107,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
 
     Raises:
         MissingFile: there is no such file.
-        UserError: the file is empty, not an image, damaged, or too large.
+        BadRecord: the file is empty, not an image, damaged, or too large.
+        UserError: the path is not one of a file.
     """
     path = Path(path)
     if not path.exists():
@@ -114,59 +116,51 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     if not path.is_file():
         raise UserError(f"expected an image file, {path} is a folder or a device")
     if path.stat().st_size == 0:
-        raise UserError(f"expected an image, {path} is an empty file")
-    return decode_image(path, path, max_pixels=max_pixels)
+        raise BadRecord("image cannot be decoded", path, "it is an empty file")
+    with open_to_read(path) as file:
+        return decode_image(file, path, max_pixels=max_pixels)
 
 
-def decode_image(source: Path | BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads an image as `read_image` does, from a file that is there or one that is open.
+def decode_image(source: BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads an image as `read_image` does, from a file that is open.
 
     Args:
         name: the name that errors give it.
 
     Raises:
-        UserError: the file is not an image, damaged, or too large.
+        BadRecord: the file is not an image, damaged, or too large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            file = Image.open(source)
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is too large ({error}); scale it down first") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise UserError(f"expected an image (JPEG, PNG, TIFF, WebP, ...), cannot read {name} as one") from error
-    with file:
-        if file.width * file.height > max_pixels:
-            raise UserError(
-                f"{name} has {file.width} x {file.height} pixels, above the {max_pixels} allowed; scale it down first"
-            )
-        try:
-            upright = ImageOps.exif_transpose(file)
-        except Exception as error:  # as above
-            raise UserError(f"{name} is damaged or cut off: {error}") from error
-    try:
-        return pillow_to_rgb(upright)
-    except UserError as error:
-        raise UserError(f"cannot show {name} as RGB: {error}") from error
+    image = load_image(source, name, max_pixels=max_pixels)
+    with decoding(name):
+        return pillow_to_rgb(image)
 
 
-def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """Converts a loaded image of any mode to RGB, as `as_rgb` does for arrays.
+def load_image(source: BinaryIO, name: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Returns an image of an open file, decoded, in the mode in which it is stored; all parts of the package read here.
+
+    Args:
+        name: the name that errors give it.
 
     Raises:
-        WrongType, UserError: the image's mode has no RGB form.
+        BadRecord: the file is not an image, damaged, or too large.
     """
-    if image.mode.startswith(("I", "F")):
-        array = np.asarray(image)
-        if image.mode != "F" and array.min() >= 0 and array.max() <= 0xFFFF:
-            array = array.astype(np.uint16)
-        return as_rgb(array)
-    form = "RGBA" if image.has_transparency_data else "RGB"
-    try:
-        converted = np.asarray(image.convert(form))
-    except Exception as error:  # Pillow's
-        raise UserError(f"mode {image.mode} does not become {form}: {error}") from error
-    return as_rgb(converted) if form == "RGBA" else converted
+    with decoding(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+        try:
+            image = Image.open(source)
+        except UnidentifiedImageError as error:
+            raise ValueError("expected JPEG, PNG, TIFF, WebP or another format of images") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{error}; scale it down first") from error
+    if image.width * image.height > max_pixels:
+        raise BadRecord(
+            "image too large",
+            name,
+            f"{image.width} x {image.height} pixels, above the {max_pixels} allowed; scale it down first",
+        )
+    with decoding(name):
+        load_pixels(image)
+    return image
 
 
 def read_batches(
@@ -190,6 +184,8 @@ def read_batches(
             batch.append((item, future.result()))
         except EXPECTED_ERRORS as error:
             failed(item, str(error))
+        except MemoryError:
+            failed(item, "the image takes more memory than there is")
         if len(batch) == batch_size:
             yield batch
             batch = []

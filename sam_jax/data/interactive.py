@@ -12,7 +12,7 @@ from PIL import Image
 
 from sam_jax.data.examples import Example
 from sam_jax.data.images import is_image_name
-from sam_jax.errors import BadRecord, MissingFile
+from sam_jax.errors import BadRecord, MissingFile, decoding
 from sam_jax.ops.rle import encode_rle
 
 FOLDERS = (("data_GT", "boundary_GT"), ("images", "masks"), ("img", "gt"))  # GrabCut, Berkeley, DAVIS
@@ -49,11 +49,8 @@ class InteractiveSource:
         path, file = self._files[index]
         if file is None:
             raise BadRecord("no mask", path)
-        try:
-            with Image.open(file) as image:
-                colours = np.asarray(image.convert("RGB"))
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            raise BadRecord("mask cannot be decoded", file, error) from error
+        with decoding(file, "mask"), Image.open(file) as image:
+            colours = np.asarray(image.convert("RGB"))
         values = colours.max(-1)
         mask = values > (VOID if self.graded else 0)
         void = encode_rle(values == VOID) if self.graded else None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sam_jax.data.examples import Example, Source
 from sam_jax.data.folders import read_labels
-from sam_jax.errors import BadRecord, MissingFile, MissingPackage
+from sam_jax.errors import BadRecord, MissingFile, MissingPackage, decoding
 from sam_jax.ops.rle import Rle, encode_rle
 
 Decode = Callable[[Path], Int[np.ndarray, "H W"]]
@@ -199,23 +199,15 @@ def read_hdf5(path: Path) -> Int[np.ndarray, "H W"]:
         import h5py
     except ImportError as error:
         raise MissingPackage("Hypersim's maps are HDF5 files: pip install h5py") from error
-    try:
-        with h5py.File(path) as file:
-            return np.asarray(file["dataset"]).astype(np.int32)
-    except Exception as error:  # of h5py
-        raise BadRecord("map cannot be decoded", path, error) from error
+    with decoding(path, "map"), h5py.File(path) as file:
+        return np.asarray(file["dataset"]).astype(np.int32)
 
 
 def _opened(path: Path) -> Any:
-    try:
+    with decoding(path, "map"):
         return Image.open(path)
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise BadRecord("map cannot be decoded", path, error) from error
 
 
 def _read(path: Path, mode: str | None = None) -> np.ndarray:
-    with _opened(path) as file:
-        try:
-            return np.asarray(file.convert(mode) if mode else file)
-        except Exception as error:  # as above
-            raise BadRecord("map cannot be decoded", path, error) from error
+    with _opened(path) as file, decoding(path, "map"):
+        return np.asarray(file.convert(mode) if mode else file)

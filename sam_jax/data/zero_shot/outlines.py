@@ -14,7 +14,7 @@ from sam_jax.data.coco import CocoSource, Entry, image_name, read_mask
 from sam_jax.data.examples import Example, Source
 from sam_jax.data.sources import Chain
 from sam_jax.data.zero_shot.maps import find_files
-from sam_jax.errors import BadRecord, UserError
+from sam_jax.errors import UserError, decoding
 from sam_jax.files import read_json
 
 
@@ -79,11 +79,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         BadRecord: the file is no image.
     """
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise BadRecord("image cannot be read", path, error) from error
+    with decoding(path), Image.open(path) as file:
+        return file.height, file.width
 
 
 @dataclasses.dataclass(frozen=True)

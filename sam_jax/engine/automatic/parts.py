@@ -14,12 +14,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from sam_jax.engine.automatic.inputs import ListedImage
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.everything.formats.common import AnnotatedImage
 from sam_jax.everything.formats.sa1b import sa1b_content
+from sam_jax.ops.transforms import read_orientation
 from sam_jax.types import Record
 
 Blur = Callable[[np.ndarray], np.ndarray]
@@ -85,8 +86,7 @@ def encode_jpeg(listed: ListedImage, encoded: bytes, image: np.ndarray, blur: Bl
     """
     if blur is None:
         with Image.open(io.BytesIO(encoded)) as file:
-            upright = file.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            if file.format == "JPEG" and file.mode == "RGB" and upright:
+            if file.format == "JPEG" and file.mode == "RGB" and read_orientation(file) == 1:
                 return encoded
     else:
         try:

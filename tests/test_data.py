@@ -266,7 +266,10 @@ def test_coco_files_without_their_images_or_of_another_kind_are_explained(tmp_pa
         (lambda c: c["images"].append(c["images"][0]), "different ids of images .* 1 more than once"),
         (lambda c: c["images"].append(7), "an object for images, number 1, in .*, got 7"),
         (lambda c: c["images"][0].update(id=[1]), r"id of images, number 0, .* a number or a text, got \[1\]"),
-        (lambda c: c["images"][0].update(file_name=3), "file_name of images, number 0, .* a text, got 3"),
+        (
+            lambda c: c["images"][0].update(file_name=3),
+            "file_name of images, .* a text that names a file, got 3",
+        ),
         (lambda c: c["images"][0].update(height="60"), "height of images, number 0, .* whole number of pixels, got 60"),
         (lambda c: c["annotations"][1].pop("image_id"), "image_id for annotations, number 1, .* which has only"),
         (lambda c: c["annotations"][1].update(image_id=99), "annotation .* belongs to image 99"),

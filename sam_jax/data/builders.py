@@ -99,6 +99,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
     def _generate_examples(self, split: str, source: Source) -> Iterator[tuple[str, dict]]:
         before, problem = self.report.images, None
+        self.report.problems += getattr(source, "problems", ())
         for index in tqdm(range(len(source)), split, unit="image", smoothing=0.1):
             try:
                 record = to_record(source[index])

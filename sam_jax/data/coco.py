@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pycocotools.mask
-
-from sam_jax.data.examples import Example, check_rle
+from sam_jax.data.examples import Example
+from sam_jax.data.images import MAX_PIXELS
+from sam_jax.data.segmentations import check_mask, is_image_size, read_mask
 from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.files import read_json
-from sam_jax.ops.rle import Rle, rle_from_counts
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 """One of `images`, `annotations` or `categories`."""
@@ -28,6 +29,7 @@ Entry = dict[str, Any]
 OTHER_KINDS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 NAME = "name of the file"  # of an image: `file_name`, or LVIS's `coco_url`
 INSTANCES: dict[str, tuple[str, ...]] = {"images": ("id", NAME), "annotations": ("image_id",)}  # what masks take
+OPTIONAL = ("category_id", "area", "iscrowd")  # of annotations: checked where they are, null is as if they were not
 LOOKED_AT = 8  # images whose files tell the folder
 
 
@@ -39,6 +41,7 @@ class CocoFile:
     images: list[Entry]
     annotations: list[Entry]
     categories: list[Entry]
+    problems: tuple[BadRecord, ...] = ()  # entries that are left out
 
     def annotations_by_image(self) -> dict[Any, list[Entry]]:
         """Returns the annotations of every image by its id, in the file's order; those of no image are left out."""
@@ -67,7 +70,8 @@ def read_coco_file(
         fields: the kinds of entries to read, and the fields that each of a kind must have; see `VALUES`. NAME stands
             for `file_name` or LVIS's `coco_url`. An `id` must be another one for each.
         optional: kinds that the file need not have.
-        references: refuse annotations that belong to an image or a category that is not in the file.
+        references: refuse the file for any entry that cannot be used, and for annotations that belong to an image or
+            a category that is not in the file. False: leave such entries out, and tell how many of each kind.
 
     Raises:
         MissingFile: there is no such file.
@@ -76,12 +80,21 @@ def read_coco_file(
     if not path.is_file():
         raise MissingFile(f"expected a file of annotations at {path.resolve()}, found none")
     content = read_json(path)
+    problems: list[BadRecord] = []
     kinds = [kind for kind in fields if kind not in optional or (isinstance(content, dict) and kind in content)]
     for kind in kinds:
         if not isinstance(content, dict) or not isinstance(content.get(kind), list):
             raise UserError(f"expected COCO-format JSON with a list {kind!r} in {path}")
+        sound = []
         for number, entry in enumerate(content[kind]):
-            _check_entry(entry, fields[kind], f"{kind}, number {number}, in {path}")
+            try:
+                _check_entry(entry, fields[kind], f"{kind}, number {number}, in {path}")
+                sound.append(entry)
+            except UserError as error:
+                if references:
+                    raise
+                problems.append(BadRecord(f"entry of {kind} cannot be used", path, error))
+        content[kind] = sound
         ids = Counter(entry["id"] for entry in content[kind]) if "id" in fields[kind] else Counter()
         if twice := [id_ for id_, count in ids.items() if count > 1]:
             raise UserError(
@@ -90,37 +103,70 @@ def read_coco_file(
             )
     if references:
         _check_references(content, fields, path)
-    return CocoFile(path, *(content[kind] if kind in kinds else [] for kind in ("images", "annotations", "categories")))
+    elif "annotations" in kinds and "images" in kinds:
+        known = {entry["id"] for entry in content["images"]}
+        problems += [
+            BadRecord("annotation of no image of the file", path, f"image_id {annotation['image_id']!r}"[:80])
+            for annotation in content["annotations"]
+            if annotation["image_id"] not in known
+        ]
+    images, annotations, categories = (
+        content[kind] if kind in kinds else [] for kind in ("images", "annotations", "categories")
+    )
+    _tell(problems, path)
+    return CocoFile(path, images, annotations, categories, tuple(problems))
+
+
+def _tell(problems: Sequence[BadRecord], path: Path) -> None:
+    """Logs how many entries are left out for which reason, with the first of each."""
+    for reason, count in Counter(problem.reason for problem in problems).items():
+        first = next(problem for problem in problems if problem.reason == reason)
+        logger.warning("left out of %s: %d x %s; the first: %s", path, count, reason, first)
 
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, int | str)
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value)
+    return is_image_size(value, 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_PIXELS
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(number, int | float) for number in value)
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_file_name(value: Any) -> bool:
+    """Says whether a file system could have a file of that name: NUL, lone surrogates and long names raise there."""
+    if not isinstance(value, str) or not value.strip("/\\ ") or "\0" in value:
+        return False
+    return all(len(part.encode("utf-8", "surrogatepass")) <= 255 for part in value.split("/")) and not any(
+        "\ud800" <= letter <= "\udfff" for letter in value
+    )
 
 
 VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a field must be, wherever it is needed
     "id": ("a number or a text", _is_key),
     "image_id": ("a number or a text", _is_key),
     "category_id": ("a number or a text", _is_key),
-    "file_name": ("a text", lambda value: isinstance(value, str)),
-    "coco_url": ("a text", lambda value: isinstance(value, str)),
+    "file_name": ("a text that names a file", _is_file_name),
+    "coco_url": ("a text that names a file", _is_file_name),
     "height": ("a whole number of pixels", _is_length),
     "width": ("a whole number of pixels", _is_length),
     "bbox": ("four numbers (x, y, w, h)", _is_box),
+    "area": ("a number of pixels", _is_number),
+    "iscrowd": ("0 or 1", lambda value: isinstance(value, int) and value in (0, 1)),
 }
 
 
 def _check_entry(entry: Any, needed: Collection[str], where: str) -> None:
     if not isinstance(entry, dict):
         raise UserError(f"expected COCO-format JSON: an object for {where}, got {str(entry)[:60]}")
-    for field in needed:
+    for field in (*needed, *(field for field in OPTIONAL if entry.get(field) is not None)):
         if field == NAME:
             field = "coco_url" if "coco_url" in entry and "file_name" not in entry else "file_name"
         expected, fits = VALUES.get(field, ("", lambda value: True))
@@ -148,9 +194,11 @@ def image_name(image: Entry) -> str:
 
 
 def locate_image(folder: Path, name: str) -> Path:
-    """Returns where an image lies in a folder, under its whole name or, where a file has it, the last part."""
-    path = folder / name
-    return folder / path.name if not path.is_file() and (folder / path.name).is_file() else path
+    """Returns where an image lies in a folder: under its whole name, with the separators of Windows too, or, where a
+    file has it, the last part.
+    """
+    names = (name, slashed := name.replace("\\", "/"), slashed.rpartition("/")[2])
+    return next((folder / known for known in names if (folder / known).is_file()), folder / slashed)
 
 
 class CocoSource:
@@ -163,6 +211,9 @@ class CocoSource:
         keep_image: says which entries of `images` to take.
         min_area: area of the smallest masks that are taken, pixels.
         file_name: returns an image's path in the folder, given its entry of `images`.
+
+    Attributes:
+        problems: entries of the file, and objects of images that have others, that are left out.
 
     Raises:
         MissingFile, UserError: see `read_coco_file` and `find_image_folder`.
@@ -181,11 +232,24 @@ class CocoSource:
         self.file, self.dataset, self.min_area = annotation_file, dataset, min_area
         content = read_coco_file(annotation_file)
         annotations = content.annotations_by_image()
-        records = []
+        records, bad_objects = [], []
         for image in filter(keep_image, content.images):
-            masks = [a.get("segmentation") for a in annotations[image["id"]] if not a.get("iscrowd")]
-            if masks:
-                records.append((file_name(image), image.get("height"), image.get("width"), masks))
+            size: tuple[Any, Any] = image.get("height"), image.get("width")
+            objects = [a for a in annotations[image["id"]] if not a.get("iscrowd")]
+            masks = []
+            for object_ in objects:
+                try:
+                    if is_image_size(*size):  # else the image is a bad record, when it is asked for
+                        where = f"{annotation_file}: {image_name(image)}, annotation {str(object_.get('id'))[:20]}"
+                        check_mask(object_.get("segmentation"), size, where)
+                    masks.append(object_.get("segmentation"))
+                except BadRecord as error:
+                    bad_objects.append(error)
+            if masks or objects:
+                masks = masks or [objects[0].get("segmentation")]  # which is what is wrong with the image
+                records.append((file_name(image), *size, masks))
+        _tell(bad_objects, annotation_file)
+        self.problems = [*content.problems, *bad_objects]
         self._records = [json.dumps(record) for record in records]
         names = [record[0] for record in records[:LOOKED_AT]]
         self.folder = find_image_folder(annotation_file, names, image_folder)
@@ -196,8 +260,10 @@ class CocoSource:
     def __getitem__(self, index: int) -> Example:
         file_name, height, width, segmentations = json.loads(self._records[index])
         path = locate_image(self.folder, file_name)
-        if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-            raise BadRecord("image without a size", self.file, f"{file_name}: height {height}, width {width}")
+        if not is_image_size(height, width):
+            detail = f"{file_name}: height {str(height)[:20]}, width {str(width)[:20]}"
+            raise BadRecord("image without a size", self.file, f"{detail}; at most {MAX_PIXELS} pixels in all")
+        height, width = int(height), int(width)
         where = f"{self.file}: {file_name}"
         masks = [read_mask(segmentation, (height, width), where) for segmentation in segmentations]
         kept = tuple(rle for rle, area in masks if area >= self.min_area)
@@ -228,42 +294,6 @@ def read_coco(
             if error.reason != "no masks":
                 raise
     return examples
-
-
-def read_mask(segmentation: Any, size: tuple[int, int], where: str) -> tuple[Rle, int]:
-    """Returns a mask in any of COCO's forms as compressed run lengths, checked, and its pixels.
-
-    Args:
-        segmentation: polygons, or run lengths, compressed or not.
-        size: (h, w) of the image.
-
-    Raises:
-        BadRecord: the mask is none of these, or of another size than the image.
-    """
-    rle = _to_rle(segmentation, size, where)
-    return rle, check_rle(rle, size, where)
-
-
-def _to_rle(segmentation: Any, size: tuple[int, int], where: str) -> Rle:
-    if isinstance(segmentation, dict):
-        if not isinstance(segmentation.get("counts"), list):
-            return segmentation
-        check_rle(segmentation, size, where)  # pycocotools would trust it
-        rle = pycocotools.mask.frPyObjects(segmentation, *size)
-    else:  # polygons, x and y in turn
-        try:
-            polygons = [np.asarray(polygon, np.float64) for polygon in segmentation if len(polygon) >= 6]
-        except (TypeError, ValueError) as error:
-            raise BadRecord("segmentation cannot be read", where, f"{str(segmentation)[:60]}; {error}") from error
-        if any(p.ndim != 1 or len(p) % 2 or not np.isfinite(p).all() for p in polygons):
-            raise BadRecord("segmentation cannot be read", where, f"polygons {str(segmentation)[:60]}")
-        if not polygons:
-            return rle_from_counts(np.array([size[0] * size[1]]), size)
-        # Far outside the image lie mistakes; pycocotools would draw their outline pixel by pixel.
-        limit = np.array([size[1], size[0]], np.float64)
-        inside = [np.clip(p.reshape(-1, 2), -limit, 2 * limit).reshape(-1).tolist() for p in polygons]
-        rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(inside, *size))
-    return {"size": list(size), "counts": rle["counts"].decode("ascii")}
 
 
 def find_coco_files(folder: Path) -> dict[str, list[Path]]:

@@ -6,8 +6,9 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
-from sam_jax.data.coco import NAME, find_coco_files, image_name, locate_image, read_coco_file, read_mask
+from sam_jax.data.coco import NAME, find_coco_files, image_name, locate_image, read_coco_file
 from sam_jax.data.examples import Example
+from sam_jax.data.segmentations import read_mask
 from sam_jax.errors import UserError
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.

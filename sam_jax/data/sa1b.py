@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sam_jax.data.examples import Example, check_rle
 from sam_jax.data.images import find_image, is_image_name
+from sam_jax.data.segmentations import is_image_size
 from sam_jax.errors import BadRecord
 from sam_jax.files import parse_json, read_bytes
 
@@ -89,6 +90,8 @@ def parse_record(text: bytes, image: Example) -> Example:
         raise BadRecord(
             "JSON of another kind", image.where, f"expected image and annotations; {type(error).__name__} {error}"
         ) from error
+    if not is_image_size(*size):
+        raise BadRecord("image without a size", image.where, f"{str(size)[:60]} (h, w)")
     kept = tuple(rle for rle in masks if check_rle(rle, size, image.where))
     if not kept:
         raise BadRecord("no masks", image.where)

@@ -14,7 +14,7 @@ from sam_jax.data.folders import LabelSource, MaskSource, find_folders
 from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, repeat_by_weight, split_validation
-from sam_jax.errors import MissingFile, UserError
+from sam_jax.errors import BadRecord, MissingFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class Chain:
     """Gives the examples of several sources, one source after the other."""
 
     sources: tuple[Source, ...]
+
+    @property
+    def problems(self) -> list[BadRecord]:
+        """Returns what the sources have left out."""
+        return [problem for source in self.sources for problem in getattr(source, "problems", ())]
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

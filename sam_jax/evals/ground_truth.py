@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file, read_mask
+from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file
 from sam_jax.data.examples import Example
+from sam_jax.data.segmentations import read_mask
 from sam_jax.errors import UserError
 
 AnnotatedObject = dict[str, Any]
@@ -70,8 +71,8 @@ class GroundTruthImage:
                     "category_id": annotation["category_id"],
                     "segmentation": rle,
                     "bbox": annotation["bbox"],
-                    "area": annotation.get("area", area),
-                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                    "area": area if annotation.get("area") is None else annotation["area"],
+                    "iscrowd": int(annotation.get("iscrowd") or 0),
                 }
             )
         return objects
@@ -124,6 +125,9 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruth:
             message names them.
     """
     content = read_coco_file(file, FIELDS, references=True)
+    for kind in (content.images, content.categories):
+        if texts := [entry["id"] for entry in kind if isinstance(entry["id"], str)]:
+            raise UserError(f"expected numbers as ids of images and categories in {file}, got {shorten(texts)}")
     folder = content.image_folder(images, required=False)
     categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content.categories}
     frequencies = {e["id"]: e["frequency"] for e in content.categories if "frequency" in e}

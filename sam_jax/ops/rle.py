@@ -128,6 +128,8 @@ def counts_from_rle(rle: Any) -> Int[np.ndarray, " R"]:
     """
     try:
         (H, W), text = rle["size"], rle["counts"]
+        if not all(isinstance(x, int | np.integer) and 0 <= x < 2**31 for x in (H, W)):
+            raise ValueError("the size is not two whole numbers (h, w)")
         if isinstance(text, list):
             counts = np.array(text, np.int64)
         else:
@@ -145,6 +147,6 @@ def counts_from_rle(rle: Any) -> Int[np.ndarray, " R"]:
             counts[2::2] = counts[2::2].cumsum()
     except (TypeError, KeyError, ValueError, OverflowError, UnicodeEncodeError) as error:
         raise UserError(f"expected COCO run lengths, got {str(rle)[:80]} ({error})") from error
-    if counts.ndim != 1 or (len(counts) and counts.min() < 0) or counts.sum() != H * W:
+    if counts.ndim != 1 or (len(counts) and counts.min() < 0) or counts.max(initial=0) > H * W or counts.sum() != H * W:
         raise UserError(f"expected runs of {H} x {W} = {H * W} pixels, they add up to {int(counts.sum())}")
     return counts

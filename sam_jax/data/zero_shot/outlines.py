@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from sam_jax.data.coco import CocoSource, Entry, image_name, read_mask
+from sam_jax.data.coco import CocoSource, Entry, image_name
 from sam_jax.data.examples import Example, Source
+from sam_jax.data.segmentations import read_mask
 from sam_jax.data.sources import Chain
 from sam_jax.data.zero_shot.maps import find_files
 from sam_jax.errors import UserError, decoding

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-everything test lint types unit slow eval-tiny bench clean
+.PHONY: demo demo-everything test lint types unit slow eval-small bench clean
 
 demo: $(VENV)/installed  ## objects cut out of photographs, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
@@ -26,8 +26,8 @@ unit: $(VENV)/test-installed
 slow: $(VENV)/test-installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
-eval-tiny: $(VENV)/installed  ## the embedded model on the images in DATA, against classical baselines
-	$(BIN)/sam-jax eval tiny --data $(DATA)
+eval-small: $(VENV)/installed  ## the embedded model on the images in DATA, against classical baselines
+	$(BIN)/sam-jax eval small --data $(DATA)
 
 bench: $(VENV)/test-installed  ## seconds on this CPU, beside the PyTorch implementations
 	$(BIN)/python benchmarks/cpu_predict.py

@@ -4,7 +4,7 @@ Starts `sam-jax annotate` on a copy of some images, then plays annotators throug
 clicks with a pause in between, feeds masks back, and saves one after every third click. At the end the store must hold
 every mask that was saved, as it was saved.
 
-    python benchmarks/annotate_load.py [--images FOLDER] [--clients 50] [--seconds 60] [--pause 1.0] [--model tiny]
+    python benchmarks/annotate_load.py [--images FOLDER] [--clients 50] [--seconds 60] [--pause 1.0] [--model small]
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between an answer and the next click")
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="small")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="annotate_load_") as name:
         folder = Path(name)

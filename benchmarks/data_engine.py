@@ -6,7 +6,8 @@ Everything goes through the commands and the page's HTTP API that people use. Th
 in the middle of what is most wrong until a mask is good, and paints with the brush what a number of clicks can't give.
 Held-out images are outlined by brush alone: models are judged on the truth. Seconds are nominal, see `Person`.
 
-Measured on cells, which `tiny` was never trained on (one CPU core, shared with other work; 26 minutes of its time):
+Measured with an earlier and smaller default model, on cells, which it was never trained on (one CPU core, shared with
+other work; 26 minutes of its time):
 
     python benchmarks/data_engine.py --data ../shared/data/dsb2018 --out runs/data_engine --stage1 30 --stage2 24 \
         --stage3 8 --held-out 40 --masks 20 --min-area 0.002 --good 0.7 --clicks 6 --steps 240 --detector-steps 240 \
@@ -343,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of a set in COCO format, with images/")
     parser.add_argument("--out", type=Path, required=True, help="new folder for photos, project and results")
-    parser.add_argument("--model", default="tiny", help="to begin with")
+    parser.add_argument("--model", default="small", help="to begin with")
     parser.add_argument("--stage1", type=int, default=60, help="pictures")
     parser.add_argument("--stage2", type=int, default=40)
     parser.add_argument("--stage3", type=int, default=20)

@@ -1,6 +1,6 @@
 """What `sam-jax engine run` costs over `sam-jax everything`: the same images by both commands, taking turns.
 
-    python benchmarks/engine_run.py FOLDER --rounds 4 -- --model tiny --preset official --points-per-side 16
+    python benchmarks/engine_run.py FOLDER --rounds 4 -- --model small --preset official --points-per-side 16
 
 Both run in this process, and the first turn of each, which imports and compiles, does not count. CPU seconds are of all
 threads, and what other work on the machine disturbs least.

@@ -1,9 +1,9 @@
 """Everything mode against the official code: the same masks, with the same scores, from the same weights?
 
-    python benchmarks/everything_parity.py --official FOLDER --images PICTURE ... [--model tiny]
-    python benchmarks/everything_parity.py ... --model random:tiny --nms-thresh 1 --points-per-side 16
+    python benchmarks/everything_parity.py --official FOLDER --images PICTURE ...
+    python benchmarks/everything_parity.py ... --model random:vit_b --nms-thresh 1 --points-per-side 16
 
---official is a checkout of github.com/facebookresearch/segment-anything. --model is the embedded tiny model, a
+--official is a checkout of github.com/facebookresearch/segment-anything. --model is the tests' trained one, another
 checkpoint, or random:NAME for random weights of that size. As the scores of such models are not those of a finished
 one, thresholds are taken from the scores at hand: half of the masks pass each filter, or more where scores are below 0.
 Exits with an error when a mask of one side has no partner of IoU 0.99 on the other, or scores differ by more than 1e-3.
@@ -26,6 +26,7 @@ from sam_jax.data.images import read_image
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.model import Sam
 
+TRAINED = Path(__file__).parent.parent / "tests/data/tiny.safetensors"
 SAME_IOU, SAME_SCORE = 0.99, 1e-3
 
 CASES: dict[str, dict[str, Any]] = {
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path, required=True, help="folder that contains segment_anything")
     parser.add_argument("--images", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default=str(TRAINED))
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--nms-thresh", type=float, default=0.7, help="1 keeps random weights' near duplicates")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -1,6 +1,6 @@
 """Trains the decoder on a project's masks, each image encoded once, for `sam-jax engine train`.
 
-`out`, `data.path` and `init_from` are the project's. It suits the embedded tiny model and a few hundred images;
+`out`, `data.path` and `init_from` are the project's. It suits the embedded model and a few hundred images;
 with more, finetune_lora and finetune_full adapt the image encoder too.
 """
 

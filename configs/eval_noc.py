@@ -3,8 +3,8 @@
 sam-jax eval noc --data FOLDER
 sam-jax eval noc --data FOLDER --datasets GrabCut Berkeley DAVIS --methods sam ritm:PATH
 
-The embedded model on the 20 objects of grabcut20: 15.45, 16.30 and 19.25 clicks (14, 15 and 19 never get there);
-region growing 16.30, 16.80, 17.65; a disc never. 33 seconds on one shared core.
+On the 20 objects of grabcut20 region growing takes 16.30, 16.80 and 17.65 clicks, and a disc never gets there; the
+embedded model's figures are in docs/model_card_small.md.
 """
 
 from sam_jax.config_file import REQUIRED

@@ -13,15 +13,14 @@ its own, 15.5. Hardware: less than one CPU core, shared with other work: 40 s fo
 1141 s for this.
 """
 
-import dataclasses
 from pathlib import Path
 
 from sam_jax.config import (
-    TINY,
     DataConfig,
     LossConfig,
     OptimizerConfig,
     PromptConfig,
+    SamConfig,
     TextConfig,
     TrainConfig,
     ViTConfig,
@@ -31,8 +30,7 @@ from sam_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         out=Path("runs/text_shapes/sam"),
-        model=dataclasses.replace(
-            TINY,
+        model=SamConfig(
             name="shapes",
             encoder=ViTConfig(
                 image_size=64, patch_size=8, dim=64, depth=3, heads=2, window_size=4, global_attention_blocks=(0, 2)

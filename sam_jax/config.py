@@ -61,7 +61,7 @@ class JsonConfig:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, or too deep
             raise UserError(f"expected the JSON of a {cls.__name__}, got {text[:80]!r}") from error
         return cls.from_fields(fields)
 
@@ -201,7 +201,7 @@ class EfficientNetLiteConfig(EncoderConfig):
 class SamConfig(ModelConfig):
     """The numbers that define one Segment Anything model.
 
-    The defaults are ViT-B of the paper; `SIZES` holds every published size and our own `tiny`.
+    The defaults are ViT-B of the paper; `SIZES` holds every published size.
 
     Reference: Kirillov et al. 2023, sections 3 and A.
     """
@@ -313,17 +313,6 @@ FLAT_ENCODER_FIELDS = {
 VIT_B = SamConfig()
 VIT_L = SamConfig("vit_l", ViTConfig(dim=1024, depth=24, heads=16, global_attention_blocks=(5, 11, 17, 23)))
 VIT_H = SamConfig("vit_h", ViTConfig(dim=1280, depth=32, heads=16, global_attention_blocks=(7, 15, 23, 31)))
-# Ours, small enough to train on a CPU: patches of 8 pixels keep small regions alive in a frame of 128.
-TINY = SamConfig(
-    name="tiny",
-    encoder=ViTConfig(
-        image_size=128, patch_size=8, dim=256, depth=6, heads=4, window_size=8, global_attention_blocks=(2, 5)
-    ),
-    prompt_dim=128,
-    decoder_heads=4,
-    decoder_mlp_dim=512,
-    iou_head_hidden_dim=128,
-)
 # Ours, with an image encoder that runs well on a CPU.
 SMALL = SamConfig(
     name="small",
@@ -334,7 +323,53 @@ SMALL = SamConfig(
     iou_head_hidden_dim=128,
     high_res_features=True,
 )
-SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H, TINY)}
+SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H)}
+
+
+# What a file may say of each of the `EverythingOptions`: the type, the least and the greatest value.
+EVERYTHING_LIMITS: dict[str, tuple[type, float, float]] = {
+    "points_per_side": (int, 8, 128),
+    "pred_iou_thresh": (float, 0, 1),
+    "stability_score_thresh": (float, 0, 1),
+    "stability_score_offset": (float, 0, 100),
+    "box_nms_thresh": (float, 0, 1),
+    "crop_n_layers": (int, 0, 3),
+    "crop_nms_thresh": (float, 0, 1),
+    "min_mask_region_area": (int, 0, 1_000_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EverythingOptions(JsonConfig):
+    """What suits a model in everything mode, in place of a preset's values; None leaves a value to the preset.
+
+    They are stored in the model's checkpoint, and are those fields of `MaskGeneratorConfig` that depend on the model.
+    """
+
+    points_per_side: int | None = None  # points along one side of the grid
+    pred_iou_thresh: float | None = None  # masks with a predicted IoU above this stay
+    stability_score_thresh: float | None = None  # masks with at least this stability stay
+    stability_score_offset: float | None = None  # distance of the stability's two thresholds from 0, in logits
+    box_nms_thresh: float | None = None  # box IoU above which the mask of lower predicted IoU is dropped in a crop
+    crop_n_layers: int | None = None  # layers of crops that are segmented like images of their own
+    crop_nms_thresh: float | None = None  # likewise between crops
+    min_mask_region_area: int | None = None  # holes and islands of fewer pixels are removed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.to_fields().items():
+            kind, low, high = EVERYTHING_LIMITS[name]
+            kinds = (int, float) if kind is float else (int,)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                what = "a number" if kind is float else "a whole number"
+                raise UserError(f"expected {name} to be {what} from {low:,} to {high:,}, got {value!r}")
+
+    def to_fields(self) -> dict[str, Any]:
+        """Returns the values that are given, by name."""
+        return {name: value for name, value in super().to_fields().items() if value is not None}
+
+
+NO_OPTIONS = EverythingOptions()
 
 
 DataFormat = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "masks"]
@@ -492,3 +527,4 @@ class TrainConfig(RunConfig):
     accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
     init_decoder_from: str | None = None  # name or path of a SAM model whose prompt encoder and decoder start the run
     model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`
+    everything: EverythingOptions = NO_OPTIONS  # stored with the model, in place of what `init_from` says

@@ -16,6 +16,7 @@ from sam_jax.files import read_text
 
 SHIPPED = Path(__file__).with_name("configs")
 PREFIXES = {"train": "", "eval": "eval_"}  # of the files' names
+REPLACED = {"tiny": "small", "tiny_crops": "small_crops", "detector_tiny": "detector_small"}  # names of earlier configs
 REQUIRED: Any = tyro.MISSING  # the value of a field that a config leaves to the command line
 
 Task = Literal["train", "eval"]
@@ -51,6 +52,8 @@ def find_config(name: str, task: Task) -> Path:
         return Path(name)
     known = list_configs(task)
     short = name.removeprefix(PREFIXES[task])
+    if short not in known and REPLACED.get(short) in known:
+        raise MissingFile(f"there is no config {name} any more: {REPLACED[short]} replaced it")
     if short not in known:
         close = difflib.get_close_matches(short, known, 1)
         meant = f", did you mean {close[0]}?" if close else "."
@@ -82,6 +85,6 @@ def load_config(arguments: Sequence[str], task: Task) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no get_config(); see the shipped {SHIPPED / 'tiny.py'}")
+        raise UserError(f"{path} has no get_config(); see the shipped {SHIPPED / 'small.py'}")
     default = module.get_config()
     return tyro.cli(type(default), default=default, args=list(arguments[1:]), prog=f"sam-jax {task} {arguments[0]}")

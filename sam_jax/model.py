@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sam_jax.config import FLAT_ENCODER_FIELDS, SamConfig, ViTConfig
+from sam_jax.config import FLAT_ENCODER_FIELDS, NO_OPTIONS, EverythingOptions, SamConfig, ViTConfig
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.types import Params, Prediction, Prompts
 
@@ -29,11 +29,13 @@ class Sam:
         config: architecture of the model.
         params: nested dict of arrays, as `sam_jax.modeling.init_params` returns it; moved to the default device.
         dtype: dtype of the computation; that of the params does not change.
+        everything: what suits the model in everything mode, as its checkpoint says.
     """
 
     config: SamConfig
     params: Params = dataclasses.field(repr=False)
     dtype: Any = jnp.float32
+    everything: EverythingOptions = NO_OPTIONS
 
     def __post_init__(self) -> None:
         # Params are moved to the device once, and not with every call.

@@ -86,8 +86,10 @@ def browser():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """The embedded model: one compilation for all tests that a process runs with it."""
-    return sam_jax.load_model("tiny")
+    """A trained model: one compilation for all tests that a process runs with it."""
+    from cases.models import TRAINED
+
+    return sam_jax.load_model(TRAINED)
 
 
 @pytest.fixture

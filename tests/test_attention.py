@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.config import TINY
+from cases.models import TINY
 from sam_jax.modeling import decode_masks, encode_prompts, init_params
 from sam_jax.modeling.attention import attend, attend_in_cache, fold_relative_positions
 from sam_jax.modeling.common import gelu

@@ -156,7 +156,7 @@ def test_a_config_that_needs_data_asks_for_them_by_name(tmp_path, capsys):
             run(task, name, "--out", tmp_path)
         assert exit_.value.code == 2
         assert option in capsys.readouterr().err
-    assert run("train", "tiny", "--out", tmp_path / "run") == 2
+    assert run("train", "small", "--out", tmp_path / "run") == 2
     assert "say where it is with --data.path" in capsys.readouterr().err
 
 

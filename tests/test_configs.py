@@ -83,8 +83,8 @@ def test_shipped_configs_are_found_by_name_and_say_what_they_are(task):
     for name, first_line in shipped.items():
         assert first_line.endswith((".", ":")), name
         assert find_config(name, task).stem == ("eval_" if task == "eval" else "") + name
-    assert find_config("eval_tiny", "eval") == find_config("tiny", "eval")
-    assert find_config("configs/tiny.py", "eval") == Path("configs/tiny.py")
+    assert find_config("eval_small", "eval") == find_config("small", "eval")
+    assert find_config("configs/small.py", "eval") == Path("configs/small.py")
 
 
 def test_an_unknown_name_is_answered_with_the_names_that_there_are():
@@ -92,6 +92,13 @@ def test_an_unknown_name_is_answered_with_the_names_that_there_are():
         load_config(["edgs"], "eval")
     with pytest.raises(FileNotFoundError, match=r"named edges\. Shipped are .*finetune_coco"):
         load_config(["edges"], "train")
+    for name, task, now in (
+        ("tiny", "train", "small"),
+        ("eval_tiny", "eval", "small"),
+        ("tiny_crops", "train", "small_crops"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"there is no config {name} any more: {now} replaced it"):
+            load_config([name], task)
     with pytest.raises(FileNotFoundError, match=r"expected a config at edges.py, found no file"):
         load_config(["edges.py"], "eval")
     with pytest.raises(ValueError, match="expected a config first"):

@@ -10,14 +10,18 @@ import pytest
 import torch
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from cases.models import TINY
 from sam_jax.checkpoints import (
     SAM,
     convert_checkpoint,
     expected_shapes,
     foreign_shapes,
     load_checkpoint,
+    load_everything_options,
+    load_model,
     params_from_state,
     published,
     save_checkpoint,
@@ -25,7 +29,8 @@ from sam_jax.checkpoints import (
 )
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.checkpoints.sam import SHARED_MATRIX, SHARED_MATRIX_ALIAS, guess_config
-from sam_jax.config import SIZES, TINY, VIT_B, VIT_H, VIT_L, ViTConfig
+from sam_jax.config import SIZES, VIT_B, VIT_H, VIT_L, EverythingOptions, ViTConfig
+from sam_jax.errors import UserError
 
 # No published number in it, so that no default can stand in for one.
 ODD = dataclasses.replace(
@@ -52,6 +57,7 @@ ODD = dataclasses.replace(
     iou_head_depth=4,
     iou_head_hidden_dim=12,
 )
+GUESSED = dataclasses.replace(TINY, name="custom", prompt_dim=256, decoder_heads=8)  # its shapes tell all of it
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +245,11 @@ def test_a_training_scripts_file_in_half_precision_is_read(tmp_path):
     random = np.random.default_rng(0)
     state = {
         name: torch.from_numpy(random.normal(size=shape).astype(np.float16))
-        for name, shape in foreign_shapes(TINY, "official").items()
+        for name, shape in foreign_shapes(GUESSED, "official").items()
     }
-    torch.save({"model": state, "epoch": 3}, tmp_path / "tiny.pth")
-    params, config = load_checkpoint(tmp_path / "tiny.pth")
-    assert config == TINY
+    torch.save({"model": state, "epoch": 3}, tmp_path / "some.pth")
+    params, config = load_checkpoint(tmp_path / "some.pth")
+    assert config == GUESSED
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
@@ -279,13 +285,14 @@ def test_an_official_file_that_fits_no_size_is_compared_with_the_nearest_one():
         guess_config({"image_encoder.pos_embed": (1, 6, 6, 24)}, "a file", "official")
 
 
-def test_the_config_beside_a_pth_is_there_only_where_the_shapes_do_not_tell(ours, tmp_path):
+def test_the_config_beside_a_pth_is_there_only_where_the_shapes_do_not_tell(ours, tmp_path, monkeypatch):
     beside = tmp_path / "x.pth.config.json"
     convert_checkpoint(ours, tmp_path / "x.pth")
     assert beside.is_file()
     beside.write_text("{")
     with pytest.raises(ValueError, match=r"x\.pth\.config\.json"):
         load_checkpoint(tmp_path / "x.pth")
+    monkeypatch.setitem(SIZES, "tiny", TINY)  # published sizes are large
     zeros = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(TINY).items()}
     save_checkpoint(tmp_path / "tiny.safetensors", unflatten_dict(zeros, sep="/"), TINY)
     convert_checkpoint(tmp_path / "tiny.safetensors", tmp_path / "x.pth", overwrite=True)
@@ -300,6 +307,50 @@ def test_a_config_that_is_not_the_files_own_is_refused(ours, tmp_path):
         assert load_checkpoint(path, SAM, ODD)[1] == ODD
         with pytest.raises(ValueError, match="decoder_heads"):
             load_checkpoint(path, SAM, dataclasses.replace(ODD, decoder_heads=4))
+
+
+def test_options_of_everything_mode_lie_in_our_file_and_stay_in_it(ours, params, tmp_path):
+    assert load_everything_options(ours) == EverythingOptions()  # as in files of earlier versions
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    convert_checkpoint(ours, first, everything=EverythingOptions(pred_iou_thresh=0.4, crop_n_layers=1))
+    convert_checkpoint(first, second, everything=EverythingOptions(pred_iou_thresh=0.5), dtype=np.float16)
+    assert load_everything_options(second) == EverythingOptions(pred_iou_thresh=0.5, crop_n_layers=1)
+    assert second.stat().st_size < 0.6 * first.stat().st_size
+    assert load_checkpoint(first).config == ODD
+    assert_same(load_checkpoint(first).params, params)
+    convert_checkpoint(first, tmp_path / "folder")  # which has no place for them
+    assert load_everything_options(tmp_path / "folder") == EverythingOptions()
+    with pytest.raises(UserError, match=r"\*\.safetensors, which alone holds options of everything mode"):
+        convert_checkpoint(first, tmp_path / "x.pth", everything=EverythingOptions(crop_n_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"output_mode": "png"}', r"unknown \['output_mode'\]"),
+        ('{"point_grids": [[0, 0]]}', r"unknown \['point_grids'\]"),
+        ('{"pred_iou_thresh": "0.5"}', "pred_iou_thresh to be a number from 0 to 1, got '0.5'"),
+        ('{"pred_iou_thresh": NaN}', "pred_iou_thresh"),
+        ('{"stability_score_thresh": true}', "stability_score_thresh"),
+        ('{"stability_score_offset": -1}', "stability_score_offset"),
+        ('{"box_nms_thresh": 1.01}', "box_nms_thresh"),
+        ('{"crop_nms_thresh": [0.5]}', "crop_nms_thresh"),
+        ('{"crop_n_layers": 12}', "crop_n_layers to be a whole number from 0 to 3, got 12"),
+        ('{"points_per_side": 1000000000}', "points_per_side"),
+        ('{"points_per_side": 16.5}', "points_per_side"),
+        ('{"min_mask_region_area": 1e300}', "min_mask_region_area"),
+        ("[]", "expected a JSON object"),
+        ("{", "expected the JSON"),
+        pytest.param("[" * 100_000, "expected the JSON", id="deep"),
+        pytest.param('{"crop_n_layers": 1' + "0" * 5000 + "}", "expected the JSON", id="long"),
+    ],
+)
+def test_options_of_everything_mode_that_cannot_be_are_named_with_their_file(ours, text, problem):
+    with safe_open(ours, "numpy") as file:
+        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(arrays, ours, metadata | {"sam_jax_everything": text})
+    with pytest.raises(UserError, match=rf"ours\.safetensors: in its metadata 'sam_jax_everything': .*{problem}"):
+        load_model(ours)
 
 
 class Payload:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cases.models import DETECTOR, SMALL
+from cases.models import DETECTOR, SMALL, TRAINED
 from cases.training import make_batch, make_detector_config, write_examples
 from sam_jax.checkpoints import load_checkpoint, save_checkpoint
 from sam_jax.config import DataConfig, FinetuneConfig, ParallelConfig
@@ -136,6 +136,6 @@ def test_what_cannot_be_trained_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"profile-steps.* got 5 and 3"):
         make_detector_config(profile_steps=(5, 3))
     with pytest.raises(ValueError, match="one start"):
-        initial_params(make_detector_config(init_from="tiny", init_encoder_from=tmp_path))
+        initial_params(make_detector_config(init_from=str(TRAINED), init_encoder_from=tmp_path))
     with pytest.raises(ValueError, match="expected an image encoder like"):
-        initial_params(make_detector_config(init_from="tiny"))
+        initial_params(make_detector_config(init_from=str(TRAINED)))

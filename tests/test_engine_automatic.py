@@ -18,6 +18,7 @@ from apache_beam.runners.portability import local_job_service
 from PIL import Image
 
 from cases.everything import make_image as discs
+from cases.models import TRAINED
 from sam_jax.commands import main as cli
 from sam_jax.config import DataConfig
 from sam_jax.data.sources import open_source
@@ -27,13 +28,15 @@ from sam_jax.engine.automatic.parts import join_files
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.parallel.start import find_process
 
+MODEL = ["--model", str(TRAINED)]
 OPTIONS = ["--preset", "official", "--points-per-side", "3", "--pred-iou-thresh", "0.05"]
 OPTIONS += ["--stability-score-thresh", "0.1"]
 COUNT = 9
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["engine", "run", *map(str, arguments), *OPTIONS])
+    model = [] if "--model" in arguments else MODEL
+    return cli.main(["engine", "run", *map(str, arguments), *model, *OPTIONS])
 
 
 def encode(image: np.ndarray, format: str) -> bytes:
@@ -88,7 +91,7 @@ def whole(folder, tmp_path_factory):
 
 
 def test_the_tars_hold_what_everything_mode_finds_in_sa_1b_s_form(folder, whole, tmp_path):
-    assert cli.main(["everything", str(folder), "--out", str(tmp_path), *OPTIONS]) == 0
+    assert cli.main(["everything", str(folder), "--out", str(tmp_path), *MODEL, *OPTIONS]) == 0
     files, names = in_tars(tree(whole)), sorted(photos())
     assert len(files) == 2 * COUNT
     ids = []
@@ -144,11 +147,11 @@ def test_training_reads_the_tars_and_prepare_the_same_from_them(whole, tmp_path)
 
 @pytest.mark.slow
 def test_train_py_trains_on_the_tars(whole, tmp_path):
-    small = "--model.encoder.dim 32 --model.encoder.depth 2 --model.encoder.heads 2"
-    small += " --model.encoder.global-attention-blocks 1"
+    small = "--model.encoder.image-size 64 --model.encoder.dim 32 --model.encoder.depth 2 --model.encoder.heads 2"
+    small += " --model.encoder.global-attention-blocks 1 --loss.size 64 --data.masks-per-image 4"
     small += " --steps 2 --data.batch-size 2 --data.workers 0 --prompts.point-rounds 1 --prompts.refine-rounds 0"
     small += " --parallel.data 1"
-    command = [sys.executable, "train.py", "configs/tiny.py", "--data.path", whole, "--out", tmp_path, *small.split()]
+    command = [sys.executable, "train.py", "configs/vit_b.py", "--data.path", whole, "--out", tmp_path, *small.split()]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
     assert (tmp_path / "model.safetensors").exists()
 
@@ -176,7 +179,7 @@ def test_reading_what_is_not_finished_says_so(whole, tmp_path, caplog):
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     many = {f"{i:02}.jpg": encode(np.roll(discs(), i, 1), "JPEG") for i in range(48)}
     folder, out = write(tmp_path / "photos", many), tmp_path / "out"
-    arguments = ["engine", "run", str(folder), "--shards", "3", *OPTIONS]
+    arguments = ["engine", "run", str(folder), "--shards", "3", *MODEL, *OPTIONS]
     command = [sys.executable, "-m", "sam_jax", *arguments, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
@@ -194,9 +197,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
     segmented = []
     generate = SamAutomaticMaskGenerator.generate_batch
 
-    def count(self, images):
+    def count(self, images, on_empty):
         segmented.extend(images)
-        return generate(self, images)
+        return generate(self, images, on_empty)
 
     monkeypatch.setattr(SamAutomaticMaskGenerator, "generate_batch", count)
     assert cli.main([*arguments, "--out", str(out)]) == 0
@@ -360,12 +363,18 @@ def test_bad_images_are_listed_at_the_end_and_too_many_stop_the_run(tmp_path, ca
     assert not (tmp_path / "many" / "manifest.json").exists()
 
 
-def test_images_without_masks_are_left_out_and_named(folder, tmp_path):
-    arguments = ["engine", "run", str(folder), "--out", str(tmp_path), "--points-per-side", "2"]
+def test_images_without_masks_are_left_out_and_named_with_what_was_dropped(folder, tmp_path, capsys):
+    arguments = ["engine", "run", str(folder), "--out", str(tmp_path), "--points-per-side", "2", *MODEL]
     assert cli.main([*arguments, "--preset", "official", "--pred-iou-thresh", "1"]) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["without_masks"] == sorted(photos())
     assert (manifest["pictures"], manifest["masks"], in_tars(tree(tmp_path))) == (0, 0, {})
+    predicted = COUNT * 2 * 2 * 3
+    assert (manifest["dropped"]["predicted"], manifest["dropped"]["predicted_iou"]) == (predicted, predicted)
+    assert (
+        f"{COUNT} images are without masks: of {predicted} predicted masks {predicted} have a"
+        in capsys.readouterr().out
+    )
 
 
 def test_results_of_other_settings_images_or_options_are_not_mixed(folder, whole, tmp_path, capsys):

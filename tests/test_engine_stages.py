@@ -80,7 +80,7 @@ def test_a_project_begins_with_a_model_and_takes_new_images(project, tmp_path, s
     Image.new("RGB", (20, 10)).save(tmp_path / "photos" / "new.png")
     assert init_project(tmp_path / "project", tmp_path / "photos", str(small), 0.25)[1] == 1
     with pytest.raises(ValueError, match="began with the model"):
-        init_project(tmp_path / "project", tmp_path / "photos", "tiny", 0.25)
+        init_project(tmp_path / "project", tmp_path / "photos", "small", 0.25)
 
 
 def test_stages_follow_each_other(project):
@@ -164,7 +164,7 @@ def test_the_page_takes_the_project_s_model_unless_another_is_given(project, tmp
     store, _ = project
     assert model_in_use(store) == (str(small), "sam 1")
     assert model_in_use(store, "vit_b") == ("vit_b", "vit_b")
-    assert model_in_use(Store(tmp_path / "new")) == ("tiny", "tiny")
+    assert model_in_use(Store(tmp_path / "new")) == ("small", "small")
 
 
 def test_a_config_that_is_wrong_is_told_before_anything_is_frozen(project, tmp_path):
@@ -288,6 +288,32 @@ def test_a_detector_and_everything_mode_propose_masks_of_the_images_size(small, 
             assert scores == sorted(scores, reverse=True)
     strict = DetectorProposer(model, path, "d", min_score=1.01, batch_size=3)
     assert strict.propose(images) == [[], []]
+
+
+def test_pre_filling_that_proposes_nothing_says_why(project, tmp_path, capsys):
+    store, _ = project
+    move_to_stage(store, "semi-automatic")
+    command = ["engine", "prefill", str(store.folder), "--max-images", "1"]
+    everything = [*command, "--from", "everything", "--min-stability", "0.5"]
+    assert cli.main([*everything, "--min-predicted-iou", "1"]) == 0
+    written = capsys.readouterr().out
+    assert (
+        "0 masks on 1 images, by sam 1, everything, 32 points a side, predicted IoUs from 1, stability from 0.5"
+        in written
+    )
+    assert (
+        "1 images are without masks: of 3072 predicted masks 3072 have a predicted IoU of at most 1; --min-pred"
+        in written
+    )
+    save_checkpoint(tmp_path / "detector.safetensors", init_detector(DETECTOR, jax.random.key(1)), DETECTOR)
+    detector = [*command, "--detector", str(tmp_path / "detector.safetensors"), "--batch", "1"]
+    assert cli.main([*detector, "--min-score", "1.01"]) == 0
+    assert (
+        "10 boxes have a score below 1.01, the masks of 0 a predicted IoU below 0; --min-score"
+        in capsys.readouterr().out
+    )
+    assert cli.main([*detector, "--min-stability", "0.5"]) == 2
+    assert "--from everything" in capsys.readouterr().err
 
 
 def test_shapes_are_measured_as_the_paper_does():

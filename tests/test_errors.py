@@ -75,9 +75,9 @@ def run_with(module: str, function: str, error: str, arguments: list[object]) ->
     ("arguments", "module", "function"),
     [
         (["segment", "FOLDER/a.png", "--point", "9,9"], "sam_jax.checkpoints.hub", "load_model"),
-        (["train", "tiny", "--out", "FOLDER/run", "--data.path", "FOLDER"], "sam_jax.data.sources", "open_source"),
+        (["train", "small", "--out", "FOLDER/run", "--data.path", "FOLDER"], "sam_jax.data.sources", "open_source"),
         (
-            ["eval", "text", "--model", "tiny", "--data", "FOLDER", "--out", "FOLDER"],
+            ["eval", "text", "--model", "small", "--data", "FOLDER", "--out", "FOLDER"],
             "sam_jax.checkpoints.hub",
             "load_model",
         ),

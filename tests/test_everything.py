@@ -1,5 +1,6 @@
 """Everything mode: its parts against plain references, its results against the official code's."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 
 from cases.everything import BASE, CASES, RECORDED
 from cases.everything import make_image as discs
-from cases.models import SMALL
+from cases.models import SMALL, TRAINED
 from sam_jax import MaskGeneratorConfig, Sam, SamAutomaticMaskGenerator, load_model
+from sam_jax.checkpoints import save_checkpoint
+from sam_jax.config import EverythingOptions
+from sam_jax.engine.prefill import EverythingProposer
 from sam_jax.everything.config import PRESETS
-from sam_jax.everything.options import GeneratorOptions
+from sam_jax.everything.options import DatasetOptions, GeneratorOptions
 from sam_jax.modeling import decode_masks, encode_prompts, init_params, share_image
 from sam_jax.ops.boxes import box_nms, mask_box
 from sam_jax.ops.grids import crop_boxes, layer_grids, point_grid
@@ -44,7 +48,7 @@ def small() -> Sam:
 
 @pytest.fixture(scope="module")
 def tiny() -> Sam:
-    return load_model("tiny")
+    return load_model(TRAINED)
 
 
 # Grids and crops
@@ -158,10 +162,10 @@ def test_lengths_are_padded_to_bytes_by_little_and_to_few_values(length):
 
 
 def plain_selection(logits, iou, valid, size, crop_box, image_size, thresholds):
-    """Selects masks in the official order of steps, mask by mask."""
+    """Selects masks in the official order of steps, mask by mask; counts those that each step drops."""
     (H, W), (min_iou, min_stability, offset, max_area) = image_size, thresholds
     full = np.asarray(to_original_frame(logits.reshape(-1, *logits.shape[-2:]), size, SMALL, return_logits=True))
-    found = []
+    found, dropped = [], np.zeros(4, int)
     for index, (plane, score) in enumerate(zip(full, iou.reshape(-1), strict=True)):
         union = (plane > -offset).sum()
         stability = (plane > offset).sum() / union if union else 0.0
@@ -169,10 +173,14 @@ def plain_selection(logits, iou, valid, size, crop_box, image_size, thresholds):
         box = mask_box(mask)
         shifted = box + np.tile(crop_box[:2], 2)
         cut = (np.abs(shifted - crop_box) <= 20) & ~(np.abs(shifted - np.array([0, 0, W, H])) <= 20)
-        kept = score > min_iou and stability >= min_stability and not cut.any() and mask.sum() < max_area
-        if valid[index // 3] and kept:
+        if not valid[index // 3]:
+            continue
+        failed = [score <= min_iou, stability < min_stability, cut.any(), mask.sum() >= max_area]
+        if any(failed):
+            dropped[failed.index(True)] += 1
+        else:
             found.append((index, score, stability, box, mask))
-    return found
+    return found, dropped
 
 
 @settings(deadline=None, max_examples=25)
@@ -195,9 +203,11 @@ def test_what_leaves_the_device_is_what_the_plain_steps_leave(seed, offset, at_o
     result = jax.jit(select_masks, static_argnums=4)(logits, iou, valid, batch, at_once)
     row = 0
     for i in range(2):
-        for index, score, stability, box, mask in plain_selection(
+        found, dropped = plain_selection(
             logits[i], iou[i], valid[i], sizes[i], np.array(boxes[i]), images[i], thresholds[i]
-        ):
+        )
+        np.testing.assert_array_equal([counts[i] for counts in result.dropped], dropped)
+        for index, score, stability, box, mask in found:
             assert result.source[row] == i * 12 + index
             assert result.iou_predictions[row] == score
             np.testing.assert_allclose(result.stability_scores[row], stability, atol=2e-3)
@@ -329,6 +339,56 @@ def test_an_image_without_masks_is_an_empty_result_with_and_without_crops(small)
         assert generator.generate(discs()) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"pred_iou_thresh": 1.0}, "predicted IoU of at most 1"),
+        ({"stability_score_thresh": 1.0, "stability_score_offset": 9.0}, "a stability below 1"),
+        ({"max_mask_area": 0.0}, "cover 0% of the image or more"),
+        ({"min_mask_region_area": 10**6, "drop_small_masks": True, "box_nms_thresh": 1.0}, "have no island of 1000000"),
+    ],
+)
+def test_a_result_without_masks_says_what_each_filter_dropped(small, caplog, fields, reason):
+    generator = SamAutomaticMaskGenerator(small, **OPEN | fields, images_per_device=2)
+    explained = {}
+    images = [discs()[:, :180], np.zeros((60, 70, 3), np.uint8), discs()]
+    assert generator.generate_batch(images, explained.__setitem__) == [[], [], []]
+    assert not caplog.records
+    assert list(explained) == [0, 1, 2]
+    for dropped in explained.values():
+        counts = dataclasses.astuple(dropped)
+        assert counts[0] == sum(counts[1:]) == 5 * 5 * 3
+        assert reason in dropped.describe(generator.config)
+    assert generator.generate(images[0]) == []
+    (record,) = caplog.records
+    assert reason in record.message
+    assert "of 75 predicted masks" in record.message
+
+
+def test_a_model_has_options_of_its_own_unless_a_preset_or_an_option_is_given(small, tmp_path):
+    own = EverythingOptions(pred_iou_thresh=0.3, crop_n_layers=1, stability_score_offset=0.25)
+    model = dataclasses.replace(small, everything=own)
+    found = SamAutomaticMaskGenerator(model, pred_iou_thresh=0.5).config
+    assert found == MaskGeneratorConfig(pred_iou_thresh=0.5, crop_n_layers=1, stability_score_offset=0.25)
+    assert SamAutomaticMaskGenerator(model, "official").config == MaskGeneratorConfig()
+    assert SamAutomaticMaskGenerator(small).config == MaskGeneratorConfig()
+
+    path = str(tmp_path / "model.safetensors")
+    save_checkpoint(path, small.params, SMALL, everything=own)
+    assert load_model(path).everything == own
+    expected = dataclasses.replace(MaskGeneratorConfig(output_mode="coco_rle"), **own.to_fields())
+    assert GeneratorOptions(path).config() == expected
+    assert GeneratorOptions(path).settings()["pred_iou_thresh"] == 0.3
+    assert GeneratorOptions(path, pred_iou_thresh=0.5).config() == dataclasses.replace(expected, pred_iou_thresh=0.5)
+    assert GeneratorOptions(path, preset="official").config() == MaskGeneratorConfig(output_mode="coco_rle")
+    dataset = DatasetOptions(path).config()  # the paper's settings, with the model's in place of them
+    assert dataset == dataclasses.replace(PRESETS["paper"], output_mode="coco_rle", **own.to_fields())
+    assert DatasetOptions("vit_h").config() == dataclasses.replace(PRESETS["paper"], output_mode="coco_rle")
+    assert EverythingProposer(model, "m")._generator.config == dataclasses.replace(
+        expected, min_mask_region_area=100, drop_small_masks=True, max_mask_area=0.95
+    )
+
+
 def test_own_grids_ask_where_they_say(small):
     grids = (np.array([[0.5, 0.5], [0.1, 0.9]]),)
     records = SamAutomaticMaskGenerator(
@@ -343,13 +403,6 @@ def test_presets_are_the_published_settings():
     assert (PRESETS["official"].pred_iou_thresh, PRESETS["official"].stability_score_thresh) == (0.88, 0.95)
     assert [len(grid) for grid in PRESETS["paper"].grids()] == [1024, 256, 64]
     assert len(PRESETS["proposals"].grids()[0]) == 64 * 64
-
-
-def test_the_embedded_model_has_thresholds_of_its_own_unless_others_are_asked_for():
-    assert GeneratorOptions().config().pred_iou_thresh == PRESETS["tiny"].pred_iou_thresh
-    assert GeneratorOptions(model="vit_b").config().pred_iou_thresh == 0.88
-    assert GeneratorOptions(preset="paper").config().pred_iou_thresh == 0.88
-    assert GeneratorOptions(pred_iou_thresh=0.5).config().pred_iou_thresh == 0.5
 
 
 def test_proposals_are_ranked_by_the_mean_of_confidence_and_stability_and_cut(tiny):
@@ -405,7 +458,7 @@ def test_a_setting_out_of_its_range_is_named(fields, message, small):
 
 
 def test_an_unknown_preset_or_field_is_named(small):
-    with pytest.raises(ValueError, match="official, paper, tiny, proposals"):
+    with pytest.raises(ValueError, match="official, paper, proposals"):
         SamAutomaticMaskGenerator(small, "fast")
     with pytest.raises(TypeError, match="points_per_sied"):
         SamAutomaticMaskGenerator(small, points_per_sied=3)

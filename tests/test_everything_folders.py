@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from cases.everything import make_image as discs
+from cases.models import TRAINED
 from sam_jax import read_image
 from sam_jax.commands import main as cli
 from sam_jax.data.images import ImageFile, find_images
@@ -23,7 +24,8 @@ from sam_jax.everything.formats import FORMATS
 from sam_jax.ops.draw import draw_everything
 from sam_jax.ops.rle import decode_rle, encode_rle
 
-OPTIONS = ["--preset", "official", "--points-per-side", "4"]
+MODEL = ["--model", str(TRAINED)]
+OPTIONS = [*MODEL, "--preset", "official", "--points-per-side", "4"]
 OPTIONS += ["--pred-iou-thresh", "0.05", "--stability-score-thresh", "0.1"]
 
 
@@ -169,14 +171,13 @@ def test_bad_images_are_reported_at_the_end_and_stop_nothing(photos, tmp_path, c
         assert any(name in line and reason in line for line in errors.splitlines()), (name, errors)
 
 
-def test_an_image_without_masks_has_a_valid_result(photos, tmp_path):
+def test_an_image_without_masks_has_a_valid_result_and_what_was_dropped_is_said(photos, tmp_path, capsys):
     out = tmp_path / "out"
     for format in FORMATS:
-        command = ["everything", photos / "b.png", "--out", out / format, "--format", format]
-        assert (
-            cli.main([*map(str, command), "--preset", "official", "--points-per-side", "2", "--pred-iou-thresh", "1"])
-            == 0
-        )
+        command = ["everything", photos / "b.png", "--out", out / format, "--format", format, *OPTIONS]
+        assert cli.main([*map(str, command), "--points-per-side", "2", "--pred-iou-thresh", "1"]) == 0
+        written = capsys.readouterr().out
+        assert "1 images are without masks: of 12 predicted masks 12 have a predicted IoU of at most 1; --" in written
     assert json.loads((out / "sa1b" / "b.json").read_text())["annotations"] == []
     assert COCO(out / "coco" / "instances.json").getAnnIds() == []
     assert (out / "png" / "b.masks" / "metadata.csv").read_text().count("\n") == 1

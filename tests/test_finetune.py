@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from cases.models import SMALL
+from cases.models import SMALL, TRAINED
 from cases.processes import parallel_options, start_two
 from cases.training import write_examples
-from sam_jax.checkpoints import load_checkpoint, save_checkpoint
+from sam_jax.checkpoints import load_checkpoint, load_everything_options, save_checkpoint
 from sam_jax.commands import main as cli
+from sam_jax.config import EverythingOptions
 from sam_jax.modeling import init_params
 from sam_jax.training.watch import read_metrics
 
@@ -41,7 +42,8 @@ def command(tmp_path) -> list[str]:
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "annotations.json").write_text(json.dumps(content))
-    save_checkpoint(tmp_path / "start.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
+    params, own = init_params(SMALL, jax.random.key(0)), EverythingOptions(pred_iou_thresh=0.4, crop_n_layers=1)
+    save_checkpoint(tmp_path / "start.safetensors", params, SMALL, everything=own)
     options = {
         "out": tmp_path / "run",
         "data.path": folder,
@@ -58,11 +60,18 @@ def command(tmp_path) -> list[str]:
 
 
 def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, capsys):
-    arguments = [str(ROOT / "configs/finetune_coco.py"), *command, "--steps", "3"]
+    arguments = [str(ROOT / "configs/finetune_coco.py"), *command, "--steps", "3", "--everything.crop-n-layers", "2"]
     assert cli.main(["train", *arguments]) == 0
     tuned, model = load_checkpoint(tmp_path / "run" / "model.safetensors")
     start, _ = load_checkpoint(tmp_path / "start.safetensors")
     assert model == SMALL
+    kept = load_everything_options(tmp_path / "run" / "model.safetensors")  # the start's, but for what was asked for
+    assert kept == EverythingOptions(pred_iou_thresh=0.4, crop_n_layers=2)
+    exported = tmp_path / "exported.safetensors"
+    changes = ["--everything.pred-iou-thresh", "0.6", "--dtype", "float16"]
+    assert cli.main(["export", str(tmp_path / "run"), str(exported), *changes]) == 0
+    assert load_everything_options(exported) == EverythingOptions(pred_iou_thresh=0.6, crop_n_layers=2)
+    assert exported.stat().st_size < 0.6 * (tmp_path / "run" / "model.safetensors").stat().st_size
     jax.tree.map(np.testing.assert_array_equal, tuned["image_encoder"], start["image_encoder"])
     assert (tuned["mask_decoder"]["iou_token"] != start["mask_decoder"]["iou_token"]).any()
     embeddings = list((tmp_path / "run" / "embeddings").glob("*.npy"))
@@ -73,7 +82,7 @@ def test_one_command_trains_the_decoder_on_a_coco_folder(command, tmp_path, caps
     assert "--resume" in capsys.readouterr().err
     assert cli.main(["train", *arguments, "--data.flip-probability", "0.5", "--resume", "--steps", "4"]) == 2
     assert "cache-embeddings" in capsys.readouterr().err
-    assert cli.main(["train", *arguments, "--init-from", "tiny", "--resume", "--steps", "4"]) == 2
+    assert cli.main(["train", *arguments, "--init-from", str(TRAINED), "--resume", "--steps", "4"]) == 2
     assert "another model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["train", *arguments, "--optimizer.lerning-rate", "1"])

@@ -15,6 +15,7 @@ from sam_jax.checkpoints import hub, save_checkpoint
 from sam_jax.checkpoints.hub import CLIP_RELEASES, Release, default_cache_dir, download, load_clip, load_model
 from sam_jax.clip.config import CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
+from sam_jax.errors import UserError
 from sam_jax.modeling import init_params
 
 CONTENT = np.random.default_rng(0).bytes(3 * hub.CHUNK + 12345)
@@ -154,9 +155,9 @@ def test_a_released_name_is_downloaded_converted_once_and_then_needs_no_network(
         save_checkpoint(dst, params, config)
 
     monkeypatch.setattr(hub, "convert_checkpoint", convert)
-    releases = {"small": release(server.url)}
+    releases = {"vit_s": release(server.url)}
     for _ in range(2):
-        model = load_model("small", cache_dir=tmp_path, releases=releases)
+        model = load_model("vit_s", cache_dir=tmp_path, releases=releases)
         assert model.config == SMALL
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), params)
     assert len(conversions) == len(server.requests) == 1
@@ -165,15 +166,17 @@ def test_a_released_name_is_downloaded_converted_once_and_then_needs_no_network(
 def test_without_pytorch_nothing_is_downloaded(server, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'sam_jax\[convert\]'"):
-        load_model("small", cache_dir=tmp_path, releases={"small": release(server.url)})
+        load_model("vit_s", cache_dir=tmp_path, releases={"vit_s": release(server.url)})
     assert server.requests == []
 
 
 def test_a_path_is_loaded_and_an_unknown_name_lists_the_known_ones(tmp_path):
     save_checkpoint(tmp_path / "m.safetensors", init_params(SMALL, jax.random.key(0)), SMALL)
     assert load_model(tmp_path / "m.safetensors").config == SMALL
-    with pytest.raises(ValueError, match="tiny, vit_b, vit_l, vit_h"):
+    with pytest.raises(ValueError, match="small, vit_b, vit_l, vit_h"):
         load_model("vit_x")
+    with pytest.raises(UserError, match="'tiny' is no longer in the package: 'small' replaced it"):
+        load_model("tiny")
 
 
 def test_a_released_clip_is_downloaded_and_read_without_pytorch(server, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_config):
         with Image.open(run_config.out / name) as make_image:
             assert min(make_image.size) >= 64
     assert list((run_config.out / "tensorboard").glob("events*"))
-    exported, model = load_run(run_config.out)
+    exported, model, _ = load_run(run_config.out)
     assert model == SMALL
     jax.tree.map(np.testing.assert_array_equal, exported, whole)
     target = run_config.out / "official.pth"

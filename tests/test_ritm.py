@@ -9,6 +9,7 @@ import pytest
 import torch
 from ritm_original import random_params
 
+from cases.models import TRAINED
 from cases.ritm import CLICKS, LABELS, NETWORKS, OBJECTS, POINTS, RECORDED, SHAPE, STEP, TINY, ZOOM, inputs, photo
 from sam_jax.checkpoints import (
     expected_shapes,
@@ -300,18 +301,13 @@ def test_no_code_of_a_checkpoint_is_run(tiny, tmp_path):
 
 
 def test_files_that_are_no_ritm_checkpoints_are_named(tmp_path):
-    from importlib import resources
-
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_ritm(tmp_path / "nowhere.pth")
     (tmp_path / "text").write_text("no model at all")
     with pytest.raises(ValueError, match="is none"):
         load_ritm(tmp_path / "text")
-    with (
-        resources.as_file(resources.files("sam_jax") / "assets" / "tiny.safetensors") as path,
-        pytest.raises(ValueError, match="a checkpoint of Segment Anything"),
-    ):
-        load_ritm(path)
+    with pytest.raises(ValueError, match="a checkpoint of Segment Anything"):
+        load_ritm(TRAINED)
 
 
 def test_a_config_survives_json_and_names_what_it_does_not_know():

@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 
 import sam_jax
-from sam_jax.config import TINY
+from cases.models import TINY
 from sam_jax.modeling import normalize_images
 from sam_jax.modeling.common import Dense
 from sam_jax.training.losses import segmentation_loss

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.config import TINY, PromptConfig
+from cases.models import TINY
+from sam_jax.config import PromptConfig
 from sam_jax.prompting.simulate import first_prompts, image_pixels, next_points, round_schedule, sample_pixel
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Batch
 

@@ -114,7 +114,7 @@ def write_data(root: Path, images: int = 7) -> None:
 
 
 def points(root: Path, out: str, *methods: str) -> SinglePointConfig:
-    return SinglePointConfig(root, root / out, "tiny", ("bbbc038v1",), methods, 0, 0, clicks=3, workers=1)
+    return SinglePointConfig(root, root / out, "small", ("bbbc038v1",), methods, 0, 0, clicks=3, workers=1)
 
 
 def test_two_processes_make_the_report_of_one(tmp_path):

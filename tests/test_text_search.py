@@ -130,7 +130,7 @@ def test_mistakes_with_texts_end_with_a_message(files, capsys, arguments, messag
 
 def test_the_search_command_writes_what_it_found(files, tmp_path, monkeypatch):
     _, masks = stripes()
-    monkeypatch.setattr("sam_jax.everything.generator.SamAutomaticMaskGenerator", lambda *arguments: KnownMasks(*masks))
+    monkeypatch.setattr("sam_jax.everything.generator.SamAutomaticMaskGenerator", lambda *_, **__: KnownMasks(*masks))
     texts = ["--text", "a wheel", "--text", "green grass", "--top", 2]
     models = ["--model", files / "plain.safetensors", "--clip", files / "clip.safetensors"]
     assert run("search", files / "photo.png", *texts, *models, "--out", tmp_path) == 0

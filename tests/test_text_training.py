@@ -100,7 +100,7 @@ def test_a_run_gives_a_model_without_texts_a_text_prompt(run_config, clip_params
     assert params.keys() == {"image_encoder", "prompt_encoder", "mask_decoder"}
     fresh = init_text_projection(WITH_TEXT, jax.random.key(config.seed))["kernel"]
     assert 1e-5 < np.abs(params["prompt_encoder"]["text_projection"]["kernel"] - fresh).max() < 0.1
-    exported, model = load_run(config.out)
+    exported, model, _ = load_run(config.out)
     assert model == WITH_TEXT
     jax.tree.map(np.testing.assert_array_equal, exported, params)
     predictor = SamPredictor(load_model(path), Clip(CLIP, clip_params))

@@ -6,6 +6,8 @@ PyTorch.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, overload
@@ -20,12 +22,13 @@ from sam_jax.checkpoints.family import C, Checkpoint, Family, Naming, Shape, che
 from sam_jax.checkpoints.published import Published, State, read_metadata, read_published
 from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
-from sam_jax.config import ModelConfig
+from sam_jax.config import NO_OPTIONS, EverythingOptions, ModelConfig
 from sam_jax.errors import AlreadyExists, UserError
 from sam_jax.files import make_folder, replacing
 from sam_jax.types import Params
 
 FAMILIES: tuple[Family[Any], ...] = (SAM, CLIP, RITM, DETECTOR)
+EVERYTHING = "sam_jax_everything"  # key of the options for everything mode in the metadata of a SAM's safetensors file
 PYTORCH_SUFFIXES = (".pth", ".pt")
 OTHER_SUFFIXES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx", ".pkl")  # surely not meant as a folder's name
 
@@ -71,11 +74,38 @@ def load_checkpoint(path: str | Path, family: Family[Any] | None = None, config:
     return Checkpoint(family.params_from_state(published.state, config, naming, str(path)), config)
 
 
-def save_checkpoint(path: str | Path, params: Params, config: ModelConfig, dtype: Any = np.float32) -> None:
+def load_everything_options(path: str | Path) -> EverythingOptions:
+    """Reads what a SAM's checkpoint says of everything mode; nothing, if it is in another format than ours or older.
+
+    Args:
+        path: file or folder, see `load_checkpoint`.
+
+    Raises:
+        MissingFile: nothing is there.
+        UserError: a value is unknown or out of its range; names the file and the value.
+    """
+    text = read_metadata(Path(path)).get(EVERYTHING)
+    if text is None:
+        return NO_OPTIONS
+    try:
+        return EverythingOptions.from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: in its metadata {EVERYTHING!r}: {error}") from error
+
+
+def save_checkpoint(
+    path: str | Path,
+    params: Params,
+    config: ModelConfig,
+    dtype: Any = np.float32,
+    *,
+    everything: EverythingOptions = NO_OPTIONS,
+) -> None:
     """Writes params and config as one of our safetensors files, under a temporary name first.
 
     Args:
         dtype: type of the stored numbers; float16 halves the file.
+        everything: what suits a SAM in everything mode.
 
     Raises:
         UserError: the params do not fit the config.
@@ -83,17 +113,30 @@ def save_checkpoint(path: str | Path, params: Params, config: ModelConfig, dtype
     family = family_of(config)
     flat = family.flatten(params, config, "what is to be saved")
     arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
+    metadata = {family.key: config.to_json()}
+    if everything.to_fields():
+        metadata[EVERYTHING] = everything.to_json()
     with replacing(Path(path)) as temporary:
-        save_file(arrays, temporary, {family.key: config.to_json()})
+        save_file(arrays, temporary, metadata)
 
 
-def export_checkpoint(dst: str | Path, params: Params, config: ModelConfig, *, overwrite: bool = False) -> None:
+def export_checkpoint(
+    dst: str | Path,
+    params: Params,
+    config: ModelConfig,
+    *,
+    dtype: Any = np.float32,
+    everything: EverythingOptions = NO_OPTIONS,
+    overwrite: bool = False,
+) -> None:
     """Writes a checkpoint in the format that its name says. Nothing half-written is ever seen under that name.
 
     Args:
         dst: `*.safetensors`: ours; of a SAM also `*.pth` or `*.pt`: official, needs PyTorch; any other name: a Hugging
-            Face folder. Only ours holds a text prompt; others get the model without it. Beside a `.pth` of a model that
-            is not in `sam_jax.config.SIZES` its config is written to `DST.config.json`.
+            Face folder. Only ours holds a text prompt and what is said of everything mode; others get the model without
+            them. Beside a `.pth` of a model that is not in `sam_jax.config.SIZES` its config is written to
+            `DST.config.json`.
+        dtype, everything: see `save_checkpoint`; `dtype` counts in our format alone.
         overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
 
     Raises:
@@ -104,7 +147,7 @@ def export_checkpoint(dst: str | Path, params: Params, config: ModelConfig, *, o
     dst = Path(dst)
     check_destination(dst, overwrite=overwrite)
     family = family_of(config)
-    write: Callable[..., None] | None = save_checkpoint
+    write: Callable[..., None] | None = functools.partial(save_checkpoint, dtype=dtype, everything=everything)
     if dst.suffix != ".safetensors":
         write = family.write_pytorch if dst.suffix in PYTORCH_SUFFIXES else family.write_huggingface
     if write is None:
@@ -114,30 +157,49 @@ def export_checkpoint(dst: str | Path, params: Params, config: ModelConfig, *, o
 
 
 def convert_checkpoint(
-    src: str | Path, dst: str | Path, *, config: ModelConfig | None = None, overwrite: bool = False
+    src: str | Path,
+    dst: str | Path,
+    *,
+    config: ModelConfig | None = None,
+    dtype: Any = np.float32,
+    everything: EverythingOptions = NO_OPTIONS,
+    overwrite: bool = False,
 ) -> None:
     """Reads a checkpoint of any family and writes it in the format that the name of `dst` says.
 
     Args:
         src: see `load_checkpoint`.
-        dst, overwrite: see `export_checkpoint`.
+        dst, dtype, overwrite: see `export_checkpoint`.
         config: the config of a file that does not hold its own.
+        everything: what to say of everything mode, in place of what `src` says.
 
     Raises:
         MissingFile, AlreadyExists, MissingPackage, UserError: as `load_checkpoint` and `export_checkpoint`.
     """
-    check_destination(dst, overwrite=overwrite)
+    check_destination(dst, everything=everything, overwrite=overwrite)
     family = None if config is None else family_of(config)
-    export_checkpoint(dst, *load_checkpoint(src, family, config), overwrite=overwrite)
+    if everything.to_fields():
+        family = family or SAM
+    params, own = load_checkpoint(src, family, config)
+    everything = dataclasses.replace(load_everything_options(src), **everything.to_fields())
+    export_checkpoint(dst, params, own, dtype=dtype, everything=everything, overwrite=overwrite)
 
 
-def check_destination(dst: str | Path, *, overwrite: bool = False) -> None:
+def check_destination(dst: str | Path, *, everything: EverythingOptions = NO_OPTIONS, overwrite: bool = False) -> None:
     """Checks that a checkpoint can be written there, before long work.
 
+    Args:
+        everything: what was asked to be said of everything mode.
+
     Raises:
-        AlreadyExists, UserError: as `export_checkpoint`.
+        AlreadyExists: as `export_checkpoint`.
+        UserError: the format is unknown, or cannot hold what `everything` says.
     """
     dst = Path(dst)
+    if everything.to_fields() and dst.suffix != ".safetensors":
+        raise UserError(
+            f"expected a destination *.safetensors, which alone holds options of everything mode, got {dst}"
+        )
     if dst.suffix in OTHER_SUFFIXES or (dst.is_file() and dst.suffix not in (*PYTORCH_SUFFIXES, ".safetensors")):
         raise UserError(
             f"expected a destination *.pth (official), *.safetensors (sam_jax) or a folder (Hugging Face), got {dst}"

@@ -5,13 +5,14 @@ The cache is `SAM_JAX_CACHE`, else `sam_jax` in `XDG_CACHE_HOME`, else `~/.cache
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic
@@ -22,13 +23,13 @@ from tqdm import tqdm
 
 from sam_jax.checkpoints.clip import CLIP
 from sam_jax.checkpoints.detector import DETECTOR
-from sam_jax.checkpoints.family import C, Checkpoint, Family
-from sam_jax.checkpoints.files import convert_checkpoint, load_checkpoint
+from sam_jax.checkpoints.family import C, Family
+from sam_jax.checkpoints.files import convert_checkpoint, load_checkpoint, load_everything_options
 from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
 from sam_jax.clip.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, ClipConfig
 from sam_jax.clip.model import Clip
-from sam_jax.config import VIT_B, VIT_H, VIT_L, SamConfig
+from sam_jax.config import NO_OPTIONS, SMALL, VIT_B, VIT_H, VIT_L, EverythingOptions, SamConfig
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
@@ -38,6 +39,8 @@ from sam_jax.ritm.model import Ritm
 
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 1 << 20
+EMBEDDED = SMALL.name  # the model that the package holds
+REPLACED = {"tiny": EMBEDDED}  # names of models that the package held before, and what took their place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ CLIP_RELEASES: dict[str, Release[ClipConfig]] = {
 
 
 def load_model(
-    name_or_path: str | Path = "tiny",
+    name_or_path: str | Path = EMBEDDED,
     *,
     dtype: Any = jnp.float32,
     cache_dir: str | Path | None = None,
@@ -99,8 +102,8 @@ def load_model(
     """Loads a SAM model, ready to predict.
 
     Args:
-        name_or_path: `tiny` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), or the path of a
-            checkpoint: ours, an official .pth, or a Hugging Face file or folder.
+        name_or_path: `small` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), or the path of
+            a checkpoint: ours, an official .pth, or a Hugging Face file or folder.
         dtype: number format of the arithmetic; float32 or bfloat16.
         cache_dir: folder to use in place of the cache that the environment names.
         releases: the checkpoint that each name stands for.
@@ -110,13 +113,42 @@ def load_model(
         DownloadFailed: the download broke off; what came of it is kept and the next call goes on from there.
         MissingPackage: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
     """
-    if str(name_or_path) == "tiny":
-        with resources.as_file(resources.files("sam_jax") / "assets" / "tiny.safetensors") as path:
-            params, config = load_checkpoint(path, SAM)
-    else:
-        names = ("tiny", *releases)
-        params, config = _load(name_or_path, SAM, releases, cache_dir, names, needs_pytorch=True)
-    return Sam(config, params, dtype)
+    with _locate_model(name_or_path, releases, cache_dir) as path:
+        params, config = load_checkpoint(path, SAM)
+        return Sam(config, params, dtype, load_everything_options(path))
+
+
+def model_everything_options(name_or_path: str | Path) -> EverythingOptions:
+    """Returns what a model's checkpoint says of everything mode. No params are read, and nothing is downloaded.
+
+    Args:
+        name_or_path: as for `load_model`.
+
+    Raises:
+        UserError: the name is unknown, or the checkpoint says something that is unknown or out of its range.
+    """
+    if str(name_or_path) in RELEASES:  # which say nothing of it
+        return NO_OPTIONS
+    with _locate_model(name_or_path, RELEASES, None) as path:
+        return load_everything_options(path)
+
+
+@contextlib.contextmanager
+def _locate_model(
+    name_or_path: str | Path, releases: Mapping[str, Release[SamConfig]], cache_dir: str | Path | None
+) -> Iterator[Path]:
+    """Gives the path of a SAM's checkpoint: the one in the package, a released one, or any other."""
+    name = str(name_or_path)
+    if name == EMBEDDED:
+        with resources.as_file(resources.files("sam_jax") / "assets" / f"{EMBEDDED}.safetensors") as path:
+            yield path
+        return
+    if name in REPLACED and not Path(name).exists():
+        raise UserError(
+            f"the model {name!r} is no longer in the package: {REPLACED[name]!r} replaced it, which is the default; "
+            "earlier checkpoints of it are loaded by their paths"
+        )
+    yield _locate(name_or_path, SAM, releases, cache_dir, (EMBEDDED, *releases), needs_pytorch=True)
 
 
 def load_clip(
@@ -136,7 +168,7 @@ def load_clip(
     Raises:
         UserError, DownloadFailed, MissingPackage: as `load_model`.
     """
-    params, config = _load(name_or_path, CLIP, releases, cache_dir, releases)
+    params, config = load_checkpoint(_locate(name_or_path, CLIP, releases, cache_dir, releases), CLIP)
     return Clip(config, params, dtype)
 
 
@@ -175,7 +207,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam_jax"
 
 
-def _load(
+def _locate(
     name_or_path: str | Path,
     family: Family[C],
     releases: Mapping[str, Release[C]],
@@ -183,13 +215,13 @@ def _load(
     names: Iterable[str],
     *,
     needs_pytorch: bool = False,
-) -> Checkpoint[C]:
+) -> Path:
+    """Returns the path of a checkpoint, which is downloaded if it is a released one that is not there yet."""
     name = str(name_or_path)
     if name in releases:
-        folder = Path(cache_dir or default_cache_dir())
-        return load_checkpoint(_converted(releases[name], folder, needs_pytorch), family)
+        return _converted(releases[name], Path(cache_dir or default_cache_dir()), needs_pytorch)
     if Path(name).exists():
-        return load_checkpoint(name, family)
+        return Path(name)
     raise UserError(
         f"expected the name of a model ({', '.join(names)}) or the path of {family.label}, got {name!r}, which is "
         "neither; look at the spelling"

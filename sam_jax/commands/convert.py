@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
+
+from sam_jax.config import NO_OPTIONS, EverythingOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Convert:
     """Checkpoint to read."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in a .safetensors."""
+    everything: EverythingOptions = NO_OPTIONS
     overwrite: bool = False
     """Replace the target if it exists."""
 
@@ -27,5 +33,7 @@ class Convert:
         """Writes the target."""
         from sam_jax.checkpoints import convert_checkpoint
 
-        convert_checkpoint(self.source, self.target, overwrite=self.overwrite)
+        convert_checkpoint(
+            self.source, self.target, dtype=self.dtype, everything=self.everything, overwrite=self.overwrite
+        )
         print(f"wrote {self.target}")

@@ -46,7 +46,7 @@ class Demo:
 
     out: Path = Path("demo_output")
     """Folder for the results."""
-    model: str = "tiny"
+    model: str = "small"
     """Name or path of a checkpoint."""
 
     def run(self) -> None:

@@ -13,6 +13,7 @@ from sam_jax.commands.engine_run import EngineRun
 from sam_jax.commands.output_format import OutputFormatName
 from sam_jax.commands.results import print_failures
 from sam_jax.engine.records import Stage
+from sam_jax.errors import UserError
 
 Project = tyro.conf.Positional[Path]
 
@@ -28,7 +29,7 @@ class EngineInit:
     """Folder of the project: its store, datasets and models."""
     images: Path
     """Folder of the images, with all below it. They stay where they are."""
-    model: str = "tiny"
+    model: str = "small"
     """Name or path of the model to begin with."""
     held_out: float = 0.1
     """Fraction of the images that models are evaluated on and never trained on; people annotate them like the rest."""
@@ -182,7 +183,10 @@ class EnginePrefill:
     min_score: float = 0.5
     """Least score of the detector's boxes that are used."""
     min_predicted_iou: float | None = None
-    """Least predicted IoU of the masks that are used; by default 0.88 with everything mode, none with a detector."""
+    """Least predicted IoU of the masks that are used. By default with everything mode the model's own, which its
+    checkpoint holds, else 0.88; with a detector none."""
+    min_stability: float | None = None
+    """Least stability of the masks of everything mode that are used; by default the model's own, else 0.95."""
     max_images: int = 0
     """Most images to fill; 0 means all."""
     batch: int = 4
@@ -197,9 +201,16 @@ class EnginePrefill:
         settings: dict[str, Any] = {} if everything else {"min_score": self.min_score, "batch_size": self.batch}
         if self.min_predicted_iou is not None:
             settings["min_predicted_iou"] = self.min_predicted_iou
+        if self.min_stability is not None:
+            if not everything:
+                raise UserError("expected --min-stability with --from everything; a detector's masks have none")
+            settings["min_stability"] = self.min_stability
         proposer = open_proposer(store, self.detector, everything=everything, **settings)
         report = prefill(store, proposer, self.max_images)
         print(f"{report.masks} masks on {report.images} images, by {proposer.name}")
+        if report.empty:
+            options = "--min-predicted-iou and --min-stability" if everything else "--min-score and --min-predicted-iou"
+            print(f"{report.empty} images are without masks: {proposer.describe_empty()}; {options} let more through")
         print_failures("not read", report.failures)
         return 1 if report.failures else 0
 

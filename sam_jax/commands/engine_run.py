@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sam_jax.commands.results import explain_empty
 from sam_jax.data.beam import split_options
 from sam_jax.errors import UserError
-from sam_jax.everything.options import PAPER, GeneratorOptions
+from sam_jax.everything.options import PAPER, DatasetOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class EngineRun:
     pods, SLURM and Open MPI are detected."""
     processes: int | None = None
     """Number of hosts, with --process."""
-    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = PAPER
+    generator: tyro.conf.OmitArgPrefixes[DatasetOptions] = PAPER
 
     def run(self) -> int:
         """Annotates the images, and prints what there is; returns 1 if some could not be used."""
@@ -81,8 +82,9 @@ class EngineRun:
         if isinstance(manifest, int):
             print(f"this process has finished its shards; {manifest} of others are not")
             return 0
-        empty = f", {len(manifest.without_masks)} more without masks" if manifest.without_masks else ""
-        print(f"{manifest.masks} masks of {manifest.images} images in {manifest.tars} tars{empty}, in {out.shown}")
+        print(f"{manifest.masks} masks of {manifest.images} images in {manifest.tars} tars, in {out.shown}")
+        if manifest.without_masks:
+            print(explain_empty(len(manifest.without_masks), manifest.dropped.describe(self.generator.config())))
         for reason, count in Counter(entry["reason"] for entry in manifest.bad).items():
             print(f"sam-jax: left out, {count} images: {reason}; see {out.shown}/{MANIFEST}", file=sys.stderr)
         manifest.check_bad(self.max_bad_fraction)

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from sam_jax.commands.output_format import OutputFormatName
-from sam_jax.commands.results import print_failures
+from sam_jax.commands.results import explain_empty, print_failures
 from sam_jax.everything.options import DEFAULT, GeneratorOptions
 
 
@@ -38,7 +38,7 @@ class Everything:
         report = segment_images(generator, image_files, self.out, self.format, settings)
         already = f", {report.skipped} were there" if report.skipped else ""
         print(f"{report.masks} masks of {report.finished} images{already}, in {self.out}")
-        if report.finished and not report.masks:
-            print("no mask passed the filters; --pred-iou-thresh and --stability-score-thresh let more through")
+        if report.empty:
+            print(explain_empty(report.empty, report.dropped.describe(generator.config)))
         print_failures("not segmented", report.failures)
         return 1 if report.failures else 0

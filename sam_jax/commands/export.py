@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from sam_jax.config import NO_OPTIONS, EverythingOptions
+
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -23,6 +25,9 @@ class Export:
     """Checkpoint to write."""
     step: int | Literal["best"] | None = None
     """Step of the checkpoint, or best: the one that validated best; by default the last."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in a .safetensors."""
+    everything: EverythingOptions = NO_OPTIONS
     overwrite: bool = False
     """Replace the target if it exists."""
 
@@ -31,6 +36,14 @@ class Export:
         from sam_jax.checkpoints import check_destination, export_checkpoint
         from sam_jax.training.export import load_run
 
-        check_destination(self.target, overwrite=self.overwrite)
-        export_checkpoint(self.target, *load_run(self.run_folder, self.step), overwrite=self.overwrite)
+        check_destination(self.target, everything=self.everything, overwrite=self.overwrite)
+        model = load_run(self.run_folder, self.step)
+        export_checkpoint(
+            self.target,
+            model.params,
+            model.config,
+            dtype=self.dtype,
+            everything=dataclasses.replace(model.everything, **self.everything.to_fields()),
+            overwrite=self.overwrite,
+        )
         print(f"wrote {self.target}")

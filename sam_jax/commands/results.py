@@ -37,6 +37,13 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
         print(folder / name)
 
 
+def explain_empty(images: int, dropped: str) -> str:
+    """Returns a line about images that everything mode leaves without masks, with what its filters dropped there."""
+    return (
+        f"{images} images are without masks: {dropped}; --pred-iou-thresh and --stability-score-thresh let more through"
+    )
+
+
 def print_failures(what: str, failures: Mapping[Any, str]) -> None:
     """Prints a line for each file that failed (path -> reason) to standard error."""
     for path, reason in failures.items():

@@ -27,8 +27,8 @@ class Search:
     """JPEG, PNG or any other image."""
     text: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """What to look for; may be given many times."""
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    model: str = "small"
+    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
     clip: str = "clip_l14_336"
     """Name (clip_b32, clip_b16, clip_l14, clip_l14_336) or path of a CLIP checkpoint."""
     out: Path = Path("found")
@@ -39,14 +39,13 @@ class Search:
     def run(self) -> None:
         """Writes the best masks for each text into the output folder."""
         from sam_jax.checkpoints.hub import load_clip, load_model
-        from sam_jax.everything.config import MaskGeneratorConfig
         from sam_jax.everything.generator import SamAutomaticMaskGenerator
         from sam_jax.everything.text_search import search as find
 
         if not self.text:
             raise UserError('expected what to look for: --text "a wheel"; it may be given many times')
         image = read_image(self.image)
-        generator = SamAutomaticMaskGenerator(load_model(self.model), MaskGeneratorConfig(output_mode="coco_rle"))
+        generator = SamAutomaticMaskGenerator(load_model(self.model), output_mode="coco_rle")
         found = find(generator, load_clip(self.clip), image, self.text, self.top)
         answers = [
             {

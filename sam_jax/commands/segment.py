@@ -37,8 +37,8 @@ class Segment:
     """Box x0,y0,x1,y1 around the object, pixels."""
     text: str | None = None
     """What to look for, such as "a wheel", alone or with points and box."""
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    model: str = "small"
+    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
     clip: str | None = None
     """Name or path of the CLIP for the text; by default the one that the model names."""
     out: Path = Path("masks")

@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Literal
 
+from sam_jax.checkpoints.hub import EMBEDDED
 from sam_jax.engine.statements import log_event, now
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
@@ -64,12 +65,12 @@ def model_in_use(store: Store, given: str | None = None) -> tuple[str, str]:
     """Returns what `checkpoints.hub.load_model` takes, and the name that is stored with masks, for a project's model.
 
     Args:
-        given: name or path of a model to use instead of the project's. A project without a model uses `tiny`.
+        given: name or path of a model to use instead of the project's. A project without a model uses `small`.
     """
     current = current_model(store)
     if given is None and current is not None:
         return load_name(store, current), describe(current)
-    return given or "tiny", given or "tiny"
+    return given or EMBEDDED, given or EMBEDDED
 
 
 def list_models(store: Store, kind: Kind | None = None) -> list[ModelVersion]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -25,6 +25,9 @@ from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.ops.rle import Rle, rle_area, rle_iou
 from sam_jax.ops.transforms import fit_image
+
+if TYPE_CHECKING:
+    from sam_jax.everything.filter_counts import FilterCounts
 
 SAME_OBJECT = 0.8  # masks of at least this IoU show one object: the less confident one is left out
 
@@ -52,6 +55,10 @@ class Proposer(Protocol):
         """Returns the confident masks of each image, best first. Takes at most `batch_size` images."""
         ...
 
+    def describe_empty(self) -> str:
+        """Returns what was left out of the images for which nothing was proposed so far, in words."""
+        ...
+
     @property
     def batch_size(self) -> int:
         """The largest number of images that `propose` takes."""
@@ -64,6 +71,7 @@ class PrefillReport:
 
     images: int = 0
     masks: int = 0
+    empty: int = 0  # of the images, those for which no mask was proposed
     taken: int = 0  # images that somebody opened meanwhile, which are left unchanged
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # images that can't be read, and why
 
@@ -105,6 +113,7 @@ def prefill(store: Store, proposer: Proposer, max_images: int = 0) -> PrefillRep
                 if store.prefill(stored.id, records, proposer.name):
                     report.images += 1
                     report.masks += len(records)
+                    report.empty += not records
                 else:
                     report.taken += 1
             bar.update(len(batch))
@@ -166,13 +175,15 @@ class DetectorProposer:
         self._detector = load_detector(detector)
         self._segmenter = SamBoxes(model, batch_size=batch_size)
         self._min_score, self._min_predicted_iou, self.batch_size = min_score, min_predicted_iou, batch_size
+        self._unused_boxes = self._unused_masks = 0
         self.name = f"{name}, scores from {min_score:g}, predicted IoUs from {min_predicted_iou:g}"
 
     def propose(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[Proposal]]:
-        found = [[e for e in entries if e["score"] >= self._min_score] for entries in self._detect(images)]
+        detected = self._detect(images)
+        found = [[e for e in entries if e["score"] >= self._min_score] for entries in detected]
         boxes = [np.array([_corners(entry["bbox"]) for entry in row], float).reshape(-1, 4) for row in found]
         masks = self._segmenter.segment(images, boxes)
-        return [
+        proposals = [
             [
                 Proposal(mask["segmentation"], entry["score"], mask["predicted_iou"], None, [_as_prompt(box)])
                 for entry, box, mask in zip(*rows, strict=True)
@@ -180,6 +191,17 @@ class DetectorProposer:
             ]
             for rows in zip(found, boxes, masks, strict=True)
         ]
+        for proposed, used, entries in zip(proposals, found, detected, strict=True):
+            if not proposed:
+                self._unused_boxes += len(entries) - len(used)
+                self._unused_masks += len(used)
+        return proposals
+
+    def describe_empty(self) -> str:
+        return (
+            f"{self._unused_boxes} boxes have a score below {self._min_score:g}, the masks of {self._unused_masks} a "
+            f"predicted IoU below {self._min_predicted_iou:g}"
+        )
 
     def _detect(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[dict[str, Any]]]:
         from sam_jax.detection.results import to_results
@@ -200,9 +222,9 @@ class EverythingProposer:
     Args:
         model: draws the masks.
         name: name of the model, for `Proposer.name`.
-        min_predicted_iou: masks of a lower predicted IoU are left out.
-        min_stability: masks of a lower stability score are left out.
-        points_per_side: the grid of prompts has this number of points squared.
+        min_predicted_iou: masks of a lower predicted IoU are left out; None: the model's own value, else 0.88.
+        min_stability: masks of a lower stability score are left out; None: the model's own value, else 0.95.
+        points_per_side: the grid of prompts has this number of points squared; None: the model's own value, else 32.
     """
 
     batch_size = 1
@@ -212,32 +234,42 @@ class EverythingProposer:
         model: Sam,
         name: str,
         *,
-        min_predicted_iou: float = 0.88,
-        min_stability: float = 0.95,
-        points_per_side: int = 32,
+        min_predicted_iou: float | None = None,
+        min_stability: float | None = None,
+        points_per_side: int | None = None,
     ) -> None:
+        from sam_jax.everything.config import MaskGeneratorConfig
+        from sam_jax.everything.filter_counts import FilterCounts
         from sam_jax.everything.generator import SamAutomaticMaskGenerator
 
-        self._generator = SamAutomaticMaskGenerator(
-            model,
-            output_mode="coco_rle",
-            points_per_side=points_per_side,
-            pred_iou_thresh=min_predicted_iou,
-            stability_score_thresh=min_stability,
-            min_mask_region_area=100,
-            drop_small_masks=True,
-            max_mask_area=0.95,
+        base = MaskGeneratorConfig(
+            min_mask_region_area=100, drop_small_masks=True, max_mask_area=0.95, output_mode="coco_rle"
         )
+        given = {
+            "pred_iou_thresh": min_predicted_iou,
+            "stability_score_thresh": min_stability,
+            "points_per_side": points_per_side,
+        }
+        changes = model.everything.to_fields() | {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(base, **changes)
+        self._generator = SamAutomaticMaskGenerator(model, config)
+        self._dropped = FilterCounts()
         self.name = (
-            f"{name}, everything, {points_per_side} points a side, predicted IoUs from {min_predicted_iou:g}, "
-            f"stability from {min_stability:g}"
+            f"{name}, everything, {config.points_per_side} points a side, predicted IoUs from "
+            f"{config.pred_iou_thresh:g}, stability from {config.stability_score_thresh:g}"
         )
 
     def propose(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[Proposal]]:
         return [
             sorted((_as_proposal(record) for record in records), key=lambda proposal: -proposal.score)
-            for records in self._generator.generate_batch(images)
+            for records in self._generator.generate_batch(images, self._count)
         ]
+
+    def _count(self, _: int, dropped: FilterCounts) -> None:
+        self._dropped += dropped
+
+    def describe_empty(self) -> str:
+        return self._dropped.describe(self._generator.config)
 
 
 def _as_proposal(record: dict[str, Any]) -> Proposal:

@@ -21,8 +21,8 @@ from sam_jax.files import make_folder, write_atomically
 class CompareConfig:
     """Options of the comparison of two click evaluations."""
 
-    first: Path = Path("runs/eval_tiny/sam.jsonl")  # records (NAME.jsonl) of a click evaluation
-    second: Path = Path("runs/eval_tiny/disc.jsonl")  # records of the same evaluation with another method
+    first: Path = Path("runs/eval_small/sam.jsonl")  # records (NAME.jsonl) of a click evaluation
+    second: Path = Path("runs/eval_small/disc.jsonl")  # records of the same evaluation with another method
     out: Path = Path("runs/eval_compare")  # folder for the report and differences.png
     clicks: int = 1  # number of clicks after which to compare
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from sam_jax.checkpoints.hub import load_model
+from sam_jax.checkpoints.hub import EMBEDDED, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
@@ -59,7 +59,7 @@ PUBLISHED = {  # paper, table 3: ODS, OIS, AP, R50
     "EDTER (2022), trained on BSDS500": (0.840, 0.858, 0.896, 0.930),
     "SAM ViT-H, zero-shot": (0.768, 0.786, 0.794, 0.928),
 }
-TINY_NOTE = (
+EMBEDDED_NOTE = (
     "sam: the embedded model was trained on the regions of BSDS500's train and val splits: "
     "its figures are in-domain, not zero-shot."
 )
@@ -144,7 +144,7 @@ class EdgesConfig:
     data: Path  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
     out: Path = Path("runs/eval_edges")  # folder for the edge maps, the counts and the report
     split: str = "test"  # split of BSDS500: train, val or test
-    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)  # methods to evaluate
     maps: Path | None = None  # folder of edge maps ID.png from another program, scored instead of `methods`
     max_images: int = 0  # evaluate only the first images; 0 means all
@@ -179,7 +179,9 @@ class EdgesConfig:
         plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
         title = f"Edges on BSDS500 {self.split}, {len(ground_truths)} images"
         return EvalReport(
-            title, edges_table(results, TINY_NOTE if self.model == "tiny" and SamEdges.name in results else ""), results
+            title,
+            edges_table(results, EMBEDDED_NOTE if self.model == EMBEDDED and SamEdges.name in results else ""),
+            results,
         )
 
     def _counts(self, ground_truths: dict[str, Path]) -> dict[str, np.ndarray]:

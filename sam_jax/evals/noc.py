@@ -62,7 +62,7 @@ class NocConfig:
 
     data: Path  # folder with GrabCut, Berkeley, DAVIS or grabcut20
     out: Path = Path("runs/eval_noc")  # folder for the records and the report
-    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # methods to evaluate; also GrabCut, ritm:PATH
     max_images: int = 0  # random images per dataset; 0 means all

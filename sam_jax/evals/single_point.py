@@ -43,8 +43,8 @@ class SinglePointConfig:
     """Options of the single-point evaluation."""
 
     data: Path  # folder with one folder per dataset, by its name
-    out: Path = Path("runs/eval_tiny")  # folder for the records and the report
-    model: str = "tiny"  # name of a released model, or path of a checkpoint
+    out: Path = Path("runs/eval_small")  # folder for the records and the report
+    model: str = "small"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(OTHER_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
     max_images: int = 100  # random images per dataset, the same for every method; 0 means all

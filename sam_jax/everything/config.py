@@ -109,16 +109,6 @@ PRESETS = {
         max_mask_area=0.95,
         drop_small_masks=True,
     ),
-    # For the embedded model, which expects less of itself than the published ones, and whose logits are flatter.
-    "tiny": MaskGeneratorConfig(
-        pred_iou_thresh=0.3,
-        stability_score_thresh=0.7,
-        stability_score_offset=0.25,
-        box_nms_thresh=0.4,
-        crop_n_layers=1,
-        crop_nms_thresh=0.4,
-        min_mask_region_area=300,
-    ),
     # Object proposals (paper, D.3).
     "proposals": MaskGeneratorConfig(
         points_per_side=64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9, max_masks=1000

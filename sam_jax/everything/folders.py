@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sam_jax.data.images import READER_THREADS, ImageFile, read_batches, read_image
 from sam_jax.errors import UserError
+from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.formats import FORMATS, AnnotatedImage
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.files import make_folder, read_text, write_atomically
@@ -34,6 +35,8 @@ class EverythingReport:
     finished: int = 0  # images
     skipped: int = 0  # images that had a result already
     masks: int = 0
+    empty: int = 0  # finished images without masks
+    dropped: FilterCounts = dataclasses.field(default_factory=FilterCounts)  # what the filters dropped on those
     failures: dict[Path, str] = dataclasses.field(default_factory=dict)  # images that can't be segmented, and why
 
 
@@ -68,6 +71,10 @@ def segment_images(
     def fail(image_file: ImageFile, reason: str) -> None:
         report.failures[image_file.path] = reason
 
+    def count_empty(_: int, dropped: FilterCounts) -> None:
+        report.empty += 1
+        report.dropped += dropped
+
     def finish(most: int) -> None:
         """Waits until no more than `most` results are still to be written; a failed one raises."""
         while len(writing) > most or (writing and writing[0].done()):
@@ -82,7 +89,7 @@ def segment_images(
     ):
         try:
             for batch in read_batches(readers, todo, read, generator.batch_size, fail):
-                results = generator.generate_batch([image for _, image in batch])
+                results = generator.generate_batch([image for _, image in batch], count_empty)
                 for (image_file, image), records in zip(batch, results, strict=True):
                     annotated = AnnotatedImage(
                         image_file.name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from jaxtyping import Array
 from sam_jax.config import SamConfig
 from sam_jax.errors import UserError
 from sam_jax.everything.config import PRESETS, MaskGeneratorConfig
+from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.model import Sam
 from sam_jax.modeling import (
     SharedImage,
@@ -34,10 +36,12 @@ from sam_jax.ops.boxes import box_nms, mask_box
 from sam_jax.ops.grids import crop_boxes
 from sam_jax.ops.regions import remove_small_regions
 from sam_jax.ops.rle import counts_from_bits, counts_from_mask, mask_from_counts, rle_from_counts
-from sam_jax.ops.select import Frame, Selection, make_frames, select_masks
+from sam_jax.ops.select import Dropped, Frame, Selection, make_frames, select_masks
 from sam_jax.ops.transforms import as_rgb, fit_image, points_to_input
 from sam_jax.parallel.local import LocalDevices
 from sam_jax.types import FOREGROUND, NOT_A_POINT, Params, Prompts, Record
+
+logger = logging.getLogger(__name__)
 
 
 class _Candidates(NamedTuple):
@@ -67,7 +71,8 @@ class SamAutomaticMaskGenerator:
 
     Args:
         model: the model that predicts the masks.
-        config: a `MaskGeneratorConfig`, or the name of a preset: one of `PRESETS`.
+        config: a `MaskGeneratorConfig`, or the name of a preset: one of `PRESETS`. None: the official preset with the
+            values that suit the model, if its checkpoint holds some (`Sam.everything`), in place of its own.
         devices: where to compute; None for the first local device.
         images_per_device: images that `generate_batch` encodes and decodes together on each device.
         overrides: fields of `MaskGeneratorConfig`.
@@ -80,13 +85,15 @@ class SamAutomaticMaskGenerator:
     def __init__(
         self,
         model: Sam,
-        config: MaskGeneratorConfig | str = "official",
+        config: MaskGeneratorConfig | str | None = None,
         *,
         devices: LocalDevices | None = None,
         images_per_device: int = 1,
         **overrides: Any,
     ) -> None:
-        if isinstance(config, str):
+        if config is None:
+            config = dataclasses.replace(PRESETS["official"], **model.everything.to_fields())
+        elif isinstance(config, str):
             if config not in PRESETS:
                 raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {config!r}")
             config = PRESETS[config]
@@ -115,28 +122,49 @@ class SamAutomaticMaskGenerator:
         Returns:
             A dict per mask: `segmentation` (see `output_mode`), `area` in pixels, `bbox` (x, y, w, h) of the outermost
             pixels, w and h one less than their count as in SA-1B, `predicted_iou`, `point_coords` [[x, y]] that was
-            asked with, `stability_score`, `crop_box` (x, y, w, h).
+            asked with, `stability_score`, `crop_box` (x, y, w, h). That no mask is left is logged, with what each
+            filter dropped.
 
         Raises:
             WrongType, UserError: this is not an image, or it is too small for the layers of crops.
         """
         return self.generate_batch([image])[0]
 
-    def generate_batch(self, images: Sequence[np.ndarray]) -> list[list[Record]]:
-        """Does what `generate` does for several images of any sizes, `batch_size` at a time."""
+    def generate_batch(
+        self, images: Sequence[np.ndarray], on_empty: Callable[[int, FilterCounts], None] | None = None
+    ) -> list[list[Record]]:
+        """Does what `generate` does for several images of any sizes, `batch_size` at a time.
+
+        Args:
+            on_empty: called with the index of each image that is left without masks, and with what the filters dropped
+                there; None logs a warning.
+        """
+        on_empty = on_empty or self._warn
         images = [self.check_image(image) for image in images]
         layouts = [self._layout(image) for image in images]
         results = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             found: list[list[_Candidates]] = [[] for _ in images[part]]
+            dropped = [FilterCounts() for _ in images[part]]
             for crop, layer in enumerate(layouts[0][1]):
                 boxes = [boxes[crop] for boxes, _ in layouts[part]]
-                for own, new in zip(found, self._segment_crops(images[part], boxes, layer), strict=True):
+                for own, new in zip(found, self._segment_crops(images[part], boxes, layer, dropped), strict=True):
                     own.append(new)
-            for image, own in zip(images[part], found, strict=True):
-                results.append(self._records(_Candidates.join(own), len(own), image.shape[:2]))
+            for i, (image, own) in enumerate(zip(images[part], found, strict=True)):
+                candidates = _Candidates.join(own)
+                records = self._records(candidates, len(own), image.shape[:2])
+                if not records:  # what passed the filters before is small: suppression leaves at least one mask
+                    on_empty(start + i, dropped[i] + FilterCounts(small=len(candidates.counts)))
+                results.append(records)
         return results
+
+    def _warn(self, index: int, dropped: FilterCounts) -> None:
+        logger.warning(
+            "everything mode leaves an image without masks: %s; lower thresholds such as pred_iou_thresh and "
+            "stability_score_thresh let more through",
+            dropped.describe(self.config),
+        )
 
     def check_image(self, image: np.ndarray) -> np.ndarray:
         """Returns the image as RGB (H, W, 3), or raises the error that `generate` would raise."""
@@ -148,9 +176,16 @@ class SamAutomaticMaskGenerator:
         return crop_boxes(image.shape[:2], self.config.crop_n_layers, self.config.crop_overlap_ratio)
 
     def _segment_crops(
-        self, images: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], layer: int
+        self,
+        images: Sequence[np.ndarray],
+        boxes: Sequence[tuple[int, int, int, int]],
+        layer: int,
+        dropped: list[FilterCounts],
     ) -> list[_Candidates]:
-        """Finds the masks of one crop of each image, without duplicates, in the images' frames."""
+        """Finds the masks of one crop of each image, without duplicates, in the images' frames.
+
+        Adds to `dropped` of each image what the filters drop.
+        """
         # A last batch that is not full is filled with its first image, whose prompts then are not valid.
         fill = [*range(len(images)), *[0] * (self.batch_size - len(images))]
         side = self._model_config.image_size
@@ -183,7 +218,7 @@ class SamAutomaticMaskGenerator:
                 batch = self._scatter(asked, valid)
                 computing = (start, self._segment(self._params, encoded, *batch, frame_batch))
             if taken is not None:
-                self._collect(*taken, image_sizes, boxes, points, found)
+                self._collect(*taken, image_sizes, boxes, points, found, dropped)
             taken = None if selected is None else (selected[0], self._take(selected[1]))
             selected = computing
         results = []
@@ -217,8 +252,13 @@ class SamAutomaticMaskGenerator:
     def _take(self, selection: Selection) -> list[Selection]:
         """Returns the masks that passed the filters, still on their devices; waits for their numbers alone."""
         counts = np.asarray(selection.kept)
+        dropped = jax.tree.map(np.asarray, selection.dropped)
         return [
-            Selection(count, *(self.devices.take(field, device, int(count)) for field in selection[1:]))
+            Selection(
+                count,
+                Dropped(*(counts_of_filter[device] for counts_of_filter in dropped)),
+                *(self.devices.take(field, device, int(count)) for field in selection[2:]),
+            )
             for device, count in enumerate(counts)
         ]
 
@@ -230,15 +270,20 @@ class SamAutomaticMaskGenerator:
         boxes: Sequence[tuple[int, int, int, int]],
         points: Sequence[np.ndarray],
         found: list[list[_Candidates]],
+        dropped: list[FilterCounts],
     ) -> None:
-        """Brings the masks of one batch of points to the host and appends them to `found` of each image."""
+        """Brings the masks of one batch of points to the host, for `found` and `dropped` of each image."""
         per_point = 3 if self.config.multimask_output else 1
-        for device, (count, *fields) in enumerate(taken):
+        asked = min(self.config.points_per_batch, len(points[0]) - start)
+        for device, (count, filtered, *fields) in enumerate(taken):
             index, iou, stability, found_boxes, bits = (np.asarray(field)[:count] for field in fields)
             own, prompt = np.divmod(index, per_point * self.config.points_per_batch)
             first = device * self.images_per_device
             for position in range(first, min(first + self.images_per_device, len(found))):
                 rows = np.flatnonzero(own == position - first)
+                dropped[position] += FilterCounts.of_device(
+                    asked * per_point, Dropped(*(counts[position - first] for counts in filtered))
+                )
                 x0, y0 = boxes[position][:2]
                 runs = np.empty(len(rows), object)
                 for j, row in enumerate(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from sam_jax.everything.config import MaskGeneratorConfig
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class GeneratorOptions:
     """The model, and how it finds masks."""
 
-    model: str = "tiny"
-    """Name (tiny, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
-    preset: Literal["official", "paper", "proposals", "tiny"] | None = None
-    """Settings to start from. official: as the released code; paper: as SA-1B was made; proposals: up to 1000 masks,
-    ranked; tiny: thresholds that suit the embedded model. By default tiny for that model, official for others."""
+    base: ClassVar[str] = "official"  # preset without --preset, in which the model's own values take their places
+    model: str = "small"
+    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    preset: Literal["official", "paper", "proposals"] | None = None
+    """Settings to start from, as they are. official: as the released code; paper: as SA-1B was made; proposals: up to
+    1000 masks, ranked. By default official (sam-jax engine run: paper) with the values that the model's checkpoint
+    holds in place of its own, such as thresholds that suit the model."""
     points_per_side: int | None = None
     """Points along a side of the grid, in place of the preset's; so are the following."""
     pred_iou_thresh: float | None = None
@@ -43,15 +45,19 @@ class GeneratorOptions:
     def config(self) -> MaskGeneratorConfig:
         """Returns the preset, with what was given in place of its values, and masks as COCO run lengths.
 
+        Without a preset the model's own values come in between; they are read from its checkpoint.
+
         Raises:
-            UserError: a value is out of its range.
+            UserError: a value is out of its range, or the model is unknown.
         """
+        from sam_jax.checkpoints.hub import model_everything_options
         from sam_jax.everything.config import PRESETS
 
-        preset = PRESETS[self.preset or ("tiny" if self.model == "tiny" else "official")]
+        preset = PRESETS[self.preset or self.base]
+        own = {} if self.preset else model_everything_options(self.model).to_fields()
         fields = {field.name for field in dataclasses.fields(preset)}
-        given = dataclasses.asdict(self).items()
-        changes = {name: value for name, value in given if name in fields and value is not None}
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name in fields}
+        changes = own | {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(preset, output_mode="coco_rle", **changes)
 
     def settings(self) -> dict[str, Any]:
@@ -78,5 +84,12 @@ class GeneratorOptions:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions(GeneratorOptions):
+    """The same, for a data set like SA-1B."""
+
+    base: ClassVar[str] = "paper"
+
+
 DEFAULT = GeneratorOptions()
-PAPER = GeneratorOptions(preset="paper")
+PAPER = DatasetOptions()

@@ -39,10 +39,20 @@ class Frame(NamedTuple):
     thresholds: Float[AnyArray, "4"]  # predicted IoU above, stability from, stability offset, area below (pixels)
 
 
+class Dropped(NamedTuple):
+    """The number of masks that each filter dropped, by image; each counts for the first filter that drops it."""
+
+    predicted_iou: Int[AnyArray, " B"]
+    stability: Int[AnyArray, " B"]
+    cut_off: Int[AnyArray, " B"]  # by a side of the crop that is not one of the image
+    area: Int[AnyArray, " B"]
+
+
 class Selection(NamedTuple):
     """The `kept` masks that passed the filters, in the order of the prompts; the rest is padding."""
 
     kept: Int[Array, ""]
+    dropped: Dropped
     source: Int[Array, " N"]  # into the masks flattened: image, prompt, output
     iou_predictions: Float[Array, " N"]
     stability_scores: Float[Array, " N"]
@@ -130,14 +140,16 @@ def select_masks(
     B, Q, M, S, _ = logits.shape
     N = B * Q * M
     flat_logits, flat_iou = logits.reshape(N, S, S), iou_predictions.reshape(N)
-    passing = (iou_predictions > frames.thresholds[:, 0, None, None]) & valid[:, :, None]
+    above = iou_predictions > frames.thresholds[:, 0, None, None]
+    passing = above & valid[:, :, None]
+    too_low = (~above & valid[:, :, None]).sum((1, 2))
     # The masks that pass come first, in their order; a last group may reach past the end.
     order = jnp.pad(jnp.argsort(~passing.reshape(N), stable=True), (0, at_once))
     total = passing.sum()
     Wp, Hp = math.prod(frames.columns.shape[1:3]), math.prod(frames.rows.shape[1:4])
 
     def measure(index: Array) -> tuple[Array, Array, Array, Array]:
-        """Returns whether a mask passes, its stability score, its box and its bits."""
+        """Returns which of three filters drop a mask (stability, side, area), its stability, its box and its bits."""
         frame = jax.tree.map(lambda x: x[index // (Q * M)], frames)
         _, stable, _, max_area = frame.thresholds
         certain, possible, bits = (resize_whole if at_once > 1 else resize_tiles)(flat_logits[index], frame)
@@ -151,27 +163,40 @@ def select_masks(
         in_image = box + jnp.tile(frame.crop_box[:2], 2)
         at_crop, at_image = (jnp.abs(in_image - side) <= EDGE for side in (frame.crop_box, frame.image_box))
         cut_off = (at_crop & ~at_image).any()
-        return (stability >= stable) & ~cut_off & (area < max_area), stability, box, bits
+        fails = jnp.stack([stability < stable, cut_off, area >= max_area])
+        return fails, stability, box, bits
 
     def filter_some(state: tuple[Array, Selection]) -> tuple[Array, Selection]:
         done, selection = state
         indices = jax.lax.dynamic_slice(order, (done,), (at_once,))
         if at_once > 1:
-            stays, stability, boxes, bits = jax.vmap(measure)(indices)
+            fails, stability, boxes, bits = jax.vmap(measure)(indices)
         else:  # under vmap a loop computes and keeps its results with every step
-            stays, stability, boxes, bits = jax.tree.map(lambda x: x[None], measure(indices[0]))
-        stays &= done + jnp.arange(at_once) < total
+            fails, stability, boxes, bits = jax.tree.map(lambda x: x[None], measure(indices[0]))
+        counted = done + jnp.arange(at_once) < total
+        stays = counted & ~fails.any(1)
         first = jnp.argsort(~stays, stable=True)
-        found = Selection(stays.sum(), indices, flat_iou[indices], stability, boxes, bits)
+        # Of the filters that a mask fails the first one counts.
+        drops = counted[:, None] & fails & (jnp.cumsum(fails, 1) == 1)
+        dropped = (
+            selection.dropped.predicted_iou,
+            *(
+                old.at[indices // (Q * M)].add(new)
+                for old, new in zip(selection.dropped[1:], drops.T.astype(int), strict=True)
+            ),
+        )
+        found = Selection(stays.sum(), Dropped(*dropped), indices, flat_iou[indices], stability, boxes, bits)
         # What does not stay is written too, behind, and overwritten by the next.
         arrays = [
             jax.lax.dynamic_update_slice_in_dim(old, new[first].astype(old.dtype), selection.kept, 0)
-            for old, new in zip(selection[1:], found[1:], strict=True)
+            for old, new in zip(selection[2:], found[2:], strict=True)
         ]
-        return done + at_once, Selection(selection.kept + found.kept, *arrays)
+        return done + at_once, Selection(selection.kept + found.kept, found.dropped, *arrays)
 
+    nothing = jnp.zeros(B, int)
     empty = Selection(
         jnp.zeros((), int),
+        Dropped(too_low, nothing, nothing, nothing),
         jnp.zeros(N + at_once, int),
         jnp.zeros(N + at_once),
         jnp.zeros(N + at_once),

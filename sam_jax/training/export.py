@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from sam_jax.config import FinetuneConfig, SamConfig
+from sam_jax.config import EverythingOptions, FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import read_json
 from sam_jax.training.run import RECORD, best_step, checkpoint_options
@@ -17,8 +17,16 @@ from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
 
-def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Params, SamConfig]:
-    """Params and config of a run's model: averaged where the run keeps an average, adapters merged.
+class RunModel(NamedTuple):
+    """The model of a training run."""
+
+    params: Params  # averaged where the run keeps an average, adapters merged
+    config: SamConfig
+    everything: EverythingOptions  # what suits it in everything mode
+
+
+def load_run(run: Path, step: int | Literal["best"] | None = None) -> RunModel:
+    """Returns a run's model.
 
     Args:
         run: `out` of the run.
@@ -35,6 +43,7 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Para
         content = read_json(record)
         model = SamConfig.from_fields(content["model"])
         finetune = FinetuneConfig(**content["finetune"])
+        everything = EverythingOptions.from_fields(content.get("everything", {}))  # earlier runs have none
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"expected the config of a training run in {record}: {error}") from error
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -53,4 +62,5 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> tuple[Para
         )
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
     trained = state["params"] if state["ema"] is None else state["ema"]
-    return jax.device_get(without_clip(join_params(trained, state["frozen"], finetune))), model
+    params = jax.device_get(without_clip(join_params(trained, state["frozen"], finetune)))
+    return RunModel(params, model, everything)

@@ -81,7 +81,7 @@ def sam_task(config: TrainConfig, params: Params, clip: ClipConfig | None = None
         describe=describe,
         score=lambda values: values["iou"][-1],
         draw=lambda batch, preview: draw_predictions(batch, *preview),
-        save=lambda path, params: save_checkpoint(path, params, config.model),
+        save=lambda path, params: save_checkpoint(path, params, config.model, everything=config.everything),
         curves=(LOSSES, ("iou",)),
         # Cached maps may be those of any part: what is left of the encoder's work is not known.
         flops=None
@@ -114,7 +114,8 @@ def describe(values: Values) -> str:
 def initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfig | None]:
     """Returns the config with the model that the run trains, the params that it starts from, and its CLIP's config.
 
-    The params are those of `init_from`, or random ones; the image tower of the CLIP is among them.
+    The params are those of `init_from`, or random ones; the image tower of the CLIP is among them. What the checkpoint
+    of `init_from` says of everything mode is in the config, where the config does not say otherwise.
     """
     clip, key = load_run_clip(config), jax.random.key(config.seed)
 
@@ -127,6 +128,9 @@ def initial_params(config: TrainConfig) -> tuple[TrainConfig, Params, ClipConfig
         config = dataclasses.replace(config, model=own if config.model_from_init else prepared(config.model))
         params = start.params if clip is None else add_text_projection(start.params, own, key)
         params = resize_positions(params, own, config.model)
+        config = dataclasses.replace(
+            config, everything=dataclasses.replace(start.everything, **config.everything.to_fields())
+        )
     elif config.model_from_init:
         raise UserError("expected init-from, the name or path of the model to train, with model-from-init; got none")
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cases.models import TRAINED
 from sam_jax.engine.store import Store
 from sam_jax.ops.rle import encode_rle
 
@@ -51,8 +52,9 @@ def mask_message(box=(10, 10, 30, 20), **fields):
 
 
 def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
-    """Starts `sam-jax annotate` in a process, and returns the process and its address."""
-    return start("annotate", str(folder / "pictures"), "--port", "0", "--project", str(folder / "project"), *options)
+    """Starts `sam-jax annotate` with a small model in a process, and returns the process and its address."""
+    project = ("--project", str(folder / "project"), "--model", str(TRAINED))
+    return start("annotate", str(folder / "pictures"), "--port", "0", *project, *options)
 
 
 def start(*command: str) -> tuple[subprocess.Popen, str]:

@@ -1,8 +1,8 @@
-"""An image and settings for everything mode, and what the official code finds there with the embedded model's weights.
+"""An image and settings for everything mode, and what the official code finds there with the trained test model.
 
     cd tests; python -m cases.everything FOLDER    # with segment_anything in it: records data/everything_official.json
 
-To be recorded again when the embedded model is another one.
+To be recorded again when data/tiny.safetensors changes.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cases.models import TRAINED
 from sam_jax import load_model
 
 RECORDED = Path(__file__).parents[1] / "data" / "everything_official.json"
@@ -50,7 +51,7 @@ def record(folder: Path) -> None:
     use_official(folder)
     from segment_anything import SamAutomaticMaskGenerator  # pyright: ignore[reportMissingImports]
 
-    tiny = load_model("tiny")
+    tiny = load_model(TRAINED)
     model = official_model(tiny.params, tiny.config)
     results = {}
     for name, case in CASES.items():

@@ -1,10 +1,24 @@
-"""Configs of models small enough to compile and run in a test."""
+"""Models small enough to compile and run in a test: configs, and the weights of one that was trained."""
 
 import dataclasses
+from pathlib import Path
 
 from sam_jax.clip.config import ClipConfig
-from sam_jax.config import TINY
+from sam_jax.config import SamConfig, ViTConfig
 from sam_jax.detection.config import DetectorConfig
+
+# In the official architecture and with trained weights, for comparisons with other implementations.
+TINY = SamConfig(
+    name="tiny",
+    encoder=ViTConfig(
+        image_size=128, patch_size=8, dim=256, depth=6, heads=4, window_size=8, global_attention_blocks=(2, 5)
+    ),
+    prompt_dim=128,
+    decoder_heads=4,
+    decoder_mlp_dim=512,
+    iou_head_hidden_dim=128,
+)
+TRAINED = Path(__file__).parents[1] / "data" / "tiny.safetensors"
 
 SMALL = dataclasses.replace(
     TINY,

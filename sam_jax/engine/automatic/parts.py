@@ -5,6 +5,7 @@ The bytes depend on the image and its masks alone, and not on time or owner.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -18,12 +19,14 @@ from PIL import Image
 
 from sam_jax.engine.automatic.inputs import ListedImage
 from sam_jax.errors import BadRecord, UserError
+from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.formats.common import AnnotatedImage
 from sam_jax.everything.formats.sa1b import sa1b_content
 from sam_jax.ops.transforms import read_orientation
 from sam_jax.types import Record
 
 Blur = Callable[[np.ndarray], np.ndarray]
+DROPPED = "dropped"  # in the JSON of an image without masks
 QUALITY = 95  # of a JPEG that is encoded anew
 IDS_PER_IMAGE = 100_000  # ids of masks are unique in the dataset; the paper's grid gives at most 9216 to an image
 
@@ -48,7 +51,12 @@ def load_blur(name: str) -> Blur:
 
 
 def make_part(
-    listed: ListedImage, encoded: bytes, image: np.ndarray, records: Sequence[Record], blur: Blur | None
+    listed: ListedImage,
+    encoded: bytes,
+    image: np.ndarray,
+    records: Sequence[Record],
+    dropped: FilterCounts | None,
+    blur: Blur | None,
 ) -> bytes:
     """Returns the blocks of sa_<id>.jpg and sa_<id>.json, or of the JSON alone if there are no masks.
 
@@ -56,6 +64,7 @@ def make_part(
         encoded: the contents of the image's file.
         image: (H, W, 3), uint8, RGB, upright: the pixels that were segmented.
         records: the image's masks.
+        dropped: what the filters dropped, if there are no masks.
         blur: see `encode_jpeg`.
 
     Raises:
@@ -65,6 +74,8 @@ def make_part(
     name = f"sa_{listed.id}"
     annotated = AnnotatedImage(PurePosixPath(name), f"{name}.jpg", listed.id, image.shape[:2], records, lambda: image)
     content = sa1b_content(annotated, first_id=listed.id * IDS_PER_IMAGE)
+    if dropped is not None:  # such a part is in no tar
+        content |= {DROPPED: dataclasses.asdict(dropped)}
     files = {f"{name}.json": json.dumps(content).encode()}
     if records:
         files = {f"{name}.jpg": encode_jpeg(listed, encoded, image, blur)} | files

@@ -16,6 +16,7 @@ from sam_jax.engine.automatic.inputs import LIST, Shard, find_images, read_shard
 from sam_jax.engine.automatic.parts import load_blur
 from sam_jax.engine.automatic.shard import AnnotationJob, ShardReport
 from sam_jax.errors import MissingPackage, UserError
+from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.folders import check_settings
 from sam_jax.everything.options import PAPER, GeneratorOptions
 from sam_jax.files import digest_file
@@ -32,6 +33,7 @@ class Manifest:
     images: int  # images in the tars
     masks: int
     without_masks: list[str]  # names of images on which no mask was found, which are in no tar
+    dropped: FilterCounts  # what the filters dropped on those
     bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
     tars: int
 
@@ -160,6 +162,7 @@ def _write_manifest(job: AnnotationJob, shards: Sequence[Shard], reports: Sequen
         images=images,
         masks=masks,
         without_masks=[name for report in reports for name in report.without_masks],
+        dropped=sum((FilterCounts(**report.dropped) for report in reports), FilterCounts()),
         bad=[entry for report in reports for entry in report.bad],
         tars=len(reports),
     )
@@ -167,6 +170,7 @@ def _write_manifest(job: AnnotationJob, shards: Sequence[Shard], reports: Sequen
         "pictures": images,
         "masks": masks,
         "without_masks": manifest.without_masks,
+        "dropped": dataclasses.asdict(manifest.dropped),
         "bad": manifest.bad,
         "shards": [
             {name: getattr(report, name) for name in ("tar", "bytes", "sha256", "pictures", "masks")}

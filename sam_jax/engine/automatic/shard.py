@@ -14,7 +14,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.images import READER_THREADS, decode_image, read_batches
 from sam_jax.engine.automatic.folder import WORK, Folder, open_url
 from sam_jax.engine.automatic.inputs import ListedImage, Shard
-from sam_jax.engine.automatic.parts import Blur, end_mark, load_blur, make_part, read_part
+from sam_jax.engine.automatic.parts import DROPPED, Blur, end_mark, load_blur, make_part, read_part
 from sam_jax.errors import BadRecord, UserError
+from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.everything.options import GeneratorOptions
 from sam_jax.types import Record
@@ -72,6 +73,7 @@ class ShardReport:
     masks: int
     without_masks: list[str]  # names of images on which no mask was found, which are not in the tar
     bad: list[dict[str, str]]  # name, reason and detail of images that can't be used
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # `FilterCounts` of the images without masks
 
 
 class _LoadedImage(NamedTuple):
@@ -139,9 +141,11 @@ def _annotate(
                     if not isinstance(content, _LoadedImage):
                         listed, bad[listed] = content
                         limit.count(bad[listed])
-                results = generator.generate_batch([content.image for content in loaded])
-                for content, records in zip(loaded, results, strict=True):
-                    writing.append((content.listed, writers.submit(_save, job.out, work, content, records, blur)))
+                dropped: dict[int, FilterCounts] = {}
+                results = generator.generate_batch([content.image for content in loaded], dropped.__setitem__)
+                for i, (content, records) in enumerate(zip(loaded, results, strict=True)):
+                    save = writers.submit(_save, job.out, work, content, records, dropped.get(i), blur)
+                    writing.append((content.listed, save))
                 finish(2 * generator.batch_size)
             finish(0)
         finally:
@@ -164,8 +168,15 @@ def _read(
         return listed, BadRecord("image cannot be used", listed.url, error)
 
 
-def _save(out: Folder, work: str, loaded: _LoadedImage, records: Sequence[Record], blur: Blur | None) -> None:
-    part = make_part(loaded.listed, loaded.encoded, loaded.image, records, blur)
+def _save(
+    out: Folder,
+    work: str,
+    loaded: _LoadedImage,
+    records: Sequence[Record],
+    dropped: FilterCounts | None,
+    blur: Blur | None,
+) -> None:
+    part = make_part(loaded.listed, loaded.encoded, loaded.image, records, dropped, blur)
     out.write(f"{work}/{_part(loaded.listed)}", part, work)
 
 
@@ -174,16 +185,17 @@ def _join(
 ) -> ShardReport:
     """Writes the parts of the images as one tar, and returns the shard's report."""
     digest, length, masks = hashlib.sha256(), 0, 0
-    without_masks = []
+    without_masks, dropped = [], FilterCounts()
     with job.out.open_to_write(shard.tar, work) as file:
-        for listed, part, found in _read_parts(job.out, work, listed_images):
-            if found:
+        for listed, part, content in _read_parts(job.out, work, listed_images):
+            if found := len(content["annotations"]):
                 file.write(part)
                 digest.update(part)
                 length += len(part)
                 masks += found
             else:
                 without_masks.append(listed.name)
+                dropped += FilterCounts(**content.get(DROPPED, {}))
         mark = end_mark(length)
         file.write(mark)
         digest.update(mark)
@@ -199,21 +211,22 @@ def _join(
             {"name": listed.name, "reason": bad[listed].reason, "detail": bad[listed].detail}
             for listed in sorted(bad, key=lambda listed: listed.name)
         ],
+        dropped=dataclasses.asdict(dropped),
     )
 
 
 def _read_parts(
     out: Folder, work: str, listed_images: Sequence[ListedImage]
-) -> Iterator[tuple[ListedImage, bytes, int]]:
-    """Yields each image with its part and its number of masks."""
+) -> Iterator[tuple[ListedImage, bytes, dict[str, Any]]]:
+    """Yields each image with its part and the content of the part's JSON."""
 
-    def read(listed: ListedImage) -> tuple[bytes, int]:
+    def read(listed: ListedImage) -> tuple[bytes, dict[str, Any]]:
         part = out.read(f"{work}/{_part(listed)}")
-        return part, len(read_part(part)["annotations"])
+        return part, read_part(part)
 
     with ThreadPoolExecutor(READER_THREADS) as readers:
-        for ((listed, (part, found)),) in read_batches(readers, listed_images, read, 1, _stop):
-            yield listed, part, found
+        for ((listed, (part, content)),) in read_batches(readers, listed_images, read, 1, _stop):
+            yield listed, part, content
 
 
 def _complete_parts(out: Folder, work: str) -> set[str]:

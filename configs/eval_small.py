@@ -1,6 +1,6 @@
 """Evaluates the embedded model on held-out images, beside methods that need no model.
 
-sam-jax eval tiny --data FOLDER
+sam-jax eval small --data FOLDER
 """
 
 from sam_jax.config_file import REQUIRED

@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from sam_jax.bounds import (
+    Area,
+    Batch,
+    CheckedFields,
+    Count,
+    CountOrNone,
+    Decay,
+    Depth,
+    Deviation,
+    Factor,
+    Fraction,
+    Growth,
+    Layers,
+    Mean,
+    Period,
+    Pixels,
+    PositiveFactor,
+    Rate,
+    Regex,
+    Rounds,
+    Scale,
+    Seed,
+    Share,
+    Side,
+    Steps,
+    Threads,
+    Width,
+    WidthOrNone,
+    Within,
+    field_types,
+)
 from sam_jax.errors import UserError
+
+LARGEST_GRID = 512  # cells along the side of an encoder's map
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonConfig:
+class JsonConfig(CheckedFields):
     """The base of the configs that are stored beside params as JSON, with configs among their fields."""
 
     def __post_init__(self) -> None:
@@ -21,6 +53,7 @@ class JsonConfig:
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
+        super().__post_init__()
 
     def to_fields(self) -> dict[str, Any]:
         """Returns the fields by name, as JSON holds them."""
@@ -41,16 +74,15 @@ class JsonConfig:
         """
         if not isinstance(fields, Mapping):
             raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
-        if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)}):
-            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown}")
+        if unknown := sorted(map(str, fields.keys() - {field.name for field in dataclasses.fields(cls)})):
+            raise UserError(
+                f"expected a JSON object with fields of {cls.__name__}, got unknown {', '.join(unknown)[:200]}"
+            )
         values = dict(fields)
-        for name, kind in typing.get_type_hints(cls).items():
+        for name, kind in field_types(cls).items():
             if name in values and isinstance(kind, type) and issubclass(kind, JsonConfig):
                 values[name] = kind.from_fields(values[name])
-        try:
-            return cls(**values)
-        except TypeError as error:  # a value of another type than its field
-            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {values}: {error}") from error
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -73,10 +105,24 @@ class ModelConfig(JsonConfig):
     name: str
 
 
+def check_order(name: str, values: tuple[float, float]) -> None:
+    """Refuses a config in which the first of two values is greater than the second."""
+    if values[0] > values[1]:
+        raise UserError(f"expected {name} to be two numbers in order, the lower one first, got {values[0]} {values[1]}")
+
+
 def check_multiple(complaint: str, total: int, part: int) -> None:
     """Refuses a config in which `total` is not a multiple of `part`, or one of them not positive."""
     if part <= 0 or total <= 0 or total % part:
         raise UserError(f"{complaint}; got {total} and {part}")
+
+
+def check_grid(side: int) -> None:
+    """Refuses a config whose map has more cells along a side than any memory holds the attention of."""
+    if side > LARGEST_GRID:
+        raise UserError(
+            f"expected an image_size of at most {LARGEST_GRID} cells or patches along a side, got one of {side:,}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +134,14 @@ class EncoderConfig(JsonConfig):
     """
 
     kind: ClassVar[str] = ""
-    image_size: int = 1024  # side of the square input frame, pixels
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # subtracted from RGB values of 0-255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # divides them afterwards
+    image_size: Side = 1024  # side of the square input frame, pixels
+    pixel_mean: tuple[Mean, Mean, Mean] = (123.675, 116.28, 103.53)  # subtracted from RGB values of 0-255
+    pixel_std: tuple[Deviation, Deviation, Deviation] = (58.395, 57.12, 57.375)  # divides them afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_multiple("image_size must be a multiple of the encoder's stride", self.image_size, self.stride)
+        check_grid(self.grid_size)
 
     @property
     def stride(self) -> int:
@@ -124,8 +171,8 @@ class EncoderConfig(JsonConfig):
         """
         classes: dict[str, type[Self]] = {known.kind: known for known in (cls, *cls.__subclasses__()) if known.kind}
         kind = fields.get("kind") if isinstance(fields, Mapping) else None
-        if kind not in classes:
-            raise UserError(f"expected an image encoder of kind {' or '.join(sorted(classes))}, got {kind!r}")
+        if not isinstance(kind, str) or kind not in classes:
+            raise UserError(f"expected an image encoder of kind {' or '.join(sorted(classes))}, got {str(kind)[:80]!r}")
         own = {name: value for name, value in fields.items() if name != "kind"}
         return super(EncoderConfig, classes[kind]).from_fields(own)
 
@@ -138,13 +185,13 @@ class ViTConfig(EncoderConfig):
     """
 
     kind: ClassVar[str] = "vit"
-    patch_size: int = 16  # side of one patch, pixels
-    dim: int = 768  # width of the tokens
-    depth: int = 12  # number of blocks
-    heads: int = 12  # attention heads of each block
-    mlp_ratio: float = 4.0  # hidden width of an MLP = dim * this
-    window_size: int = 14  # side of an attention window, patches
-    global_attention_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks, from 0, that attend to the whole image
+    patch_size: Annotated[int, Within(1, 256)] = 16  # side of one patch, pixels
+    dim: Width = 768  # width of the tokens
+    depth: Annotated[Depth, Layers(tensors=14)] = 12  # number of blocks
+    heads: Width = 12  # attention heads of each block
+    mlp_ratio: Annotated[float, Within(0, 16, above=True)] = 4.0  # hidden width of an MLP = dim * this
+    window_size: Annotated[int, Within(0, 1024)] = 14  # side of an attention window, patches
+    global_attention_blocks: tuple[Depth, ...] = (2, 5, 8, 11)  # blocks, from 0, that attend to the whole image
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,22 +217,22 @@ class EfficientNetLiteConfig(EncoderConfig):
     """
 
     kind: ClassVar[str] = "efficientnet_lite"
-    image_size: int = 512
-    pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
-    pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)  # channels of the seven stages
-    depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages
-    attention_dim: int = 256  # width of the attention over the map of stride 32
-    attention_depth: int = 2  # blocks of it
-    attention_heads: int = 4  # heads of each block
-    dim: int = 192  # width of the fused map, of stride 16
-    fusion_depth: int = 2  # blocks that follow the fusion
+    image_size: Side = 512
+    pixel_mean: tuple[Mean, Mean, Mean] = (127.0, 127.0, 127.0)
+    pixel_std: tuple[Deviation, Deviation, Deviation] = (128.0, 128.0, 128.0)
+    widths: tuple[Width, ...] = (16, 24, 40, 80, 112, 192, 320)  # channels of the seven stages
+    depths: tuple[Annotated[Depth, Layers(tensors=10)], ...] = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages
+    attention_dim: Width = 256  # width of the attention over the map of stride 32
+    attention_depth: Annotated[Depth, Layers(tensors=14)] = 2  # blocks of it
+    attention_heads: Width = 4  # heads of each block
+    dim: Width = 192  # width of the fused map, of stride 16
+    fusion_depth: Annotated[Depth, Layers(tensors=8)] = 2  # blocks that follow the fusion
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_multiple("image_size must be a multiple of the coarsest map's stride", self.image_size, 32)
         check_multiple("attention_dim must be a multiple of attention_heads", self.attention_dim, self.attention_heads)
-        if len(self.widths) != 7 or len(self.depths) != 7:
+        if len(self.widths) != 7 or len(self.depths) != 7 or min(self.depths) < 1:
             raise UserError(f"expected widths and depths of seven stages, got {self.widths} and {self.depths}")
 
     @property
@@ -208,17 +255,17 @@ class SamConfig(ModelConfig):
 
     name: str = "vit_b"
     encoder: EncoderConfig = ViTConfig()
-    prompt_dim: int = 256  # width of the image embedding, the prompts and the decoder
-    mask_channels: int = 16  # hidden channels of the mask prompt's convolutions
-    decoder_depth: int = 2  # two-way attention blocks of the decoder
-    decoder_heads: int = 8  # attention heads of the decoder's blocks
-    decoder_mlp_dim: int = 2048  # hidden width of the MLPs in the decoder's blocks
-    decoder_attention_downsample: int = 2  # width of cross-attention = prompt_dim / this
-    num_multimask_outputs: int = 3  # masks for an ambiguous prompt
-    iou_head_depth: int = 3  # layers of the MLP that predicts IoUs
-    iou_head_hidden_dim: int = 256  # hidden width of that MLP
+    prompt_dim: Width = 256  # width of the image embedding, the prompts and the decoder
+    mask_channels: Width = 16  # hidden channels of the mask prompt's convolutions
+    decoder_depth: Annotated[Depth, Layers(tensors=36)] = 2  # two-way attention blocks of the decoder
+    decoder_heads: Width = 8  # attention heads of the decoder's blocks
+    decoder_mlp_dim: Width = 2048  # hidden width of the MLPs in the decoder's blocks
+    decoder_attention_downsample: Width = 2  # width of cross-attention = prompt_dim / this
+    num_multimask_outputs: Annotated[int, Within(1, 100), Layers(tensors=6)] = 3  # masks for an ambiguous prompt
+    iou_head_depth: Annotated[int, Within(1, 1000), Layers(tensors=2)] = 3  # layers of the MLP that predicts IoUs
+    iou_head_hidden_dim: Width = 256  # hidden width of that MLP
     high_res_features: bool = False  # maps twice and four times as fine as the embedding are added in the up-scaling
-    text_dim: int = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
+    text_dim: WidthOrNone = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
     def __post_init__(self) -> None:
@@ -230,7 +277,7 @@ class SamConfig(ModelConfig):
         )
         check_multiple("prompt_dim must be a multiple of 8 (two 2x up-scalings, to /4 and /8)", self.prompt_dim, 8)
         check_multiple("mask_channels must be a multiple of 4", self.mask_channels, 4)
-        if self.text_dim < 0 or bool(self.text_dim) != bool(self.text_encoder):
+        if bool(self.text_dim) != bool(self.text_encoder):
             raise UserError(
                 "text_dim and text_encoder go together, the width of an embedding and the name of the CLIP that gives "
                 f"it; got {self.text_dim} and {self.text_encoder!r}"
@@ -326,19 +373,6 @@ SMALL = SamConfig(
 SIZES: dict[str, SamConfig] = {config.name: config for config in (VIT_B, VIT_L, VIT_H)}
 
 
-# What a file may say of each of the `EverythingOptions`: the type, the least and the greatest value.
-EVERYTHING_LIMITS: dict[str, tuple[type, float, float]] = {
-    "points_per_side": (int, 8, 128),
-    "pred_iou_thresh": (float, 0, 1),
-    "stability_score_thresh": (float, 0, 1),
-    "stability_score_offset": (float, 0, 100),
-    "box_nms_thresh": (float, 0, 1),
-    "crop_n_layers": (int, 0, 3),
-    "crop_nms_thresh": (float, 0, 1),
-    "min_mask_region_area": (int, 0, 1_000_000),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class EverythingOptions(JsonConfig):
     """What suits a model in everything mode, in place of a preset's values; None leaves a value to the preset.
@@ -346,23 +380,14 @@ class EverythingOptions(JsonConfig):
     They are stored in the model's checkpoint, and are those fields of `MaskGeneratorConfig` that depend on the model.
     """
 
-    points_per_side: int | None = None  # points along one side of the grid
-    pred_iou_thresh: float | None = None  # masks with a predicted IoU above this stay
-    stability_score_thresh: float | None = None  # masks with at least this stability stay
-    stability_score_offset: float | None = None  # distance of the stability's two thresholds from 0, in logits
-    box_nms_thresh: float | None = None  # box IoU above which the mask of lower predicted IoU is dropped in a crop
-    crop_n_layers: int | None = None  # layers of crops that are segmented like images of their own
-    crop_nms_thresh: float | None = None  # likewise between crops
-    min_mask_region_area: int | None = None  # holes and islands of fewer pixels are removed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in self.to_fields().items():
-            kind, low, high = EVERYTHING_LIMITS[name]
-            kinds = (int, float) if kind is float else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                what = "a number" if kind is float else "a whole number"
-                raise UserError(f"expected {name} to be {what} from {low:,} to {high:,}, got {value!r}")
+    points_per_side: Annotated[int, Within(8, 128)] | None = None  # points along one side of the grid
+    pred_iou_thresh: Fraction | None = None  # masks with a predicted IoU above this stay
+    stability_score_thresh: Fraction | None = None  # masks with at least this stability stay
+    stability_score_offset: Annotated[float, Within(0, 100)] | None = None  # distance of its thresholds from 0, logits
+    box_nms_thresh: Fraction | None = None  # box IoU above which the mask of lower predicted IoU is dropped in a crop
+    crop_n_layers: Annotated[int, Within(0, 3)] | None = None  # layers of crops, segmented like images
+    crop_nms_thresh: Fraction | None = None  # likewise between crops
+    min_mask_region_area: Annotated[int, Within(0, 1_000_000)] | None = None  # smaller holes, islands are removed
 
     def to_fields(self) -> dict[str, Any]:
         """Returns the values that are given, by name."""
@@ -377,29 +402,33 @@ LabelValues = Literal["auto", "instances", "classes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(CheckedFields):
     """Where the images are and how a batch is drawn from them."""
 
     path: Path | None = None  # folder or file of the data; sam_jax.data.sources lists what is looked for
     datasets: tuple[str, ...] = ("bsds500", "ccp", "coco_small")  # named sets in `path` to train on, if format is named
-    dataset_weights: tuple[float, ...] = ()  # how often images of each of `datasets` are drawn; empty: all once
+    dataset_weights: tuple[Factor, ...] = ()  # how often images of each of `datasets` are drawn; empty: all once
     format: DataFormat = "auto"  # format of the data; auto: found out from what is at `path`; named: see `datasets`
     images: Path | None = None  # folder of the images, where they are not near their annotations
     label_values: LabelValues = "auto"  # what the values of label maps stand for; auto: objects, if they look like it
-    batch_size: int = 8  # images per step, over all devices
-    masks_per_image: int = 64  # masks drawn per image; images with fewer are padded
+    batch_size: Batch = 8  # images per step, over all devices
+    masks_per_image: Annotated[int, Within(1, 4096)] = 64  # masks drawn per image; images with fewer are padded
     repeat_masks: bool = False  # images with fewer masks repeat theirs, for more prompts of each
-    min_original_area: int = 1  # least area of a mask in the image as given, pixels; smaller ones are left out
-    min_area: int = 16  # least area of a mask after scaling and cropping, pixels of the input frame
-    max_area_fraction: float = 0.9  # masks that cover a larger fraction of the image are dropped
-    scale_range: tuple[float, float] = (1.0, 1.0)  # factors on the fitted image's size; above 1 it is cropped
-    flip_probability: float = 0.0  # probability of a horizontal flip
-    colour_jitter: float = 0.0  # brightness and contrast vary by up to this fraction
-    mosaic_probability: float = 0.0  # probability that an image shares its frame with three others
-    copy_paste_probability: float = 0.0  # probability that an object of another image is pasted on an image
-    workers: int = 1  # threads that prepare batches, in each process
-    worker_processes: int = 0  # processes that prepare batches; 0: the training process does
-    max_bad_fraction: float = 0.01  # fraction of the records that may be unusable before the run stops
+    min_original_area: Area = 1  # least area of a mask in the image as given, pixels; smaller ones are left out
+    min_area: Area = 16  # least area of a mask after scaling and cropping, pixels of the input frame
+    max_area_fraction: Fraction = 0.9  # masks that cover a larger fraction of the image are dropped
+    scale_range: tuple[Scale, Scale] = (1.0, 1.0)  # factors on the fitted image's size; above 1 it is cropped
+    flip_probability: Fraction = 0.0  # probability of a horizontal flip
+    colour_jitter: Fraction = 0.0  # brightness and contrast vary by up to this fraction
+    mosaic_probability: Fraction = 0.0  # probability that an image shares its frame with three others
+    copy_paste_probability: Fraction = 0.0  # probability that an object of another image is pasted on an image
+    workers: Threads = 1  # threads that prepare batches, in each process
+    worker_processes: Threads = 0  # processes that prepare batches; 0: the training process does
+    max_bad_fraction: Fraction = 0.01  # fraction of the records that may be unusable before the run stops
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order("scale_range", self.scale_range)
 
     @property
     def augments(self) -> bool:
@@ -409,82 +438,86 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(CheckedFields):
     """How the annotator is simulated that prompts in training (section A of the paper, "training algorithm")."""
 
-    point_rounds: int = 8  # rounds that add a point from the error region
-    refine_rounds: int = 2  # rounds that only feed the logits back: the last one, and others at random places
-    box_probability: float = 0.5  # probability that the first prompt is a box; otherwise it is a point
-    box_noise: float = 0.1  # standard deviation of the noise on a box, fraction of its side
-    box_noise_max: float = 20.0  # largest noise on a box, pixels of a 1024 frame; scaled to the model's
+    point_rounds: Rounds = 8  # rounds that add a point from the error region
+    refine_rounds: Rounds = 2  # rounds that only feed the logits back: the last one, and others at random places
+    box_probability: Fraction = 0.5  # probability that the first prompt is a box; otherwise it is a point
+    box_noise: Annotated[float, Within(0, 10)] = 0.1  # standard deviation of the noise on a box, fraction of its side
+    box_noise_max: Pixels = 20.0  # largest noise on a box, pixels of a 1024 frame; scaled to the model's
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(CheckedFields):
     """How text prompts are learned, from CLIP's image embeddings of the masks (section D.5 of the paper)."""
 
     clip: str | None = None  # name or path of the CLIP; None: no text prompts are trained
-    probability: float = 1.0  # probability that the first prompt is a text; otherwise it is a point or a box
-    expansion: tuple[float, float] = (1.0, 2.0)  # range of the factor by which a mask's box grows before it is cut out
-    hide_probability: float = 0.5  # probability that what surrounds the object is zeroed
+    probability: Fraction = 1.0  # probability that the first prompt is a text; otherwise it is a point or a box
+    expansion: tuple[Growth, Growth] = (1.0, 2.0)  # range of the growth of a mask's box before it is cut out
+    hide_probability: Fraction = 0.5  # probability that what surrounds the object is zeroed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order("expansion", self.expansion)
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(CheckedFields):
     """The weights of the loss's terms, and the size at which it is computed."""
 
-    focal: float = 20.0  # weight of the focal loss
-    dice: float = 1.0  # weight of the dice loss
-    iou: float = 1.0  # weight of the squared error of predicted IoUs
-    focal_alpha: float = 0.25  # weight of foreground pixels in the focal loss; background pixels have 1 - this
-    focal_gamma: float = 2.0  # exponent of the focal loss
+    focal: Factor = 20.0  # weight of the focal loss
+    dice: Factor = 1.0  # weight of the dice loss
+    iou: Factor = 1.0  # weight of the squared error of predicted IoUs
+    focal_alpha: Fraction = 0.25  # weight of foreground pixels in the focal loss; background pixels have 1 - this
+    focal_gamma: Annotated[float, Within(0, 100)] = 2.0  # exponent of the focal loss
     iou_of_all_masks: bool = False  # learn the predicted IoU of every mask, as SAM 2, and not of the best alone
     single_mask_first: bool = False  # the single mask learns from first prompts too, as from those of later rounds
-    size: int = 1024  # side at which logits and target masks are compared, pixels; the input frame scaled
+    size: Side = 1024  # side at which logits and target masks are compared, pixels; the input frame scaled
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(CheckedFields):
     """AdamW, linear warm-up, step decay, layer-wise decay of the encoder's learning rate."""
 
-    learning_rate: float = 8e-4  # learning rate after the warm-up
-    warmup_steps: int = 250  # steps over which the learning rate rises from 0
-    decay_steps: tuple[int, ...] = (60_000, 86_666)  # steps at which the learning rate is divided by 10
-    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of Adam's moments
-    weight_decay: float = 0.1  # decay of matrices; biases, norms and embeddings are exempt
-    layer_decay: float = 0.8  # factor on the learning rate from one layer of the encoder to the one before
-    epsilon: float = 1e-8  # term that keeps Adam's divisor above 0
-    clip_norm: float | None = None  # largest global norm of the gradients, which are scaled down to it; None: no limit
+    learning_rate: Annotated[float, Within(0, 1000)] = 8e-4  # learning rate after the warm-up
+    warmup_steps: Steps = 250  # steps over which the learning rate rises from 0
+    decay_steps: tuple[Steps, ...] = (60_000, 86_666)  # steps at which the learning rate is divided by 10
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay rates of Adam's moments
+    weight_decay: Factor = 0.1  # decay of matrices; biases, norms and embeddings are exempt
+    layer_decay: Share = 0.8  # factor on the learning rate from one layer of the encoder to the one before
+    epsilon: Share = 1e-8  # term that keeps Adam's divisor above 0
+    clip_norm: PositiveFactor | None = None  # largest global norm of the gradients; None: no limit
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(CheckedFields):
     """Which params are trained. Their names are like image_encoder/blocks_0/attn/qkv/kernel."""
 
-    trainable: str = r""  # regular expression, searched in names; params in which it is not found stay as they are
-    lora_rank: int = 0  # rank of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
-    lora_alpha: float = 16.0  # an adapter's product is multiplied by alpha / rank
-    lora_targets: str = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels that learn by adapters
+    trainable: Regex = r""  # regular expression, searched in names; params in which it is not found stay as they are
+    lora_rank: WidthOrNone = 0  # rank of low-rank adapters (Hu et al. 2021) on the kernels of `lora_targets`; 0: none
+    lora_alpha: Factor = 16.0  # an adapter's product is multiplied by alpha / rank
+    lora_targets: Regex = r"image_encoder/blocks_\d+/attn/(qkv|proj)/kernel$"  # kernels that learn by adapters
     cache_embeddings: bool = False  # encode each image once, before training; for a frozen encoder
-    cache_views: int = 0  # augmented views of each image whose frozen maps are computed before training; 0: none are
+    cache_views: Rounds = 0  # augmented views of each image whose frozen maps are computed before training; 0: none are
     cache_folder: Path | None = None  # folder of these maps, which runs can share; None: in `out`
-    cache_gb: float = 20.0  # most that these maps may take on disk, 10^9 bytes
+    cache_gb: PositiveFactor = 20.0  # most that these maps may take on disk, 10^9 bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(CheckedFields):
     """How a step spreads over devices. The update is the same, but for the draws of dropout and drop path."""
 
     mode: Literal["mesh", "pmap"] = "mesh"  # one program over a mesh with sharded state, or pmap with a copy on each
-    data: int = 0  # devices among which only images are divided; 0: as many as there are
-    fsdp: int = 1  # devices among which images, params and optimizer state are divided; mesh only
+    data: CountOrNone = 0  # devices among which only images are divided; 0: as many as there are
+    fsdp: Count = 1  # devices among which images, params and optimizer state are divided; mesh only
     coordinator: str | None = None  # host:port of process 0 of several; TPU pods and SLURM jobs need none
-    processes: int | None = None  # number of processes, with `coordinator`
-    process: int | None = None  # number of this process, from 0, with `coordinator`
+    processes: Count | None = None  # number of processes, with `coordinator`
+    process: CountOrNone | None = None  # number of this process, from 0, with `coordinator`
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(CheckedFields):
     """The options of every training run, whatever it trains; a subclass adds the model and its losses."""
 
     out: Path  # folder of checkpoints, metrics and the exported model
@@ -492,26 +525,26 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     parallel: ParallelConfig = ParallelConfig()
-    steps: int = 90_000  # optimizer steps
-    seed: int = 0  # seed of all random draws
+    steps: Period = 90_000  # optimizer steps
+    seed: Seed = 0  # seed of all random draws
     dtype: Literal["float32", "bfloat16"] = "float32"  # format of the arithmetic; params, norms, losses are float32
     remat: bool = True  # recompute activations in the backward pass, to save memory
-    drop_path: float = 0.0  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
-    ema_decay: float | None = None  # decay of a moving average of the params, which is exported; None: there is none
-    max_skipped: int = 20  # updates in a row without finite gradients, which are left out, before the run stops
+    drop_path: Rate = 0.0  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
+    ema_decay: Decay | None = None  # decay of a moving average of the params, which is exported; None: there is none
+    max_skipped: Count = 20  # updates in a row without finite gradients, which are left out, before the run stops
     init_from: str | None = None  # name or path of a SAM model whose params start the run
     init_encoder_from: Path | None = None  # published pre-trained model that starts the image encoder
-    log_every: int = 20  # steps between two lines of training metrics
-    validate_every: int = 1000  # steps between two validations; also before the first step and after the last one
-    validation_batches: int = 8  # batches of a validation
-    save_every: int = 1000  # steps between two checkpoints
-    keep_checkpoints: int = 2  # last checkpoints that are kept, besides the best by validation
-    profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace, written to out/profile
+    log_every: Period = 20  # steps between two lines of training metrics
+    validate_every: Period = 1000  # steps between two validations; also before the first step and after the last one
+    validation_batches: Annotated[int, Within(1, 10_000)] = 8  # batches of a validation
+    save_every: Period = 1000  # steps between two checkpoints
+    keep_checkpoints: Count = 2  # last checkpoints that are kept, besides the best by validation
+    profile_steps: tuple[Period, Period] | None = None  # first and last step of a trace, in out/profile
 
     def __post_init__(self) -> None:
-        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
-            first, last = self.profile_steps
-            raise UserError(f"expected profile-steps FIRST LAST, from 1 on and in order, got {first} and {last}")
+        super().__post_init__()
+        if self.profile_steps is not None:
+            check_order("profile_steps", self.profile_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -522,9 +555,9 @@ class TrainConfig(RunConfig):
     prompts: PromptConfig = PromptConfig()
     text: TextConfig = TextConfig()
     loss: LossConfig = LossConfig()
-    drop_path: float = 0.4  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
-    decoder_dropout: float = 0.1  # rate of dropout in the decoder
-    accumulate: int = 1  # parts that the batch is cut into and worked through one after the other, to save memory
+    drop_path: Rate = 0.4  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
+    decoder_dropout: Rate = 0.1  # rate of dropout in the decoder
+    accumulate: Batch = 1  # parts that the batch is cut into and worked through one after the other, to save memory
     init_decoder_from: str | None = None  # name or path of a SAM model whose prompt encoder and decoder start the run
     model_from_init: bool = False  # train the model of `init_from`, whatever its size, in place of `model`
     everything: EverythingOptions = NO_OPTIONS  # stored with the model, in place of what `init_from` says

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
-from sam_jax.config import ModelConfig
-from sam_jax.errors import UserError
+from sam_jax.bounds import Depth, Deviation, Layers, Mean, Side, Width, Within
+from sam_jax.config import ModelConfig, check_grid, check_multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,19 +17,19 @@ class ClipConfig(ModelConfig):
     """
 
     name: str = "clip_b32"
-    image_size: int = 224  # side of an image, pixels
-    patch_size: int = 32  # side of a patch, pixels
-    vision_dim: int = 768  # width of the image tower
-    vision_depth: int = 12  # blocks of the image tower
-    vision_heads: int = 12  # attention heads of the image tower's blocks
-    text_dim: int = 512  # width of the text tower
-    text_depth: int = 12  # blocks of the text tower
-    text_heads: int = 8  # attention heads of the text tower's blocks
-    text_length: int = 77  # most tokens of a text, with the two that begin and end it
-    vocabulary: int = 49408  # number of known tokens
-    embedding_dim: int = 512  # width of the embeddings of images and texts
-    pixel_mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
-    pixel_std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
+    image_size: Side = 224  # side of an image, pixels
+    patch_size: Annotated[int, Within(1, 256)] = 32  # side of a patch, pixels
+    vision_dim: Width = 768  # width of the image tower
+    vision_depth: Annotated[Depth, Layers(tensors=12)] = 12  # blocks of the image tower
+    vision_heads: Width = 12  # attention heads of the image tower's blocks
+    text_dim: Width = 512  # width of the text tower
+    text_depth: Annotated[Depth, Layers(tensors=12)] = 12  # blocks of the text tower
+    text_heads: Width = 8  # attention heads of the text tower's blocks
+    text_length: Annotated[int, Within(2, 10_000)] = 77  # most tokens of a text, with the two that begin and end it
+    vocabulary: Annotated[int, Within(1, 1_000_000)] = 49408  # number of known tokens
+    embedding_dim: Width = 512  # width of the embeddings of images and texts
+    pixel_mean: tuple[Mean, Mean, Mean] = (122.7709383, 116.7460125, 104.09373615)  # RGB, 0-255
+    pixel_std: tuple[Deviation, Deviation, Deviation] = (68.5005327, 66.6321579, 70.32316305)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,8 +38,8 @@ class ClipConfig(ModelConfig):
             (self.vision_dim, self.vision_heads, "vision_dim must be a multiple of vision_heads"),
             (self.text_dim, self.text_heads, "text_dim must be a multiple of text_heads"),
         ):
-            if part <= 0 or total <= 0 or total % part:
-                raise UserError(f"{what}; got {total} and {part}")
+            check_multiple(what, total, part)
+        check_grid(self.grid_size)
 
     @property
     def grid_size(self) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from sam_jax.bounds import Boxes, CategoryId, Depth, Fraction, Layers, PositivePixels, Width, Within
 from sam_jax.config import VIT_B, VIT_H, VIT_L, EncoderConfig, ModelConfig, SamConfig
 from sam_jax.errors import UserError
 
@@ -26,19 +27,19 @@ class DetectorConfig(ModelConfig):
 
     name: str = "mask_rcnn_vitdet_b"
     encoder: EncoderConfig = VIT_B.encoder
-    category_ids: tuple[int, ...] = COCO_IDS  # numbers of the classes in result files, in the classes' order
+    category_ids: tuple[CategoryId, ...] = COCO_IDS  # numbers of the classes in result files, in the classes' order
     cascade: bool = False  # three box heads, each on the boxes of the one before, and one box for all classes
-    channels: int = 256  # channels of the pyramid and the heads
-    fc_dim: int = 1024  # width of the box heads' last layer
-    convolutions: int = 4  # 3 x 3 convolutions in each box head and in the mask head
-    anchor_cells: float = 8.0  # side of an anchor, cells of its map
-    box_size: float = 224.0  # side from which on a box is pooled from the map with the encoder's stride, pixels
-    pre_nms: int = 1000  # best anchors of each map that enter non-maximum suppression
-    proposals: int = 1000  # best proposals of all maps that are kept
-    proposal_nms: float = 0.7  # IoU above which the worse of two proposals is dropped
-    score_threshold: float = 0.05  # score that an object must exceed
-    box_nms: float = 0.5  # IoU above which the worse of two boxes of a class is dropped
-    detections: int = 100  # most objects on an image
+    channels: Width = 256  # channels of the pyramid and the heads
+    fc_dim: Width = 1024  # width of the box heads' last layer
+    convolutions: Annotated[Depth, Layers(tensors=6)] = 4  # 3 x 3 convolutions in each box head and in the mask head
+    anchor_cells: Annotated[float, Within(0, 1000, above=True)] = 8.0  # side of an anchor, cells of its map
+    box_size: PositivePixels = 224.0  # side from which on a box is pooled from the map of the encoder's stride
+    pre_nms: Boxes = 1000  # best anchors of each map that enter non-maximum suppression
+    proposals: Boxes = 1000  # best proposals of all maps that are kept
+    proposal_nms: Fraction = 0.7  # IoU above which the worse of two proposals is dropped
+    score_threshold: Fraction = 0.05  # score that an object must exceed
+    box_nms: Fraction = 0.5  # IoU above which the worse of two boxes of a class is dropped
+    detections: Boxes = 100  # most objects on an image
     sigmoid_scores: bool = False  # a sigmoid for each class (LVIS) in place of a softmax over all and the background
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
+from sam_jax.bounds import Deviation, Mean, PositivePixels, Within
 from sam_jax.config import ModelConfig
-from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,20 +19,14 @@ class RitmConfig(ModelConfig):
     """
 
     name: str = "hrnet32"
-    width: int = 32  # channels of the highest resolution; each lower one has twice as many
-    ocr_width: int = 128  # channels of the head's keys; its features have twice as many
+    width: Annotated[int, Within(1, 512)] = 32  # channels of the highest resolution; each lower one has twice as many
+    ocr_width: Annotated[int, Within(1, 2048)] = 128  # channels of the head's keys; its features have twice as many
     small: bool = False  # fewer blocks and modules ("HRNet18s")
     previous_mask: bool = True  # takes the previous mask as an input; the non-iterative baselines do not
     leaky_relu: bool = True  # slope 0.2, between the two convolutions of the clicks; else ReLU
-    click_radius: float = 5.0  # radius of the disks that stand for clicks, pixels of the network's input
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, 0-1
-    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB, 0-1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("width", "ocr_width", "click_radius"):
-            if getattr(self, field) <= 0:
-                raise UserError(f"{field} must be positive, got {getattr(self, field)}")
+    click_radius: PositivePixels = 5.0  # radius of the disks that stand for clicks, pixels of the network's input
+    pixel_mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)  # RGB, 0-1
+    pixel_std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)  # RGB, 0-1
 
     @property
     def blocks(self) -> int:

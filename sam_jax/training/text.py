@@ -28,9 +28,6 @@ def load_run_clip(config: TrainConfig) -> Clip | None:
             "text prompts are made from the images, which finetune.cache-embeddings and finetune.cache-views leave "
             "out; leave out the cache, or text.clip"
         )
-    low, high = config.text.expansion
-    if not 1 <= low <= high:
-        raise UserError(f"expected text.expansion from 1 on and in order, got {low} and {high}")
     return load_clip(config.text.clip)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from sam_jax.config import DataConfig, OptimizerConfig, RunConfig
+from sam_jax.bounds import Boxes, CheckedFields, Fraction, Period, Rate, Side
+from sam_jax.config import DataConfig, OptimizerConfig, RunConfig, check_order
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.errors import UserError
 
@@ -17,15 +18,22 @@ STAGE_IOUS = (0.5, 0.6, 0.7)  # of each box head: from which IoU on a box is its
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(CheckedFields):
     """How many anchors and boxes of each image a step learns from; they are drawn anew each time."""
 
-    anchors: int = 256  # anchors drawn from an image
-    anchor_positives: float = 0.5  # largest fraction of them that are an object's
-    anchor_ious: tuple[float, float] = (0.3, 0.7)  # IoU below which an anchor is background, and from which an object's
-    boxes: int = 512  # boxes drawn from an image
-    box_positives: float = 0.25  # largest fraction of them that are an object's
-    pre_nms: int = 2000  # best anchors of each map that enter non-maximum suppression
+    anchors: Boxes = 256  # anchors drawn from an image
+    anchor_positives: Fraction = 0.5  # largest fraction of them that are an object's
+    anchor_ious: tuple[Fraction, Fraction] = (
+        0.3,
+        0.7,
+    )  # IoU below which an anchor is background; from which an object
+    boxes: Boxes = 512  # boxes drawn from an image
+    box_positives: Fraction = 0.25  # largest fraction of them that are an object's
+    pre_nms: Boxes = 2000  # best anchors of each map that enter non-maximum suppression
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order("anchor_ious", self.anchor_ious)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +49,9 @@ class DetectorTrainConfig(RunConfig):
     data: DataConfig = PUBLISHED_DATA
     sampling: SamplingConfig = SamplingConfig()
     optimizer: OptimizerConfig = PUBLISHED_OPTIMIZER
-    steps: int = 184_375  # optimizer steps
-    mask_size: int = 1024  # side at which the target masks are kept, pixels; the input frame scaled
-    drop_path: float = 0.1  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
+    steps: Period = 184_375  # optimizer steps
+    mask_size: Side = 1024  # side at which the target masks are kept, pixels; the input frame scaled
+    drop_path: Rate = 0.1  # rate of stochastic depth in the encoder's last block; it rises from 0 in the first
 
     def __post_init__(self) -> None:
         super().__post_init__()

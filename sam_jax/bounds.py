@@ -147,7 +147,7 @@ def _problem(value: Any, annotation: Any) -> str | None:
         problems = [_problem(value, argument) for argument in arguments]
         return None if None in problems else " or ".join(problem for problem in problems if problem)
     if kind is type(None):
-        return None if value is None else "none"
+        return None if value is None else ""
     if origin is tuple:
         return _tuple_problem(value, arguments)
     if dataclasses.is_dataclass(kind):

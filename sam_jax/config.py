@@ -75,9 +75,7 @@ class JsonConfig(CheckedFields):
         if not isinstance(fields, Mapping):
             raise UserError(f"expected a JSON object with fields of {cls.__name__}, got {type(fields).__name__}")
         if unknown := sorted(map(str, fields.keys() - {field.name for field in dataclasses.fields(cls)})):
-            raise UserError(
-                f"expected a JSON object with fields of {cls.__name__}, got unknown {', '.join(unknown)[:200]}"
-            )
+            raise UserError(f"expected a JSON object with fields of {cls.__name__}, got unknown {unknown[:8]}")
         values = dict(fields)
         for name, kind in field_types(cls).items():
             if name in values and isinstance(kind, type) and issubclass(kind, JsonConfig):

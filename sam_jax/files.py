@@ -8,12 +8,13 @@ safetensors, Orbax, TFDS, ArrayRecord, SQLite) open it themselves. Files at URLs
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -136,12 +137,72 @@ def replacing(path: Path) -> Iterator[Path]:
     The name is hidden, ends in .tmp and is another one each time: of two processes or threads that write one file, the
     last one's stays, whole. What a killed process has left stays, too, and nothing reads it.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         remove(temporary)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, replaced: Sequence[str]) -> Iterator[Path]:
+    """Gives an empty folder, which becomes `path` at the end, if all went well; other files that are there stay.
+
+    Where the system can exchange two folders (Linux, macOS), whoever looks sees the old one or the new one at any
+    time, whole. Elsewhere there is a moment in which `path` has another name, ending in .old.
+
+    Args:
+        replaced: patterns of the names of files in the old folder that the new one takes the place of.
+    """
+    target = path.resolve()  # behind links
+    temporary = _temporary_name(target)
+    old = temporary.with_suffix(".old")
+    try:
+        make_folder(temporary)
+        yield temporary
+        if not target.exists():
+            temporary.replace(target)
+            return
+        for kept in target.iterdir():
+            if not any(kept.match(pattern) for pattern in replaced) and not (temporary / kept.name).exists():
+                _link(kept, temporary / kept.name)
+        shutil.copymode(target, temporary)
+        if not _exchange(temporary, target):
+            target.replace(old)
+            temporary.replace(target)
+    finally:
+        remove(temporary)
+        if target.exists():
+            remove(old)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file or a folder with all in it a second name; copies it where there can be none."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=lambda a, b: _link(Path(a), Path(b)))
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names at once; False: the system or the file system cannot."""
+    if os.name != "posix":
+        return False
+    library, names = ctypes.CDLL(None), (os.fsencode(first), os.fsencode(second))
+    if hasattr(library, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD: from the working folder on; RENAME_EXCHANGE
+        return library.renameat2(here, names[0], here, names[1], exchange) == 0
+    if hasattr(library, "renamex_np"):
+        return library.renamex_np(*names, 2) == 0  # RENAME_SWAP
+    return False
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

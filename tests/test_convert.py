@@ -14,10 +14,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cases.models import TINY
+from sam_jax import files
 from sam_jax.checkpoints import (
     SAM,
     convert_checkpoint,
     expected_shapes,
+    export_checkpoint,
+    family,
     foreign_shapes,
     load_checkpoint,
     load_everything_options,
@@ -194,6 +197,102 @@ def test_the_processor_of_a_written_folder_scales_colours_as_we_do(ours, tmp_pat
     assert content["pad_size"] == {"height": 48, "width": 48}
 
 
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_colours_of_a_folder_are_those_of_the_file_that_transformers_reads(ours, tmp_path, newer):
+    folder = tmp_path / "folder"
+    convert_checkpoint(ours, folder)
+    processor = transformers.SamImageProcessor.from_pretrained(folder)
+    processor.image_mean, processor.image_std = HALF.values()
+    if newer:  # the older file stays, and says something else
+        transformers.SamProcessor(processor).save_pretrained(folder)
+        assert (folder / "preprocessor_config.json").exists()
+    else:
+        (folder / "processor_config.json").unlink(missing_ok=True)
+        processor.save_pretrained(folder)
+    config = load_checkpoint(folder).config
+    assert (config.encoder.pixel_mean, config.encoder.pixel_std) == ((127.5,) * 3, (63.75,) * 3)
+    convert_checkpoint(ours, folder, overwrite=True)
+    assert load_checkpoint(folder).config == ODD
+
+
+@pytest.mark.parametrize(
+    ("change", "colours"),
+    [
+        (HALF, (127.5, 63.75)),
+        (HALF | {"do_normalize": False}, (0.0, 255.0)),
+        (HALF | {"do_rescale": False}, (0.5, 0.25)),
+        (HALF | {"rescale_factor": 1 / 127.5}, (63.75, 31.875)),
+        (HALF | {"size": 48, "pad_size": 48, "do_center_crop": None}, (127.5, 63.75)),
+    ],
+    ids=str,
+)
+def test_how_a_processor_scales_colours_is_taken(change, colours):
+    content, processor = config_to_huggingface(ODD), preprocessor_to_huggingface(ODD) | change
+    encoder = config_from_huggingface(content, processor).encoder
+    np.testing.assert_allclose([encoder.pixel_mean[0], encoder.pixel_std[2]], colours)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"do_resize": False}, "do_resize must be true"),
+        ({"do_pad": False}, "do_pad must be true"),
+        ({"size": {"longest_edge": 1024}}, "size must be {'longest_edge': 48}"),
+        ({"size": {"height": 48, "width": 48}}, "size must be"),
+        ({"pad_size": {"height": 48, "width": 64}}, "pad_size must be"),
+        ({"resample": 3}, "resample must be 2, got 3"),
+        ({"do_center_crop": True}, "do_center_crop must be false"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order must be false"),
+        ({"image_mean": "abc"}, "image_mean and image_std of three numbers"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean and image_std of three numbers"),
+        ({"image_std": [0.5, None, 0.5]}, "image_mean and image_std of three numbers"),
+        ({"image_std": [0, 0, 0]}, "pixel_std"),
+        ({"image_mean": [float("nan")] * 3}, "pixel_mean"),
+        ({"rescale_factor": "x"}, "rescale_factor"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_processor_that_we_do_not_have_are_refused(change, problem):
+    content, processor = config_to_huggingface(ODD), preprocessor_to_huggingface(ODD) | change
+    with pytest.raises(UserError, match=problem):
+        config_from_huggingface(content, processor)
+
+
+@pytest.mark.parametrize("value", [3, "abc", [1], {"hidden_size": "a"}, {"hidden_size": 0}, {"hidden_size": 1e400}])
+def test_sections_of_a_config_of_other_kinds_are_refused(value):
+    with pytest.raises(UserError, match=r"config\.json"):
+        config_from_huggingface({"model_type": "sam", "vision_config": value})
+
+
+def test_a_folder_is_replaced_at_once(ours, params, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    other = dataclasses.replace(ODD, encoder=with_colours_of(VIT_B, ODD))
+    export_checkpoint(folder, params, other)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+
+    def fail(*_):
+        assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+        raise OSError("disk full")
+
+    real = published.write
+    monkeypatch.setattr(published, "write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert_checkpoint(ours, folder, overwrite=True)
+    assert load_checkpoint(folder).config == other
+    monkeypatch.setattr(published, "write", real)
+    for exchange in (files._exchange, lambda *_: False):
+        monkeypatch.setattr(files, "_exchange", exchange)
+        convert_checkpoint(ours, folder, overwrite=True)
+        assert load_checkpoint(folder).config == ODD
+        assert (folder / "notes" / "a.txt").read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "ours.safetensors"]
+
+
 def test_options_that_our_model_lacks_are_all_named():
     content = {
         "model_type": "sam",
@@ -268,8 +367,9 @@ def test_an_official_file_of_another_size_gives_its_config_by_its_shapes():
 
 
 def test_shapes_that_leave_the_heads_of_the_decoder_open_need_a_config(ours, params, tmp_path):
-    convert_checkpoint(ours, tmp_path / "odd.pth")
-    (tmp_path / "odd.pth.config.json").unlink()
+    torch.save(
+        {name: torch.tensor(v) for name, v in state_from_params(params, ODD, "official").items()}, tmp_path / "odd.pth"
+    )
     with pytest.raises(ValueError, match=r"odd\.pth has a decoder of width 16.*give the config"):
         load_checkpoint(tmp_path / "odd.pth")
     loaded, config = load_checkpoint(tmp_path / "odd.pth", SAM, ODD)
@@ -285,19 +385,25 @@ def test_an_official_file_that_fits_no_size_is_compared_with_the_nearest_one():
         guess_config({"image_encoder.pos_embed": (1, 6, 6, 24)}, "a file", "official")
 
 
-def test_the_config_beside_a_pth_is_there_only_where_the_shapes_do_not_tell(ours, tmp_path, monkeypatch):
-    beside = tmp_path / "x.pth.config.json"
+def test_a_pth_holds_its_config_where_official_code_sees_tensors_alone(ours, params, tmp_path):
     convert_checkpoint(ours, tmp_path / "x.pth")
-    assert beside.is_file()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["ours.safetensors", "x.pth"]
+    assert torch.load(tmp_path / "x.pth", weights_only=True).keys() == foreign_shapes(ODD, "official").keys()
+    assert torch.load(tmp_path / "x.pth", weights_only=True, mmap=True).keys() == foreign_shapes(ODD, "official").keys()
+    assert load_checkpoint(tmp_path / "x.pth").config == ODD
+
+
+def test_the_config_that_earlier_versions_wrote_beside_a_pth_is_read_and_then_replaced(ours, params, tmp_path):
+    path, beside = tmp_path / "x.pth", tmp_path / "x.pth.config.json"
+    torch.save({name: torch.tensor(v) for name, v in state_from_params(params, ODD, "official").items()}, path)
+    beside.write_text(ODD.to_json())
+    assert load_checkpoint(path).config == ODD
     beside.write_text("{")
-    with pytest.raises(ValueError, match=r"x\.pth\.config\.json"):
-        load_checkpoint(tmp_path / "x.pth")
-    monkeypatch.setitem(SIZES, "tiny", TINY)  # published sizes are large
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(TINY).items()}
-    save_checkpoint(tmp_path / "tiny.safetensors", unflatten_dict(zeros, sep="/"), TINY)
-    convert_checkpoint(tmp_path / "tiny.safetensors", tmp_path / "x.pth", overwrite=True)
+    with pytest.raises(UserError, match=r"x\.pth\.config\.json"):
+        load_checkpoint(path)
+    convert_checkpoint(ours, path, overwrite=True)
     assert not beside.exists()
-    assert load_checkpoint(tmp_path / "x.pth")[1] == TINY
+    assert load_checkpoint(path).config == ODD
 
 
 def test_a_config_that_is_not_the_files_own_is_refused(ours, tmp_path):
@@ -351,6 +457,118 @@ def test_options_of_everything_mode_that_cannot_be_are_named_with_their_file(our
     save_file(arrays, ours, metadata | {"sam_jax_everything": text})
     with pytest.raises(UserError, match=rf"ours\.safetensors: in its metadata 'sam_jax_everything': .*{problem}"):
         load_model(ours)
+
+
+def changed(path, **changes):
+    """Changes fields of the config in the metadata of a file of ours; the encoder's by `encoder__NAME`."""
+    with safe_open(path, "numpy") as file:
+        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    fields = json.loads(metadata["sam_jax_config"])
+    for name, value in changes.items():
+        (fields["encoder"] if name.startswith("encoder__") else fields)[name.removeprefix("encoder__")] = value
+    save_file(arrays, path, metadata | {"sam_jax_config": json.dumps(fields)})
+
+
+def test_every_number_of_a_model_in_a_file_is_refused_by_name_where_it_cannot_be(ours, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a model was traced for a config that cannot be")
+
+    monkeypatch.setattr(family, "param_shapes", fail)
+    fields, good = ODD.to_fields(), ours.read_bytes()
+    numbers = [name for name, value in fields.items() if isinstance(value, int) and not isinstance(value, bool)]
+    numbers += [f"encoder__{name}" for name, value in fields["encoder"].items() if isinstance(value, int | float)]
+    assert len(numbers) > 12
+    for name in numbers:
+        for value in (-1, 10**9, 1e9, 10**400, 2.5e20, float("nan"), float("inf"), "3", None, [1], {}, True):
+            changed(ours, **{name: value})
+            with pytest.raises(UserError, match=rf"ours\.safetensors: .*{name.removeprefix('encoder__')}"):
+                load_checkpoint(ours)
+            ours.write_bytes(good)
+    for name in ("encoder__pixel_mean", "encoder__pixel_std", "encoder__global_attention_blocks"):
+        for value in ("abc", 3, None, [1, 2, "3"], [[1], 2, 3], [1, 2, float("nan")], {"a": 1}, [1e9] * 3):
+            changed(ours, **{name: value})
+            with pytest.raises(UserError, match=name.removeprefix("encoder__")):
+                load_checkpoint(ours)
+            ours.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iou_head_depth": 900},
+        {"decoder_depth": 100},
+        {"num_multimask_outputs": 90},
+        {"encoder__depth": 1000},
+        {"encoder__depth": 20},
+    ],
+    ids=str,
+)
+def test_a_config_with_more_layers_than_the_file_has_tensors_is_refused_before_it_is_traced(ours, monkeypatch, change):
+    monkeypatch.setattr(family, "param_shapes", lambda *_: pytest.fail("it was traced"))
+    changed(ours, **change)
+    with pytest.raises(UserError, match=r"has \d+ tensors, and a model with the depths of its config at least \d+"):
+        load_checkpoint(ours)
+
+
+@pytest.mark.parametrize("kind", ["ours", "official.pth", "huggingface"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf], ids=str)
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(params, tmp_path, kind, value):
+    flat = flatten_dict(params, sep="/")
+    flat["mask_decoder/iou_token"] = np.full_like(flat["mask_decoder/iou_token"], value)
+    save_checkpoint(tmp_path / "ours", unflatten_dict(flat, sep="/"), ODD)
+    if kind != "ours":
+        export_checkpoint(tmp_path / kind, unflatten_dict(flat, sep="/"), ODD)
+    with pytest.raises(UserError, match=rf"expected finite numbers in .*{kind}.*1 of \d+ tensors.*iou_token"):
+        load_checkpoint(tmp_path / kind)
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.Parameter, lambda tensor: tensor.requires_grad_()], ids=["Parameter", "grad"]
+)
+def test_tensors_that_require_gradients_load(params, tmp_path, wrap):
+    state = state_from_params(params, ODD, "official")
+    torch.save({name: wrap(torch.tensor(value)) for name, value in state.items()}, tmp_path / "x.pth")
+    assert_same(load_checkpoint(tmp_path / "x.pth", SAM, ODD).params, params)
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2) * 1j])
+def test_tensors_that_are_no_plain_arrays_are_called_so(tmp_path, odd):
+    torch.save({"image_encoder.pos_embed": odd}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_what_a_wrapper_puts_before_all_names_is_left_out_with_a_word(params, tmp_path, capsys, prefix):
+    state = state_from_params(params, ODD, "official")
+    torch.save({"model": {prefix + name: torch.tensor(value) for name, value in state.items()}}, tmp_path / "x.pth")
+    assert_same(load_checkpoint(tmp_path / "x.pth", SAM, ODD).params, params)
+    assert f"x.pth: all names begin with {prefix!r}, which is left out" in capsys.readouterr().err
+
+
+def test_a_flipped_byte_in_the_directory_of_a_zip_is_said(ours, tmp_path):
+    convert_checkpoint(ours, tmp_path / "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    first, end = data.index(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    for place in (
+        first,
+        first + 1,
+        first + 10,
+        first + 28,
+        first + 30,
+        first + 46,
+        end - 1,
+        end + 10,
+        end + 13,
+        end + 17,
+    ):
+        (tmp_path / "x.pth").write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            loaded = load_checkpoint(tmp_path / "x.pth", SAM, ODD)
+        except UserError as error:
+            assert "x.pth" in str(error)
+        else:
+            assert loaded.config == ODD
 
 
 class Payload:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sam_jax.checkpoints.family import Family, Naming, Rules, Shape, rename
-from sam_jax.checkpoints.published import Published, State, read_json_object
+from sam_jax.checkpoints.processors import BICUBIC, check_processor, read_colours, square
+from sam_jax.checkpoints.published import Published, State, read_json_object, read_processor, read_section
 from sam_jax.clip.config import CLIP_B32, CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
 from sam_jax.errors import UserError
@@ -62,8 +64,17 @@ def from_huggingface_names(state: State) -> State:
     return renamed
 
 
-def config_from_huggingface(content: Mapping[str, Any], source: str = "config.json") -> ClipConfig:
+def config_from_huggingface(
+    content: Mapping[str, Any],
+    processor: Mapping[str, Any] | None = None,
+    source: str = "config.json",
+    processor_source: str = "preprocessor_config.json",
+) -> ClipConfig:
     """Reads a `config.json` of `CLIPModel`; what it leaves out is as in ViT-B/32.
+
+    Args:
+        processor: content of `preprocessor_config.json`, or of "image_processor" in `processor_config.json`.
+        source, processor_source: where the two are from, for the error.
 
     Raises:
         UserError: this is another model, or has options that ours does not have.
@@ -72,7 +83,7 @@ def config_from_huggingface(content: Mapping[str, Any], source: str = "config.js
         raise UserError(
             f"{source}: expected the config of a CLIPModel (model_type 'clip'), got {content.get('model_type')!r}"
         )
-    vision, text = content.get("vision_config") or {}, content.get("text_config") or {}
+    vision, text = (read_section(content, key, source) for key in ("vision_config", "text_config"))
     base = CLIP_B32
     config = ClipConfig(
         name=str(content.get("_name_or_path") or "custom"),
@@ -88,6 +99,11 @@ def config_from_huggingface(content: Mapping[str, Any], source: str = "config.js
         vocabulary=text.get("vocab_size", base.vocabulary),
         embedding_dim=content.get("projection_dim", base.embedding_dim),
     )
+    if processor is not None:
+        mean, std = read_colours(processor, processor_source, config.pixel_mean, config.pixel_std)
+        size = {"shortest_edge": config.image_size}
+        check_processor(processor, processor_source, size=size, crop=square(config.image_size), resample=BICUBIC)
+        config = dataclasses.replace(config, pixel_mean=mean, pixel_std=std)
     problems = [
         f"{section}.{key} must be {value!r}, got {given[key]!r}"
         for section, given, width in (
@@ -144,7 +160,8 @@ def _own_config(published: Published) -> ClipConfig | None:
     path = published.huggingface_config
     if not path.is_file() or not any(name.startswith(HUGGINGFACE_LANDMARK) for name in published.state):
         return None
-    return config_from_huggingface(read_json_object(path), str(path))
+    processor, processor_source = read_processor(path.parent)
+    return config_from_huggingface(read_json_object(path), processor, str(path), processor_source)
 
 
 CLIP = Family(

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sam_jax.bounds import count_tensors
 from sam_jax.checkpoints.published import Published, State
 from sam_jax.config import ModelConfig
 from sam_jax.errors import UserError
@@ -160,7 +161,7 @@ class Family(Generic[C]):
             UserError: names every missing, extra and misshapen tensor at once.
         """
         flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
-        check_shapes(flat, self.shapes(config), source, config)
+        check_shapes(shapes_of(flat), self.shapes(config), source, config)
         return flat
 
     def foreign_tensors(self, config: C, naming: Naming[C]) -> list[ForeignTensor]:
@@ -191,16 +192,19 @@ class Family(Generic[C]):
             source: where the tensors are from, for the error.
 
         Raises:
-            UserError: names every missing, extra and misshapen tensor at once, as the state dict calls them.
+            UserError: names every missing, extra and misshapen tensor at once, as the state dict calls them; or those
+                with numbers that are not finite.
         """
+        check_layers(config, len(state), source)
         state = naming.fit(naming.clean(state, source), config)
         tensors = self.foreign_tensors(config, naming)
-        check_shapes(state, {tensor.name: tensor.shape for tensor in tensors}, source, config)
+        check_shapes(shapes_of(state), {tensor.name: tensor.shape for tensor in tensors}, source, config)
         flat = {name: np.empty(shape, np.float32) for name, shape in self.shapes(config).items()}
         for tensor in tensors:
             shape = flat[tensor.ours].shape[len(tensor.place) :]
             value = state[tensor.name].reshape([shape[axis] for axis in tensor.axes])
             flat[tensor.ours][tensor.place] = value.transpose(np.argsort(tensor.axes))
+        check_finite(flat, source)
         return unflatten_dict(flat, sep="/")
 
     def state_from_params(self, params: Params, config: C, naming: Naming[C]) -> State:
@@ -224,21 +228,52 @@ def param_shapes(init: Callable[..., Params], config: Any) -> Mapping[str, Shape
     return MappingProxyType({name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()})
 
 
-def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], source: str, config: ModelConfig) -> None:
-    """Compares the arrays of a checkpoint with the names and shapes that its config implies.
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    """Returns name -> shape of arrays."""
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def check_layers(config: ModelConfig, tensors: int, source: str) -> None:
+    """Refuses a config with more layers than a file with so many tensors can hold, before the model is traced.
+
+    Raises:
+        UserError: it has more.
+    """
+    least = count_tensors(config)
+    if least > tensors:
+        raise UserError(
+            f"{source} has {tensors} tensors, and a model with the depths of its config at least {least}: {config}"
+        )
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Refuses params that are no numbers or infinite.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(
+            f"expected finite numbers in {source}, {len(bad)} of {len(arrays)} tensors hold others (NaN, infinite): "
+            f"{', '.join(bad[:8])}; the training that wrote it has diverged, or the file is damaged"
+        )
+
+
+def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: str, config: ModelConfig) -> None:
+    """Compares the shapes of a checkpoint with the names and shapes that its config implies.
 
     Args:
-        source: where the arrays are from, for the error.
+        source: where the tensors are from, for the error.
 
     Raises:
         UserError: names every missing, extra and misshapen tensor at once.
     """
     problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"extra {name} {tuple(found[name].shape)}" for name in sorted(found.keys() - expected.keys())]
+    problems += [f"extra {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {tuple(found[name].shape)}, expected {expected[name]}"
+        f"{name} has shape {found[name]}, expected {expected[name]}"
         for name in sorted(expected.keys() & found.keys())
-        if tuple(found[name].shape) != expected[name]
+        if found[name] != expected[name]
     ]
     if problems:
         raise UserError(f"{source} does not fit model {config.name!r}:\n  " + "\n  ".join(problems))

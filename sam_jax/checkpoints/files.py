@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 from sam_jax.checkpoints.clip import CLIP
 from sam_jax.checkpoints.detector import DETECTOR
-from sam_jax.checkpoints.family import C, Checkpoint, Family, Naming, Shape, check_shapes
-from sam_jax.checkpoints.published import Published, State, read_metadata, read_published
+from sam_jax.checkpoints.family import C, Checkpoint, Family, Naming, Shape, check_finite, check_layers, check_shapes
+from sam_jax.checkpoints.published import Published, State, read_metadata, read_published, read_shapes
 from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
 from sam_jax.config import NO_OPTIONS, EverythingOptions, ModelConfig
@@ -134,10 +134,9 @@ def export_checkpoint(
     Args:
         dst: `*.safetensors`: ours; of a SAM also `*.pth` or `*.pt`: official, needs PyTorch; any other name: a Hugging
             Face folder. Only ours holds a text prompt and what is said of everything mode; others get the model without
-            them. Beside a `.pth` of a model that is not in `sam_jax.config.SIZES` its config is written to
-            `DST.config.json`.
+            them. A `.pth` holds the model's config beside its tensors, where the official code does not see it.
         dtype, everything: see `save_checkpoint`; `dtype` counts in our format alone.
-        overwrite: replace `dst`; in a folder, the files that a Hugging Face folder has.
+        overwrite: replace `dst`, all at once; in a folder, the files that a Hugging Face folder has.
 
     Raises:
         AlreadyExists: `dst` exists, and `overwrite` is False.
@@ -260,9 +259,12 @@ def _load_ours(path: Path, family: Family[C], text: str, config: C | None) -> Ch
         own = family.config.from_json(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    flat = {name: value.astype(np.float32, copy=False) for name, value in read_published(path).state.items()}
-    check_shapes(flat, family.shapes(own), str(path), own)
     _agree(config, own, path)
+    shapes = read_shapes(path)
+    check_layers(own, len(shapes), str(path))
+    check_shapes(shapes, family.shapes(own), str(path), own)
+    flat = {name: value.astype(np.float32, copy=False) for name, value in read_published(path).state.items()}
+    check_finite(flat, str(path))
     return Checkpoint(unflatten_dict(flat, sep="/"), own)
 
 

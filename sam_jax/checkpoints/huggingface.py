@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sam_jax.checkpoints.processors import BILINEAR, check_processor, read_colours, square
+from sam_jax.checkpoints.published import read_section
 from sam_jax.config import VIT_B, EncoderConfig, SamConfig
 from sam_jax.errors import UserError
 from sam_jax.modeling.encoders import encoder_of, known_sizes
@@ -69,7 +71,6 @@ def config_to_huggingface(config: SamConfig) -> dict[str, Any]:
 
 def preprocessor_to_huggingface(config: SamConfig) -> dict[str, Any]:
     """Returns the content of `preprocessor_config.json`, which `SamImageProcessor` reads."""
-    square = {side: config.image_size for side in ("height", "width")}
     low_res = config.low_res_size
     return {
         "image_processor_type": "SamImageProcessor",
@@ -81,27 +82,32 @@ def preprocessor_to_huggingface(config: SamConfig) -> dict[str, Any]:
         "do_resize": True,
         "image_mean": [value / 255 for value in config.encoder.pixel_mean],
         "image_std": [value / 255 for value in config.encoder.pixel_std],
-        "mask_pad_size": {"height": low_res, "width": low_res},
+        "mask_pad_size": square(low_res),
         "mask_size": {"longest_edge": low_res},
-        "pad_size": square,
-        "resample": 2,  # bilinear
+        "pad_size": square(config.image_size),
+        "resample": BILINEAR,
         "rescale_factor": 1 / 255,
         "size": {"longest_edge": config.image_size},
     }
 
 
 def config_from_huggingface(
-    content: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None, source: str = "config.json"
+    content: Mapping[str, Any],
+    processor: Mapping[str, Any] | None = None,
+    source: str = "config.json",
+    processor_source: str = "preprocessor_config.json",
 ) -> SamConfig:
-    """Reads a `config.json` of `SamModel`, and the colour normalisation from a `preprocessor_config.json`.
+    """Reads a `config.json` of `SamModel`, and the colour normalisation from what is said of its `SamImageProcessor`.
 
     The name is that of the published size with the same numbers, else the one that `config.json` gives, else "custom".
 
     Args:
-        source: where the content is from, for the error.
+        processor: content of `preprocessor_config.json`, or of "image_processor" in `processor_config.json`.
+        source, processor_source: where the two are from, for the error.
 
     Raises:
-        UserError: this is another model, or a SamModel with options that ours does not have; names all of them.
+        UserError: this is another model, or a SamModel or a processor with options that ours does not have; all are
+            named.
     """
     if content.get("model_type") != "sam":
         raise UserError(
@@ -109,14 +115,14 @@ def config_from_huggingface(
         )
     # Old files leave out what equals the defaults, which are those of ViT-B.
     filled = copy.deepcopy({section: config_to_huggingface(VIT_B)[section] for section in SECTIONS})
-    vision_file = content.get("vision_config") or {}
+    vision_file = read_section(content, "vision_config", source)
     for section in SECTIONS:
-        filled[section].update(content.get(section) or {})
+        filled[section].update(read_section(content, section, source))
     vision, prompts, decoder = (filled[section] for section in SECTIONS)
-    if vision_file.get("mlp_dim") is None:
-        vision["mlp_dim"] = int(vision["hidden_size"] * vision_file.get("mlp_ratio", 4.0))
 
     try:
+        if vision_file.get("mlp_dim") is None:
+            vision["mlp_dim"] = int(vision["hidden_size"] * vision_file.get("mlp_ratio", 4.0))
         config = SamConfig(
             name=str(content.get("_name_or_path") or "custom"),
             encoder=_encoder_format(VIT_B.encoder).from_section(vision),
@@ -131,12 +137,12 @@ def config_from_huggingface(
             iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
         )
         expected = config_to_huggingface(config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{source}: not a SamModel that this package can hold: {error}") from error
 
     # Everything that is fixed in our model, or said twice in theirs, must be as we would write it.
     problems = [
-        f"{section}.{key} must be {value!r}, got {filled[section][key]!r}"
+        f"{section}.{key} must be {value!r}, got {str(filled[section][key])[:80]}"
         for section in SECTIONS
         for key, value in expected[section].items()
         # The norms' epsilon does not touch the tensors: converted official checkpoints come with 1e-6 here.
@@ -147,13 +153,13 @@ def config_from_huggingface(
             f"{source}: a SamModel with options that this package does not have:\n  " + "\n  ".join(problems)
         )
 
-    if preprocessor is not None:
-        encoder = dataclasses.replace(
-            config.encoder,
-            pixel_mean=_colour(preprocessor.get("image_mean"), config.encoder.pixel_mean),
-            pixel_std=_colour(preprocessor.get("image_std"), config.encoder.pixel_std),
+    if processor is not None:
+        size = {"longest_edge": config.image_size}
+        mean, std = read_colours(processor, processor_source, config.encoder.pixel_mean, config.encoder.pixel_std)
+        check_processor(processor, processor_source, size=size, pad=square(config.image_size), resample=BILINEAR)
+        config = dataclasses.replace(
+            config, encoder=dataclasses.replace(config.encoder, pixel_mean=mean, pixel_std=std)
         )
-        config = dataclasses.replace(config, encoder=encoder)
     sizes = known_sizes().values()
     return next((size for size in sizes if dataclasses.replace(config, name=size.name) == size), config)
 
@@ -162,11 +168,3 @@ def _encoder_format(config: EncoderConfig) -> HuggingFaceNames[Any]:
     names = encoder_of(config).names("huggingface")
     assert isinstance(names, HuggingFaceNames)
     return names
-
-
-def _colour(fractions: list[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    if fractions is None:
-        return default
-    # Six decimals undo the division by 255 exactly, for constants that were written by hand.
-    red, green, blue = (round(value * 255, 6) for value in fractions)
-    return red, green, blue

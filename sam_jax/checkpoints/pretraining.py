@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.checkpoints.family import ENCODER, PYTORCH_RULES, param_shapes, rename
+from sam_jax.checkpoints.family import ENCODER, PYTORCH_RULES, check_finite, param_shapes, rename
 from sam_jax.checkpoints.published import read_published
 from sam_jax.config import EncoderConfig
 from sam_jax.errors import UserError
@@ -57,5 +57,6 @@ def load_pretrained_encoder(path: str | Path, params: Params, config: EncoderCon
             problems.append(f"{theirs} gives shape {learned[ours].shape}, expected {shapes[ours]}")
     if problems:
         raise UserError(f"{path} does not fit the {config.kind} encoder of the model:\n  " + "\n  ".join(problems))
+    check_finite(learned, str(path))
     flat = flatten_dict(params, sep="/") | {ENCODER + name: value for name, value in learned.items()}
     return unflatten_dict(flat, sep="/")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,25 @@ from safetensors.numpy import save_file
 from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
 from sam_jax.errors import MissingFile, MissingPackage, UserError
-from sam_jax.files import make_folder, open_to_read, read_json, remove, replacing, write_atomically
+from sam_jax.files import open_to_read, parse_json, read_json, remove, replacing, replacing_folder, write
 
 State = Mapping[str, np.ndarray]
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 # How `torch.save` began before PyTorch 1.6: a pickle of a number that no other has.
 LEGACY_PYTORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and Lightning put before all names
+CONFIG_RECORD = "sam_jax_config.json"  # in the zip that `torch.save` writes, which skips what its pickle does not name
+# What a Hugging Face folder says of its model, which a new model takes the place of.
+HUGGINGFACE_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +51,13 @@ class Published:
         path: path of the file or folder.
         state: the tensors under the names that they have there.
         stored_config: what a PyTorch file holds under "config" beside its tensors.
+        own_config: the config that `write_pytorch` put into the file, as JSON holds it; None: there is none.
     """
 
     path: Path
     state: State
     stored_config: Any = None
+    own_config: Any = None
 
     @property
     def names(self) -> list[str]:
@@ -58,11 +74,23 @@ class Published:
 def read_published(path: Path) -> Published:
     """Reads the tensors of a file or folder of a known kind; the content tells which.
 
+    What a wrapper has put before all names is taken off, which is said.
+
     Raises:
         MissingFile: nothing is there.
         MissingPackage: it is a file of PyTorch's, and PyTorch is not installed.
         UserError: it is of no known kind, broken, or holds other things than tensors.
     """
+    published = _read_published(path)
+    state, prefix = published.state, ""
+    while wrapper := next((w for w in WRAPPERS if state and all(name.startswith(w) for name in state)), ""):
+        state, prefix = {name.removeprefix(wrapper): value for name, value in state.items()}, prefix + wrapper
+    if prefix:
+        print(f"{path}: all names begin with {prefix!r}, which is left out", file=sys.stderr)
+    return dataclasses.replace(published, state=state)
+
+
+def _read_published(path: Path) -> Published:
     if not path.exists():
         raise MissingFile(f"expected a checkpoint at {path}, found nothing")
     if path.is_dir():
@@ -96,6 +124,39 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Reads name -> shape from the head of a safetensors file, without its numbers.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of safetensors
+        raise UserError(f"expected a safetensors file, {path} is none: {error}") from error
+
+
+def read_section(content: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:
+    """Returns the JSON object under a key; an empty one, if there is none."""
+    section = content.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{source}: expected a JSON object under {key}, got {str(section)[:80]!r}")
+    return section
+
+
+def read_processor(folder: Path) -> tuple[Mapping[str, Any] | None, str]:
+    """Reads what a Hugging Face folder says of the preparation of images, and returns it with the file's path.
+
+    Newer files hold it as "image_processor" in processor_config.json, which comes first, as it does in transformers;
+    older ones are preprocessor_config.json. None: there is neither.
+    """
+    newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if newer.is_file() and "image_processor" in (content := read_json_object(newer)):
+        return read_section(content, "image_processor", str(newer)), str(newer)
+    return (read_json_object(older), str(older)) if older.is_file() else (None, "")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file."""
     content = read_json(path)
@@ -105,41 +166,36 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def config_beside(path: Path) -> Path:
-    """Returns where the config of a `.pth` is: official code would not load a file with anything but tensors in it."""
+    """Returns where earlier versions wrote the config of a `.pth`, which is in the file now."""
     return path.with_name(f"{path.name}.config.json")
 
 
-def write_pytorch(path: Path, state: State, config: str | None) -> None:
+def write_pytorch(path: Path, state: State, config: str) -> None:
     """Writes a state dict as `torch.save` does.
 
     Args:
-        config: JSON to write beside it; None: there shall be none, and one that is there is removed.
+        config: JSON to write into the same file, so that the two are replaced at once. Official code loads tensors
+            alone, and does not see it.
     """
     torch = _import_torch(path)
     with replacing(path) as temporary:
         torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
-        if config is None:
-            remove(config_beside(path))
-        else:
-            write_atomically(config_beside(path), config + "\n")
+        with zipfile.ZipFile(temporary, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            archive.writestr(f"{root}/{CONFIG_RECORD}", config)
+    remove(config_beside(path))
 
 
 def write_huggingface_folder(folder: Path, state: State, contents: Mapping[str, Any]) -> None:
-    """Writes a Hugging Face folder: the tensors, and JSON files by name. Other files that are there stay."""
-    if folder.exists():
-        _write_huggingface_files(folder, state, contents)
-        return
-    with replacing(folder) as temporary:
-        make_folder(temporary)
-        _write_huggingface_files(temporary, state, contents)
+    """Writes a Hugging Face folder: the tensors, and JSON files by name.
 
-
-def _write_huggingface_files(folder: Path, state: State, contents: Mapping[str, Any]) -> None:
-    with replacing(folder / "model.safetensors") as temporary:
+    A folder that is there is replaced at once; files in it that do not belong to its model stay.
+    """
+    with replacing_folder(folder, HUGGINGFACE_FILES) as temporary:
         # transformers refuses files that do not say for which framework they are.
-        save_file(dict(state), temporary, {"format": "pt"})
-    for name, content in contents.items():
-        write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
+        save_file(dict(state), temporary / "model.safetensors", {"format": "pt"})
+        for name, content in contents.items():
+            write(temporary / name, json.dumps(content, indent=2) + "\n")
 
 
 def _import_torch(path: Path) -> Any:
@@ -165,7 +221,7 @@ def _read_pytorch(path: Path) -> Published:
     for wrapper in ("model", "state_dict"):  # training scripts put the weights beside the optimizer's state
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(_is_plain(value) for value in state.values()):
         found = f"keys {list(state)[:8]}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         found += f" of {len(state)}" if isinstance(state, list) else ""
         raise UserError(
@@ -173,7 +229,30 @@ def _read_pytorch(path: Path) -> Published:
             f"'config' and 'state_dict'; found {found}"
         )
     stored = content.get("config") if state is not content else None
-    return Published(path, {name: tensor.float().numpy() for name, tensor in state.items()}, stored)
+    tensors = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+    return Published(path, tensors, stored, _read_config_record(path))
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value is a tensor of real numbers that are there: not sparse, quantised, or on no device."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
+
+
+def _read_config_record(path: Path) -> Any:
+    """Returns the config that `write_pytorch` put into a file; None: there is none, as in old files."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        record = next((name for name in archive.namelist() if name.endswith(f"/{CONFIG_RECORD}")), None)
+        return None if record is None else parse_json(archive.read(record), f"{path}/{record}")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -193,7 +272,11 @@ def _read_huggingface_folder(folder: Path) -> State:
     if (folder / "model.safetensors").is_file():
         return _read_safetensors(folder / "model.safetensors")
     if index.is_file():
-        shards = sorted(set(read_json_object(index)["weight_map"].values()))
+        shards = sorted(
+            {str(shard) for shard in read_section(read_json_object(index), "weight_map", str(index)).values()}
+        )
+        if bad := [shard for shard in shards if Path(shard).name != shard]:
+            raise UserError(f"{index}: expected names of files beside it, got {bad[:3]}")
         return {name: array for shard in shards for name, array in _read_safetensors(folder / shard).items()}
     if (folder / "pytorch_model.bin").is_file():
         return _read_pytorch(folder / "pytorch_model.bin").state

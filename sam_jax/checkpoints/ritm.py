@@ -58,22 +58,25 @@ def config_from_published(published: Mapping[str, Any], source: str) -> RitmConf
         if arguments.get(key, default) != only
     ]
     ocr_width = arguments.get("ocr_width", 256)
-    if name == MODEL_CLASS and ocr_width <= 0:
+    if name == MODEL_CLASS and isinstance(ocr_width, (int, float)) and ocr_width <= 0:
         problems.append(f"ocr_width = {ocr_width}, expected a head of object-contextual representations")
     if problems:
         raise UserError(f"{source} holds a network that sam_jax.ritm has not: {'; '.join(problems)}")
-    mean, std = arguments.get("norm_mean_std") or (RitmConfig.pixel_mean, RitmConfig.pixel_std)
-    return RitmConfig(
-        width=arguments.get("width", 48),
-        ocr_width=ocr_width,
-        small=arguments.get("small", False),
-        previous_mask=arguments.get("with_prev_mask", False),
-        leaky_relu=arguments.get("use_leaky_relu", False),
-        click_radius=float(arguments.get("norm_radius", 260)),
-        pixel_mean=tuple(mean),
-        pixel_std=tuple(std),
-        name=f"hrnet{arguments.get('width', 48)}{'s' if arguments.get('small') else ''}",
-    )
+    try:
+        mean, std = arguments.get("norm_mean_std") or (RitmConfig.pixel_mean, RitmConfig.pixel_std)
+        return RitmConfig(
+            width=arguments.get("width", 48),
+            ocr_width=ocr_width,
+            small=arguments.get("small", False),
+            previous_mask=arguments.get("with_prev_mask", False),
+            leaky_relu=arguments.get("use_leaky_relu", False),
+            click_radius=float(arguments.get("norm_radius", 260)),
+            pixel_mean=tuple(mean),
+            pixel_std=tuple(std),
+            name=f"hrnet{arguments.get('width', 48)}{'s' if arguments.get('small') else ''}",
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: a config with values of other kinds than expected: {error}") from error
 
 
 def _own_config(published: Published) -> RitmConfig | None:

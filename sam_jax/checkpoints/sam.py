@@ -17,6 +17,7 @@ from sam_jax.checkpoints.published import (
     Published,
     config_beside,
     read_json_object,
+    read_processor,
     write_huggingface_folder,
     write_pytorch,
 )
@@ -168,12 +169,14 @@ def without_text_prompt(params: Params, config: SamConfig) -> tuple[Params, SamC
     return params | {"prompt_encoder": prompt_encoder}, config.without_text()
 
 
-def _read_config_beside(published: Published) -> SamConfig | None:
-    path = config_beside(published.path)
-    if not path.is_file():
-        return None
+def _read_own_config(published: Published) -> SamConfig | None:
+    """Returns the config that our `.pth` files hold, or that earlier versions wrote beside them."""
+    path, beside = published.path, config_beside(published.path)
     try:
-        return SamConfig.from_json(read_text(path))
+        if published.own_config is not None:
+            return SamConfig.from_fields(published.own_config)
+        path = beside
+        return SamConfig.from_json(read_text(path)) if path.is_file() else None
     except ValueError as error:  # not UTF-8, or a UserError
         raise UserError(f"{path}: {error}") from error
 
@@ -182,18 +185,13 @@ def _read_huggingface_config(published: Published) -> SamConfig | None:
     path = published.huggingface_config
     if not path.is_file():
         return None
-    preprocessor = path.with_name("preprocessor_config.json")
-    return config_from_huggingface(
-        read_json_object(path), read_json_object(preprocessor) if preprocessor.is_file() else None, str(path)
-    )
+    processor, processor_source = read_processor(path.parent)
+    return config_from_huggingface(read_json_object(path), processor, str(path), processor_source)
 
 
 def _write_pytorch(path: Path, params: Params, config: SamConfig) -> None:
     params, config = without_text_prompt(params, config)
-    known = config in known_sizes().values()  # the shapes tell
-    write_pytorch(
-        path, SAM.state_from_params(params, config, SAM.naming("official")), None if known else config.to_json()
-    )
+    write_pytorch(path, SAM.state_from_params(params, config, SAM.naming("official")), config.to_json())
 
 
 def _write_huggingface(folder: Path, params: Params, config: SamConfig) -> None:
@@ -224,7 +222,7 @@ SAM = Family(
     init=init_params,
     sizes=known_sizes(),
     namings=(
-        _naming("official", own_config=_read_config_beside),
+        _naming("official", own_config=_read_own_config),
         _naming("huggingface", own_config=_read_huggingface_config, aliases=((SHARED_MATRIX_ALIAS, SHARED_MATRIX),)),
     ),
     write_pytorch=_write_pytorch,

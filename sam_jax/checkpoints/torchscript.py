@@ -35,11 +35,18 @@ class _Module:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Returns whether a file is a zip with code beside its data, as TorchScript writes it."""
+    """Returns whether a file is a zip with code beside its data, as TorchScript writes it.
+
+    Raises:
+        UserError: it is a zip that is damaged.
+    """
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception as error:  # of zipfile, for a damaged directory: bad zips, names that are no text, wrong sizes
+        raise UserError(f"expected a checkpoint, {path} is a damaged zip archive: {error}; fetch it again") from error
     return any(name.endswith("/data.pkl") for name in names) and any("/code/" in name for name in names)
 
 

@@ -70,6 +70,9 @@ PositivePixels = Annotated[float, Within(0, 8192, above=True)]
 CategoryId = Annotated[int, Within(0, 1_000_000_000)]
 Rounds = Annotated[int, Within(0, 1000)]
 Share = Annotated[float, Within(0, 1, above=True)]  # something must be left
+Clicks = Annotated[int, Within(1, 1000)]
+GridSide = Annotated[int, Within(1, 1024)]  # points along a side
+Port = Annotated[int, Within(0, 65_535)]
 Scale = Annotated[float, Within(0.01, 100)]  # of an image
 Boxes = Annotated[int, Within(1, 100_000)]  # kept or drawn from an image
 Regex = Annotated[str, Pattern()]

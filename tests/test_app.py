@@ -268,7 +268,6 @@ def test_what_is_saved_outlives_the_server(tmp_path):
         (["empty"], "no images in"),
         (["pictures", "--model", "nothing"], "expected the name of a model (small"),
         (["pictures", "--host", "0.0.0.0", "--token", "short"], "token of 16 to 256"),
-        (["pictures", "--held-out", "1"], "share of held-out images"),
         (["pictures", "--host", "192.0.2.1"], "cannot listen on"),
     ],
 )

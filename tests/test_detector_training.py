@@ -133,7 +133,7 @@ def test_what_cannot_be_trained_is_said(tmp_path):
         make_detector_config(model=dataclasses.replace(DETECTOR, category_ids=(1, 2)))
     with pytest.raises(ValueError, match="cache-embeddings"):
         make_detector_config(finetune=FinetuneConfig(cache_embeddings=True))
-    with pytest.raises(ValueError, match=r"profile-steps.* got 5 and 3"):
+    with pytest.raises(ValueError, match=r"profile_steps.* got 5 3"):
         make_detector_config(profile_steps=(5, 3))
     with pytest.raises(ValueError, match="one start"):
         initial_params(make_detector_config(init_from=str(TRAINED), init_encoder_from=tmp_path))

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sam_jax.bounds import CheckedFields, Port, PositiveFactor, Rate
 from sam_jax.errors import MissingPackage, UserError
 
 STAGES: dict[str, Literal["assisted-manual", "semi-automatic"]] = {
@@ -19,7 +20,7 @@ STAGES: dict[str, Literal["assisted-manual", "semi-automatic"]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotate:
+class Annotate(CheckedFields):
     """Opens a page to annotate images with the model's help: click, drag boxes, brush, name, save.
 
     Every mask is on disk when the page says so; the same command goes on. Several people may annotate at once, each
@@ -35,11 +36,11 @@ class Annotate:
     """Folder of the project, made if need be. The images stay where they are."""
     stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None
     """assisted: start from clicks; semi: complete what the model proposes. Without it as the project says."""
-    held_out: float = 0.0
+    held_out: Rate = 0.0
     """Fraction of the images that models are evaluated on and never trained on."""
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
-    port: int = 8009
+    port: Port = 8009
     """Port to listen on; 0 takes one that is free."""
     token: str | None = None
     """Token that a visitor must have, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and
@@ -48,7 +49,7 @@ class Annotate:
     """Address of a Label Studio whose images are fetched into the project when somebody clicks on them, such as
     http://localhost:8080; its token from LABEL_STUDIO_API_KEY. The model is its ML backend at /label-studio, with
     or without this. The folder may be empty then."""
-    max_megapixels: float = 50.0
+    max_megapixels: PositiveFactor = 50.0
     """Size of the largest images that are taken, million pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the arithmetic."""

@@ -8,12 +8,13 @@ from typing import Literal
 
 import tyro
 
+from sam_jax.bounds import Batch, CheckedFields, Fraction
 from sam_jax.commands.results import print_failures
 from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Detect:
+class Detect(CheckedFields):
     """Finds objects with a ViTDet detector and writes them as one COCO result file.
 
     An entry has image_id, category_id, bbox (x, y, width, height), score and segmentation (run lengths).
@@ -28,9 +29,9 @@ class Detect:
     """Result file; replaced when all is done."""
     images: Path | None = None
     """Folder of a JSON file's images, where they are not near it."""
-    min_score: float | None = None
+    min_score: Fraction | None = None
     """Objects with a score above this are written; by default as the detector was published (0.05, LVIS 0.02)."""
-    batch: int = 1
+    batch: Batch = 1
     """Images computed together."""
     boxes_only: bool = False
     """Leave segmentations out."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sam_jax.bounds import Batch, CheckedFields, Count, CountOrNone, Factor, Fraction, Rate
 from sam_jax.commands.engine_run import EngineRun
 from sam_jax.commands.output_format import OutputFormatName
 from sam_jax.commands.results import print_failures
@@ -19,7 +20,7 @@ Project = tyro.conf.Positional[Path]
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineInit:
+class EngineInit(CheckedFields):
     """Makes a project of a folder of images, or adds the folder's new images to a project.
 
     Example: sam-jax engine init project --images photos --held-out 0.1
@@ -31,7 +32,7 @@ class EngineInit:
     """Folder of the images, with all below it. They stay where they are."""
     model: str = "small"
     """Name or path of the model to begin with."""
-    held_out: float = 0.1
+    held_out: Rate = 0.1
     """Fraction of the images that models are evaluated on and never trained on; people annotate them like the rest."""
 
     def run(self) -> None:
@@ -62,7 +63,7 @@ class EngineStatus:
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineRelease:
+class EngineRelease(CheckedFields):
     """Gives images that somebody opened and left to others. Their masks stay.
 
     Example: sam-jax engine release project --annotator bob --idle-hours 0
@@ -72,7 +73,7 @@ class EngineRelease:
     """Folder of the project."""
     annotator: str | None = None
     """Name of the annotator whose images are released; by default everybody's."""
-    idle_hours: float = 24.0
+    idle_hours: Factor = 24.0
     """Hours since an image was opened or its masks were changed, at the least."""
 
     def run(self) -> None:
@@ -138,7 +139,7 @@ class EngineTrain:
 
 
 @dataclasses.dataclass(frozen=True)
-class EnginePromote:
+class EnginePromote(CheckedFields):
     """Evaluates a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
 
     There is no --force: a model that is worse on images it has not seen would draw worse masks, on which the next
@@ -147,7 +148,7 @@ class EnginePromote:
 
     project: Project
     """Folder of the project."""
-    model: int | None = None
+    model: Count | None = None
     """Number of the candidate; by default the newest."""
 
     def run(self) -> int:
@@ -168,7 +169,7 @@ class EnginePromote:
 
 
 @dataclasses.dataclass(frozen=True)
-class EnginePrefill:
+class EnginePrefill(CheckedFields):
     """Puts the model's confident masks into images that nobody has opened, for people to accept, edit or reject.
 
     Boxes come from a class-agnostic detector that was trained on people's masks (sam-jax engine train --detector).
@@ -180,16 +181,16 @@ class EnginePrefill:
     """Where masks come from: a detector's boxes, or everything mode, where there is no detector."""
     detector: Path | None = None
     """Checkpoint of another detector than the project's newest."""
-    min_score: float = 0.5
+    min_score: Fraction = 0.5
     """Least score of the detector's boxes that are used."""
-    min_predicted_iou: float | None = None
+    min_predicted_iou: Fraction | None = None
     """Least predicted IoU of the masks that are used. By default with everything mode the model's own, which its
     checkpoint holds, else 0.88; with a detector none."""
-    min_stability: float | None = None
+    min_stability: Fraction | None = None
     """Least stability of the masks of everything mode that are used; by default the model's own, else 0.95."""
-    max_images: int = 0
+    max_images: CountOrNone = 0
     """Most images to fill; 0 means all."""
-    batch: int = 4
+    batch: Batch = 4
     """Images that are computed together, with a detector."""
 
     def run(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sam_jax.bounds import CheckedFields, Count, CountOrNone, Fraction, Threads
 from sam_jax.commands.results import explain_empty
 from sam_jax.data.beam import split_options
 from sam_jax.errors import UserError
@@ -17,7 +18,7 @@ from sam_jax.everything.options import PAPER, DatasetOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineRun:
+class EngineRun(CheckedFields):
     """Annotates images without people: everything mode, written as a data set like SA-1B.
 
     Stop or kill it at any time: the same command goes on, and ends with the same bytes as if it had never been stopped.
@@ -34,24 +35,24 @@ class EngineRun:
     """Folder or URL for the tars, manifest.json, and what is known of each tar (reports/)."""
     format: Literal["tar", "both"] = "tar"
     """What is written: tars, or both them and a TFDS data set of ArrayRecord files, as from sam-jax prepare."""
-    shards: int | None = None
+    shards: Count | None = None
     """Number of tars; by default one for each 1000 images."""
     blur: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
     """Function that hides faces and plates, from RGB uint8 (H, W, 3) to the same. Masks are found before, in the
     original pixels; only what it returns is written."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Fraction = 0.01
     """Fraction of the images that may be unusable; more of them are an error."""
     runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner"] = "DirectRunner"
     """Where Beam runs: this machine, or a cluster whose workers see inputs, model and out under the same names;
     PortableRunner: any job server of Beam's."""
     beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
     """Options of Beam's pipeline, such as --beam-options="--flink_master=host:8081" or "--job_endpoint=host:8099"."""
-    workers: int = 1
+    workers: Threads = 1
     """Number of processes on this machine, each with a model of its own. One keeps all accelerators of a host busy."""
-    process: int | None = None
+    process: CountOrNone | None = None
     """Number of this host, from 0, among several without a cluster: it takes its part of the shards. By default TPU
     pods, SLURM and Open MPI are detected."""
-    processes: int | None = None
+    processes: Count | None = None
     """Number of hosts, with --process."""
     generator: tyro.conf.OmitArgPrefixes[DatasetOptions] = PAPER
 

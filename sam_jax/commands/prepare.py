@@ -8,12 +8,13 @@ from typing import Annotated
 
 import tyro
 
+from sam_jax.bounds import CheckedFields, Fraction, Threads
 from sam_jax.config import DataFormat, LabelValues
 from sam_jax.data.beam import split_options
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
+class Prepare(CheckedFields):
     """Turns images with masks into files that training reads fast: TFDS, ArrayRecord.
 
     Every image is decoded once and every mask checked; what cannot be used is left out and listed in
@@ -31,9 +32,9 @@ class Prepare:
     """Folder of the images, where they are not near their annotations."""
     label_values: LabelValues = "auto"
     """What the values of label maps stand for; auto: objects, if they look like it."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Fraction = 0.01
     """Fraction of the records that may be unusable; more of them are an error."""
-    workers: int = 1
+    workers: Threads = 1
     """Number of processes that prepare SA-1B on this machine."""
     beam_options: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
     """Options of Beam's pipeline, to prepare SA-1B elsewhere, such as "--runner=FlinkRunner --flink_master=host:8081".

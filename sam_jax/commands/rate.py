@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
+from sam_jax.bounds import Area, CheckedFields, Count, Port, Seed
 from sam_jax.errors import MissingPackage, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class RateSample:
+class RateSample(CheckedFields):
     """Draws objects that every source has a mask of, and shuffles the masks.
 
     A source is a file in COCO's result format, such as `sam-jax eval instances` leaves; the file of
@@ -26,11 +27,11 @@ class RateSample:
     """Name and file of masks to compare; given twice or more."""
     images: Path | None = None
     """Folder of the images; by default the annotations' own or its subfolder images."""
-    masks: int = 100
+    masks: Count = 100
     """Number of masks to draw from each source."""
-    min_area: int = 24 * 24
+    min_area: Area = 24 * 24
     """Area of the smallest objects that are drawn, pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw and of the order."""
     out: Path = Path("rating")
     """Folder of the study."""
@@ -55,7 +56,7 @@ class RateSample:
 
 
 @dataclasses.dataclass(frozen=True)
-class RateServe:
+class RateServe(CheckedFields):
     """Opens the rating page. Every rating is on disk at once; the same command goes on.
 
     Several people may rate at once; each mask is rated by one of them.
@@ -65,7 +66,7 @@ class RateServe:
     """Folder of the study."""
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
-    port: int = 8008
+    port: Port = 8008
     """Port to listen on; 0 takes one that is free."""
     token: str | None = None
     """Token that a visitor must have, 16 to 256 letters and digits; also from SAM_JAX_TOKEN. Where one is needed and

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from sam_jax.bounds import CheckedFields, Count
 from sam_jax.commands.results import write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
@@ -16,7 +17,7 @@ from sam_jax.ops.rle import decode_rle
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Search(CheckedFields):
     """Finds objects by text: ranks all masks of an image by CLIP's similarity to the text. Takes any model.
 
     Writes into the output folder, named after the image: an overlay of each text's best mask, and a JSON with the
@@ -33,7 +34,7 @@ class Search:
     """Name (clip_b32, clip_b16, clip_l14, clip_l14_336) or path of a CLIP checkpoint."""
     out: Path = Path("found")
     """Folder for the results."""
-    top: int = 5
+    top: Count = 5
     """Most masks for each text."""
 
     def run(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from sam_jax.bounds import CheckedFields, Fraction
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
@@ -18,7 +19,7 @@ from sam_jax.prompting.prompts import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Segment(CheckedFields):
     """Cuts an object out of an image.
 
     Writes into the output folder, named after the image: an overlay of the best mask, every mask as a PNG, and a JSON
@@ -45,7 +46,7 @@ class Segment:
     """Folder for the results."""
     single: bool = False
     """Write one mask in place of three; better for prompts that leave no doubt."""
-    zoom: float | None = None
+    zoom: Fraction | None = None
     """With --box alone: if it covers less of the image than this (0-1), such as 0.05, only what is near is encoded."""
 
     def run(self) -> None:

@@ -119,6 +119,29 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def check_whole(db: sqlite3.Connection, path: Path) -> None:
+    """Looks for damage before anything is read or written.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # locked, no space, read-only: says nothing of damage
+            raise OSError(f"{path}: {error}") from error
+        found = error
+    if found != "ok":
+        raise damaged(path, found)
+
+
+def damaged(path: Path, what: object) -> UserError:
+    """Returns the error for a file in which SQLite found damage."""
+    return UserError(
+        f"{path} is damaged ({what}); put back a copy of it, or save what can be read: sqlite3 {path.name} .recover"
+    )
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     # check_same_thread: each thread has its own, but the collector may close one from any thread.
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)

@@ -42,7 +42,7 @@ class Store:
 
     Raises:
         MissingFile: the store does not exist and `create` is False.
-        UserError: the file is no store, or one of another version.
+        UserError: the file is no store, damaged, or of another version.
     """
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
@@ -53,7 +53,7 @@ class Store:
             if not create:
                 raise MissingFile(f"expected a project at {self.folder}, found no {FILE}; see sam-jax engine init")
             schema.create(self._path)
-        self._db()
+        schema.check_whole(self._db(), self._path)
 
     # Connections and transactions
 
@@ -77,6 +77,10 @@ class Store:
             db.execute("COMMIT")
         except sqlite3.OperationalError as error:  # locked for too long, no space left
             raise OSError(f"{self._path}: {error}") from error
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise schema.damaged(self._path, error) from error
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sam_jax.bounds import CheckedFields, Clicks
 from sam_jax.data.zero_shot import PAPER_DATASETS
 from sam_jax.errors import UserError
 from sam_jax.evals.intervals import mean_interval
@@ -18,13 +19,13 @@ from sam_jax.files import make_folder, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(CheckedFields):
     """Options of the comparison of two click evaluations."""
 
     first: Path = Path("runs/eval_small/sam.jsonl")  # records (NAME.jsonl) of a click evaluation
     second: Path = Path("runs/eval_small/disc.jsonl")  # records of the same evaluation with another method
     out: Path = Path("runs/eval_compare")  # folder for the report and differences.png
-    clicks: int = 1  # number of clicks after which to compare
+    clicks: Clicks = 1  # number of clicks after which to compare
 
     def evaluate(self) -> EvalReport:
         """Computes, tabulates and plots the differences on the masks that both records have.

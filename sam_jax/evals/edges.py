@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.bounds import CheckedFields, CountOrNone, Fraction, GridSide, Threads
 from sam_jax.checkpoints.hub import EMBEDDED, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.data.images import read_image
@@ -138,7 +139,7 @@ class SamEdges:
 
 
 @dataclasses.dataclass(frozen=True)
-class EdgesConfig:
+class EdgesConfig(CheckedFields):
     """Options of the edge detection evaluation on BSDS500."""
 
     data: Path  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
@@ -147,10 +148,10 @@ class EdgesConfig:
     model: str = "small"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)  # methods to evaluate
     maps: Path | None = None  # folder of edge maps ID.png from another program, scored instead of `methods`
-    max_images: int = 0  # evaluate only the first images; 0 means all
-    points_per_side: int = 16  # points per side of sam's grid
-    box_nms_thresh: float = 0.7  # box IoU above which only the mask with the higher predicted IoU is kept
-    workers: int = 2  # threads that score images
+    max_images: CountOrNone = 0  # evaluate only the first images; 0 means all
+    points_per_side: GridSide = 16  # points per side of sam's grid
+    box_nms_thresh: Fraction = 0.7  # box IoU above which only the mask with the higher predicted IoU is kept
+    workers: Threads = 2  # threads that score images
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

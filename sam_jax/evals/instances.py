@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from sam_jax.bounds import Batch, Boxes, CheckedFields, CountOrNone, Fraction, Threads
 from sam_jax.checkpoints.hub import load_detector, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.detection.run import DetectionInput, detect_images
@@ -60,7 +61,7 @@ PUBLISHED = {  # paper, table 5: AP, APs, APm, APl
 
 
 @dataclasses.dataclass(frozen=True)
-class InstancesConfig:
+class InstancesConfig(CheckedFields):
     """Options of the instance segmentation evaluation."""
 
     annotations: Path  # COCO or LVIS file
@@ -72,11 +73,11 @@ class InstancesConfig:
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
     model: str = "small"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself; also sam zoom, sam one pass zoom
-    zoom: float = 0.05  # of these: boxes that cover less of their image than this get an embedding of their own
-    max_boxes: int | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS
-    max_images: int = 0  # evaluate only the first images; 0 means all
-    images_per_batch: int = 4  # images that are encoded together
-    workers: int = 1  # processes that score images; more help from about 1000 images on
+    zoom: Fraction = 0.05  # of these: boxes that cover less of their image than this get an embedding of their own
+    max_boxes: Boxes | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS
+    max_images: CountOrNone = 0  # evaluate only the first images; 0 means all
+    images_per_batch: Batch = 4  # images that are encoded together
+    workers: Threads = 1  # processes that score images; more help from about 1000 images on
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_jax.bounds import CheckedFields, Clicks, CountOrNone, Seed, Threads
 from sam_jax.config import ParallelConfig
 from sam_jax.data.examples import Source, read_grabcut
 from sam_jax.data.interactive import InteractiveSource
@@ -57,7 +58,7 @@ PUBLISHED = {  # from the README of RITM: NoC@85, NoC@90
 
 
 @dataclasses.dataclass(frozen=True)
-class NocConfig:
+class NocConfig(CheckedFields):
     """Options of the number-of-clicks evaluation."""
 
     data: Path  # folder with GrabCut, Berkeley, DAVIS or grabcut20
@@ -65,10 +66,10 @@ class NocConfig:
     model: str = "small"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # methods to evaluate; also GrabCut, ritm:PATH
-    max_images: int = 0  # random images per dataset; 0 means all
-    clicks: int = 20  # most clicks per object
-    seed: int = 0  # seed of the sample
-    workers: int = 2  # images evaluated at a time, in threads
+    max_images: CountOrNone = 0  # random images per dataset; 0 means all
+    clicks: Clicks = 20  # most clicks per object
+    seed: Seed = 0  # seed of the sample
+    workers: Threads = 2  # images evaluated at a time, in threads
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from sam_jax.bounds import Batch, CheckedFields, CountOrNone, GridSide, Threads
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import UserError
@@ -94,7 +95,7 @@ class SamProposals:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProposalsConfig:
+class ProposalsConfig(CheckedFields):
     """Options of the object proposal evaluation."""
 
     annotations: Path  # COCO or LVIS file
@@ -103,10 +104,10 @@ class ProposalsConfig:
     model: str = "small"  # name of a released model, or path of a checkpoint
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")  # proposal methods
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
-    max_images: int = 0  # evaluate only the first images; 0 means all
-    points_per_side: int = 64  # points per side of sam's grid; doubled with a single output
-    images_per_device: int = 1  # images that each device encodes and decodes together
-    workers: int = 1  # processes that score images; more help from about 1000 images on
+    max_images: CountOrNone = 0  # evaluate only the first images; 0 means all
+    points_per_side: GridSide = 64  # points per side of sam's grid; doubled with a single output
+    images_per_device: Batch = 1  # images that each device encodes and decodes together
+    workers: Threads = 1  # processes that score images; more help from about 1000 images on
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

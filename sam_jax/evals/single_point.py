@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sam_jax.bounds import CheckedFields, Clicks, CountOrNone, Seed, Threads
 from sam_jax.config import ParallelConfig
 from sam_jax.data.zero_shot.registry import OTHER_DATASETS, PAPER_DATASETS, SAMPLE, find_dataset
 from sam_jax.evals.click_runs import (
@@ -39,7 +40,7 @@ PUBLISHED = {  # Ravi et al. 2024 (SAM 2), tables 6 and 15: means over the 23 da
 
 
 @dataclasses.dataclass(frozen=True)
-class SinglePointConfig:
+class SinglePointConfig(CheckedFields):
     """Options of the single-point evaluation."""
 
     data: Path  # folder with one folder per dataset, by its name
@@ -47,12 +48,12 @@ class SinglePointConfig:
     model: str = "small"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(OTHER_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
-    max_images: int = 100  # random images per dataset, the same for every method; 0 means all
-    max_masks: int = 3  # random masks per image, the same for every method; 0 means all
-    clicks: int = 5  # clicks per object
+    max_images: CountOrNone = 100  # random images per dataset, the same for every method; 0 means all
+    max_masks: CountOrNone = 3  # random masks per image, the same for every method; 0 means all
+    clicks: Clicks = 5  # clicks per object
     first_click: Literal["center", "random"] = "center"  # the pixel farthest from the boundary, or any pixel
-    seed: int = 0  # seed of the sample and of random clicks
-    workers: int = 2  # images evaluated at a time, in threads
+    seed: Seed = 0  # seed of the sample and of random clicks
+    workers: Threads = 2  # images evaluated at a time, in threads
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

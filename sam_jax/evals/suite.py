@@ -12,6 +12,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
+from sam_jax.bounds import CheckedFields
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.errors import EXPECTED_ERRORS, UserError
@@ -25,7 +26,7 @@ DONE = "done.json"  # beside a task's report: the identity of the config and mod
 
 
 @dataclasses.dataclass(frozen=True)
-class SuiteConfig:
+class SuiteConfig(CheckedFields):
     """Options of a suite of evaluations."""
 
     tasks: Annotated[

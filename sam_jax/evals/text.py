@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from sam_jax.bounds import Area, CheckedFields, CountOrNone, Seed
 from sam_jax.checkpoints.hub import load_clip, load_model
 from sam_jax.clip.model import Clip
 from sam_jax.config import ParallelConfig
@@ -43,7 +44,7 @@ ROWS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEvalConfig:
+class TextEvalConfig(CheckedFields):
     """Options of the text-to-mask evaluation."""
 
     data: Path  # COCO-format file, or folder with one, that has referring expressions, captions or category names
@@ -51,10 +52,10 @@ class TextEvalConfig:
     out: Path = Path("runs/eval_text")  # folder for the records and the report
     images: Path | None = None  # folder of the images; None: near the annotations
     clip: str | None = None  # name or path of the CLIP text encoder; None: the one the model was trained with
-    max_images: int = 0  # random images; 0 means all
-    max_texts: int = 0  # random texts per image; 0 means all
-    min_area: int = 100  # smallest mask in pixels
-    seed: int = 0  # seed of the sample and of the exchange of texts
+    max_images: CountOrNone = 0  # random images; 0 means all
+    max_texts: CountOrNone = 0  # random texts per image; 0 means all
+    min_area: Area = 100  # smallest mask in pixels
+    seed: Seed = 0  # seed of the sample and of the exchange of texts
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:

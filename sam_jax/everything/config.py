@@ -3,76 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from sam_jax.bounds import Area, Batch, CheckedFields, CountOrNone, Fraction, GridSide, Seed, Within
 from sam_jax.errors import UserError
 from sam_jax.ops.grids import layer_grids
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGeneratorConfig:
+class MaskGeneratorConfig(CheckedFields):
     """How everything mode finds masks.
 
     The official parameters and defaults come first, in their order; the last five come from the paper.
     """
 
-    points_per_side: int | None = 32
+    points_per_side: GridSide | None = 32
     """Points along one side of the grid; None if point_grids is given."""
-    points_per_batch: int = 64
+    points_per_batch: Batch = 64
     """Points decoded together; more of them need more memory."""
-    pred_iou_thresh: float = 0.88
+    pred_iou_thresh: Fraction = 0.88
     """Masks with a predicted IoU above this stay; 0 keeps all."""
-    stability_score_thresh: float = 0.95
+    stability_score_thresh: Fraction = 0.95
     """Masks with at least this stability stay."""
-    stability_score_offset: float = 1.0
+    stability_score_offset: Annotated[float, Within(0, 100)] = 1.0
     """The stability is the IoU of the masks at the thresholds + and - this, in logits."""
-    box_nms_thresh: float = 0.7
+    box_nms_thresh: Fraction = 0.7
     """Of two masks of a crop whose boxes overlap with an IoU above this, the one of higher predicted IoU stays."""
-    crop_n_layers: int = 0
+    crop_n_layers: Annotated[int, Within(0, 6)] = 0
     """Layers of crops that are segmented like images of their own; layer n has 2^n x 2^n."""
-    crop_nms_thresh: float = 0.7
+    crop_nms_thresh: Fraction = 0.7
     """Likewise between crops; the mask of the smaller crop stays."""
-    crop_overlap_ratio: float = 512 / 1500
+    crop_overlap_ratio: Annotated[float, Within(0, 0.999)] = 512 / 1500
     """Fraction of the short side that neighbouring crops of layer 1 have in common."""
-    crop_n_points_downscale_factor: int = 1
+    crop_n_points_downscale_factor: Annotated[int, Within(1, 1024)] = 1
     """Layer n has points_per_side / this^n points along a side."""
     point_grids: tuple[np.ndarray, ...] | None = None
     """Grids (N, 2) of (x, y) in [0, 1], one for each layer, in place of points_per_side."""
-    min_mask_region_area: int = 0
+    min_mask_region_area: Area = 0
     """Holes and islands of fewer pixels are removed."""
     output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"] = "binary_mask"
     """Form of a record's `segmentation`: an array (H, W), run lengths, or COCO's compressed run lengths."""
-    max_mask_area: float = 1.0
+    max_mask_area: Fraction = 1.0
     """Masks that cover at least this fraction of the image are dropped; 1 keeps all."""
     drop_small_masks: bool = False
     """Drop a mask whose every island is smaller than min_mask_region_area; else its largest one stays."""
-    max_masks: int = 0
+    max_masks: CountOrNone = 0
     """Most masks of an image, the best by the mean of predicted IoU and stability; 0 keeps all, as they come."""
     multimask_output: bool = True
     """Take three masks per point; else the single one that the model gives for prompts without ambiguity."""
-    nms_seed: int | None = None
+    nms_seed: Seed | None = None
     """Within a crop, rank masks at random, with this seed, and not by predicted IoU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.points_per_side is None) == (self.point_grids is None):
             raise UserError("expected either points_per_side or point_grids, got both or neither")
-        for name in ("points_per_batch", "crop_n_points_downscale_factor", "points_per_side"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"expected {name} of at least 1, got {value}")
-        for name in ("crop_n_layers", "min_mask_region_area", "max_masks", "stability_score_offset"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"expected {name} of at least 0, got {getattr(self, name)}")
-        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh", "max_mask_area"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"expected {name} in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.crop_overlap_ratio < 1:
-            raise UserError(f"expected crop_overlap_ratio in [0, 1), got {self.crop_overlap_ratio}")
-        modes = ("binary_mask", "uncompressed_rle", "coco_rle")
-        if self.output_mode not in modes:
-            raise UserError(f"expected output_mode {' or '.join(modes)}, got {self.output_mode!r}")
         factor = self.crop_n_points_downscale_factor**self.crop_n_layers
         if self.points_per_side is not None and self.points_per_side < factor:
             raise UserError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from sam_jax.bounds import Area, Batch, CheckedFields, Fraction, GridSide, Within
 
 if TYPE_CHECKING:
     from sam_jax.everything.config import MaskGeneratorConfig
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorOptions:
+class GeneratorOptions(CheckedFields):
     """The model, and how it finds masks."""
 
     base: ClassVar[str] = "official"  # preset without --preset, in which the model's own values take their places
@@ -21,21 +23,21 @@ class GeneratorOptions:
     """Settings to start from, as they are. official: as the released code; paper: as SA-1B was made; proposals: up to
     1000 masks, ranked. By default official (sam-jax engine run: paper) with the values that the model's checkpoint
     holds in place of its own, such as thresholds that suit the model."""
-    points_per_side: int | None = None
+    points_per_side: GridSide | None = None
     """Points along a side of the grid, in place of the preset's; so are the following."""
-    pred_iou_thresh: float | None = None
+    pred_iou_thresh: Fraction | None = None
     """Masks with a predicted IoU above this stay."""
-    stability_score_thresh: float | None = None
+    stability_score_thresh: Fraction | None = None
     """Masks with at least this stability stay."""
-    box_nms_thresh: float | None = None
+    box_nms_thresh: Fraction | None = None
     """Of two masks whose boxes overlap with an IoU above this the better one stays."""
-    crop_n_layers: int | None = None
+    crop_n_layers: Annotated[int, Within(0, 6)] | None = None
     """Layers of crops that are segmented like images of their own."""
-    min_mask_region_area: int | None = None
+    min_mask_region_area: Area | None = None
     """Holes and islands of fewer pixels are removed."""
-    points_per_batch: int | None = None
+    points_per_batch: Batch | None = None
     """Points decoded together."""
-    images_per_device: int = 1
+    images_per_device: Batch = 1
     """Images encoded and decoded together on each device; more of them keep an accelerator busy."""
     devices: Literal["mesh", "pmap"] = "mesh"
     """How all local devices are used: as one program over a mesh, or with pmap."""

@@ -80,7 +80,10 @@ class JsonConfig(CheckedFields):
         for name, kind in field_types(cls).items():
             if name in values and isinstance(kind, type) and issubclass(kind, JsonConfig):
                 values[name] = kind.from_fields(values[name])
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{cls.__name__}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -23,6 +23,7 @@ from sam_jax.config import (
     TextConfig,
     TrainConfig,
 )
+from sam_jax.data.loader import check_batch_fits
 from sam_jax.detection.config import DETECTORS
 from sam_jax.engine.store import FILE, Store
 from sam_jax.errors import UserError
@@ -52,7 +53,7 @@ def test_every_number_of_every_config_and_command_has_bounds():
     for config in found:
         numbers = [name for name, annotation in field_types(config).items() if unbounded(annotation)]
         assert not numbers, (config, numbers)
-        if any("Annotated" in str(annotation) for annotation in field_types(config).values()):
+        if any("Within(" in str(annotation) for annotation in field_types(config).values()):
             assert issubclass(config, CheckedFields), config
 
 
@@ -116,6 +117,12 @@ def test_a_bad_option_of_training_ends_the_command_before_work_starts(tmp_path, 
     assert stop.value.code == 2
     assert option.rpartition(".")[2].replace("-", "_") in "".join(capsys.readouterr()).replace("-", "_")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_memory_is_refused():
+    check_batch_fits(DataConfig(batch_size=64), 1024)
+    with pytest.raises(UserError, match=r"data\.batch-size that fits into memory, got 65,536"):
+        check_batch_fits(DataConfig(batch_size=65_536), 8192)
 
 
 def test_a_field_of_a_users_config_file_is_checked_too():

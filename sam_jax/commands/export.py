@@ -8,11 +8,12 @@ from typing import Literal
 
 import tyro
 
+from sam_jax.bounds import CheckedFields, Steps
 from sam_jax.config import NO_OPTIONS, EverythingOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(CheckedFields):
     """Writes the model of a training run's checkpoint in any format.
 
     The name of the target tells the format: .pth official, .safetensors ours, a folder Hugging Face.
@@ -23,7 +24,7 @@ class Export:
     """Folder of the run."""
     target: tyro.conf.Positional[Path]
     """Checkpoint to write."""
-    step: int | Literal["best"] | None = None
+    step: Steps | Literal["best"] | None = None
     """Step of the checkpoint, or best: the one that validated best; by default the last."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in a .safetensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +103,22 @@ def make_loader(
     if bad_records is None:
         bad_records = BadRecords(config.max_bad_fraction)
     return iter(dataset.map(_Report(bad_records)))
+
+
+def check_batch_fits(config: DataConfig, image_size: int) -> None:
+    """Refuses a batch whose images alone are larger than the machine's memory, before any of it is allocated.
+
+    Raises:
+        UserError: they are.
+    """
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    memory, images = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), config.batch_size * image_size**2 * 3
+    if images > memory:
+        raise UserError(
+            f"expected a data.batch-size that fits into memory, got {config.batch_size:,}: its images of {image_size} x "
+            f"{image_size} pixels are {images / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB"
+        )
 
 
 def fixed_batches(

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from sam_jax.config import RunConfig, SamConfig, TrainConfig
-from sam_jax.data.loader import fixed_batches, local_part, make_loader
+from sam_jax.data.loader import check_batch_fits, fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
 from sam_jax.errors import NonFiniteGradients, WrongType
 from sam_jax.parallel.start import start_processes
@@ -62,6 +62,7 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
 
     train_set, validation_set = open_source(config.data)
     task, params = start_task(config)
+    check_batch_fits(config.data, task.frame.image_size)
     program = compile_program(task, params)
     if main:
         claim_folder(out, task.config, resume)

@@ -116,8 +116,8 @@ def check_batch_fits(config: DataConfig, image_size: int) -> None:
     memory, images = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), config.batch_size * image_size**2 * 3
     if images > memory:
         raise UserError(
-            f"expected a data.batch-size that fits into memory, got {config.batch_size:,}: its images of {image_size} x "
-            f"{image_size} pixels are {images / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB"
+            f"expected a data.batch-size that fits into memory, got {config.batch_size:,}: its images of "
+            f"{image_size} x {image_size} pixels are {images / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB"
         )
 
 

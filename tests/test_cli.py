@@ -115,7 +115,6 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
         (["segment", "PHOTO", "--point", "nan,1"], "finite"),
         (["segment", "PHOTO", "--box", "9,9,3,12"], "x1 > x0"),
         (["segment", "PHOTO", "--box", "1,1,5,5", "--point", "2,2", "--zoom", "0.1"], "--zoom goes with --box alone"),
-        (["segment", "PHOTO", "--box", "1,1,5,5", "--zoom", "2"], "--zoom expects a part of the image in (0, 1]"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "vit_x"], "vit_x"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "PHOTO"], "photo.jpg"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "MODEL", "--out", "PHOTO"], "photo.jpg"),

@@ -184,6 +184,24 @@ def test_bad_checkpoints_are_called_so(params, tmp_path):
         load_checkpoint(tmp_path / "script.pt", CLIP)
     with pytest.raises(ValueError, match=r"vision_config\.hidden_act"):
         config_from_huggingface({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}})
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object under text_config"):
+        config_from_huggingface({"model_type": "clip", "text_config": [1]})
+
+
+def test_what_a_processor_says_of_colours_is_taken_and_other_settings_are_refused():
+    published = {  # as OpenAI's folders have it
+        **{"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3},
+        **{"crop_size": 224, "size": 224, "feature_extractor_type": "CLIPFeatureExtractor"},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    assert config_from_huggingface({"model_type": "clip"}, published).name == "clip_b32"
+    half = published | {"image_mean": [0.5] * 3, "size": {"shortest_edge": 224}}
+    assert config_from_huggingface({"model_type": "clip"}, half).pixel_mean == (127.5,) * 3
+    for change in ({"do_center_crop": False}, {"size": 336}, {"resample": 2}, {"crop_size": {"height": 9, "width": 9}}):
+        (name,) = change
+        with pytest.raises(ValueError, match=name):
+            config_from_huggingface({"model_type": "clip"}, published | change)
 
 
 def test_a_mask_of_everything_changes_nothing_and_one_of_a_part_shuts_out_the_rest(params):

@@ -523,6 +523,13 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(params, tmp_p
         load_checkpoint(tmp_path / kind)
 
 
+def test_a_number_too_large_for_float16_is_refused(params, tmp_path):
+    large = jax.tree.map(lambda value: value * 1e6, params)
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="to be saved as float16"):
+        save_checkpoint(tmp_path / "x.safetensors", large, ODD, np.float16)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "wrap", [torch.nn.Parameter, lambda tensor: tensor.requires_grad_()], ids=["Parameter", "grad"]
 )

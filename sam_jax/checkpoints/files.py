@@ -108,11 +108,13 @@ def save_checkpoint(
         everything: what suits a SAM in everything mode.
 
     Raises:
-        UserError: the params do not fit the config.
+        UserError: the params do not fit the config, or a number is too large for `dtype`.
     """
     family = family_of(config)
     flat = family.flatten(params, config, "what is to be saved")
     arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
+    if np.dtype(dtype) != np.float32:
+        check_finite(arrays, f"what is to be saved as {np.dtype(dtype)}")
     metadata = {family.key: config.to_json()}
     if everything.to_fields():
         metadata[EVERYTHING] = everything.to_json()

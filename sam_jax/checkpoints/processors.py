@@ -89,6 +89,6 @@ def _same_size(given: Any, expected: Mapping[str, int]) -> bool:
 
 
 def _in_pixels(values: Any, factor: float) -> Colour:
-    # Six decimals undo the division by 255 exactly, for constants that were written by hand.
-    red, green, blue = (round(float(value) / factor, 6) for value in values)
+    # Eight decimals undo the division by 255 exactly, for constants that were written by hand.
+    red, green, blue = (round(float(value) / factor, 8) for value in values)
     return red, green, blue

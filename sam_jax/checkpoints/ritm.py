@@ -75,7 +75,7 @@ def config_from_published(published: Mapping[str, Any], source: str) -> RitmConf
             pixel_std=tuple(std),
             name=f"hrnet{arguments.get('width', 48)}{'s' if arguments.get('small') else ''}",
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{source}: a config with values of other kinds than expected: {error}") from error
 
 

@@ -10,7 +10,6 @@ import tyro
 
 from sam_jax.bounds import Batch, CheckedFields, Fraction
 from sam_jax.commands.results import print_failures
-from sam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +44,6 @@ class Detect(CheckedFields):
         from sam_jax.checkpoints import load_detector
         from sam_jax.detection.run import detect_images, find_inputs
 
-        if self.batch < 1:
-            raise UserError(f"expected --batch of at least 1, got {self.batch}")
         inputs = find_inputs(self.inputs, self.images, self.out)
         detector = load_detector(self.model, dtype=jnp.dtype(self.dtype))
         if self.min_score is not None:

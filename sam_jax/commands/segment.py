@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from sam_jax.bounds import CheckedFields, Fraction
+from sam_jax.bounds import CheckedFields, Share
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
@@ -46,7 +46,7 @@ class Segment(CheckedFields):
     """Folder for the results."""
     single: bool = False
     """Write one mask in place of three; better for prompts that leave no doubt."""
-    zoom: Fraction | None = None
+    zoom: Share | None = None
     """With --box alone: if it covers less of the image than this (0-1), such as 0.05, only what is near is encoded."""
 
     def run(self) -> None:
@@ -67,8 +67,6 @@ class Segment(CheckedFields):
         if self.zoom is not None:
             if box is None or points or self.text is not None:
                 raise UserError("--zoom goes with --box alone: points and texts are looked for in the whole image")
-            if not 0 < self.zoom <= 1:
-                raise UserError(f"--zoom expects a part of the image in (0, 1], got {self.zoom}")
             x0, y0, x1, y1 = zoom_window(box, image.shape[:2], self.zoom)
             prompt = Prompt(box=box - np.array([x0, y0, x0, y0]))
         model, clip = load_model(self.model), None

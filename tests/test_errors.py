@@ -190,7 +190,7 @@ class Generator:
     def __init__(self, check) -> None:
         self.check_image = check
 
-    def generate_batch(self, images):
+    def generate_batch(self, images, on_empty):
         return [[] for _ in images]
 
 

@@ -12,7 +12,17 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """Something that a user gave cannot be used; the message says what was expected, what came and what to do."""
+    """Something that a user gave cannot be used; the message says what was expected, what came and what to do.
+
+    The message can be printed anywhere: what no encoding has, as in names of files that are no UTF-8, is escaped.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_printable(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class WrongType(UserError, TypeError):
@@ -50,7 +60,7 @@ class BadRecord(UserError):
 
     def __init__(self, reason: str, where: object, detail: object = "") -> None:
         super().__init__(reason, str(where), str(detail))  # as args, so that it can be pickled
-        self.reason, self.where, self.detail = reason, str(where), str(detail)
+        self.reason, self.where, self.detail = self.args
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.where}" + (f" ({self.detail})" if self.detail else "")

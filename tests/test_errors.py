@@ -20,7 +20,7 @@ from cases.training import write_examples
 from sam_jax import errors
 from sam_jax.app.server import create_app
 from sam_jax.data.images import find_images
-from sam_jax.errors import BadRecord, MissingFile, UserError
+from sam_jax.errors import BadRecord, MissingFile, UserError, WrongType
 from sam_jax.evals.click_simulation import ClickRules, simulate_images
 from sam_jax.evals.image_runs import score_images
 from sam_jax.evals.rating import server as rating_server
@@ -224,3 +224,14 @@ def test_what_one_process_meets_ends_the_others_too_as_the_kind_it_is(monkeypatc
         pass
     assert isinstance(error.value, UserError) == (elsewhere is UserError)
     assert str(problem) in str(error.value)
+
+
+def test_a_users_mistake_can_be_printed_whatever_is_in_it():
+    """Lone surrogates come from JSON, and from names of files that are no UTF-8."""
+    errors = [kind("no \ud800 here") for kind in (UserError, WrongType, MissingFile)]
+    errors.append(pickle.loads(pickle.dumps(BadRecord("why", "\udcff.jpg", "\ud800"))))
+    for error in errors:
+        str(error).encode()
+    assert str(errors[0]) == "no \\ud800 here"
+    assert (errors[-1].where, errors[-1].detail) == ("\\udcff.jpg", "\\ud800")
+    assert isinstance(errors[2], FileNotFoundError)

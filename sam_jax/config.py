@@ -402,6 +402,9 @@ DataFormat = Literal["auto", "named", "prepared", "sa1b", "coco", "labels", "mas
 LabelValues = Literal["auto", "instances", "classes"]
 
 
+MOST_MASKS = 4096  # of an image, that are drawn at a time
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig(CheckedFields):
     """Where the images are and how a batch is drawn from them."""
@@ -413,7 +416,7 @@ class DataConfig(CheckedFields):
     images: Path | None = None  # folder of the images, where they are not near their annotations
     label_values: LabelValues = "auto"  # what the values of label maps stand for; auto: objects, if they look like it
     batch_size: Batch = 8  # images per step, over all devices
-    masks_per_image: Annotated[int, Within(1, 4096)] = 64  # masks drawn per image; images with fewer are padded
+    masks_per_image: Annotated[int, Within(1, MOST_MASKS)] = 64  # masks drawn per image; images with fewer are padded
     repeat_masks: bool = False  # images with fewer masks repeat theirs, for more prompts of each
     min_original_area: Area = 1  # least area of a mask in the image as given, pixels; smaller ones are left out
     min_area: Area = 16  # least area of a mask after scaling and cropping, pixels of the input frame

@@ -197,7 +197,7 @@ def test_a_image_that_cannot_be_read_is_an_error_of_that_image_alone(client, sto
     for method, url in (("GET", "image"), ("POST", "embed")):
         answer = client.request(method, f"/api/pictures/1/{url}")
         assert answer.status_code == 409
-        assert "expected an image" in answer.json()["error"]
+        assert "image cannot be decoded: 0.png" in answer.json()["error"]
         assert str(path.parent) not in answer.text
     assert client.post("/api/pictures/1/predict", json=CLICK).status_code == 409
     path.unlink()

@@ -135,7 +135,7 @@ def test_what_the_project_does_not_have_is_fetched_once_and_kept(server, store, 
         (PHOTO, "not.a.token", "answers 401"),
         ("upload/1/gone.png", LEGACY, "answers 404"),
         ("upload/1/moved.png", LEGACY, "answers 302"),
-        ("upload/1/page.png", LEGACY, "expected an image"),
+        ("upload/1/page.png", LEGACY, "image cannot be decoded"),
         ("upload/1/table.csv", LEGACY, "expected an image"),
     ],
 )

@@ -106,7 +106,7 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
     [
         (["segment", "PHOTO"], "expected a prompt"),
         (["segment", "missing.jpg", "--point", "1,1"], "missing.jpg"),
-        (["segment", "MODEL", "--point", "1,1"], "cannot read"),
+        (["segment", "MODEL", "--point", "1,1"], "image cannot be decoded"),
         (["segment", "PHOTO", "--point", "1;1"], "--point expects 2 numbers joined by commas, got '1;1'"),
         (["segment", "PHOTO", "--point", "1,1,1"], "--point expects 2 numbers"),
         (["segment", "PHOTO", "--box", "1,1,5"], "--box expects 4 numbers"),

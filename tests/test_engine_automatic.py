@@ -356,7 +356,7 @@ def test_bad_images_are_listed_at_the_end_and_too_many_stop_the_run(tmp_path, ca
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["pictures"] == 2
     assert [entry["name"] for entry in manifest["bad"]] == [f"photos/{n}" for n in ("cut.jpg", "gone.jpg", "text.png")]
-    assert "cut off" in manifest["bad"][0]["detail"]
+    assert "image file is truncated" in manifest["bad"][0]["detail"]
     write(folder, {f"more_{i}.jpg": b"x" for i in range(12)})
     assert run(folder, "--out", tmp_path / "many") == 2
     assert "records cannot be used" in capsys.readouterr().err

@@ -167,7 +167,11 @@ def test_bad_images_are_reported_at_the_end_and_stop_nothing(photos, tmp_path, c
     errors = capsys.readouterr().err
     assert {"sa_7.json", "b.json", "deeper/b.json"} <= files_in(out)
     assert not {"a_cut.json", "text.json", "one_pixel.json"} & files_in(out)
-    for name, reason in (("a_cut.jpg", "cut off"), ("text.png", "cannot read"), ("one_pixel.png", "too small")):
+    for name, reason in (
+        ("a_cut.jpg", "image file is truncated"),
+        ("text.png", "image cannot be decoded"),
+        ("one_pixel.png", "too small"),
+    ):
         assert any(name in line and reason in line for line in errors.splitlines()), (name, errors)
 
 

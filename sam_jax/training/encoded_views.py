@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from sam_jax.config import TrainConfig
+from sam_jax.config import MOST_MASKS, TrainConfig
 from sam_jax.data.augment import Row, prepare_example
 from sam_jax.data.cached_views import CachedViews, ViewFiles, encode_problem, encode_row
 from sam_jax.data.examples import Source
@@ -77,7 +76,7 @@ def cache_views(source: Source, params: Params, config: TrainConfig, folder: Pat
 def _make_view(source: Source, config: TrainConfig, number: int) -> Row | BadRecord:
     """Returns a view with all its masks, or what is wrong with the image."""
     rng = np.random.default_rng((config.seed, number))
-    data = dataclasses.replace(config.data, masks_per_image=sys.maxsize, repeat_masks=False)
+    data = dataclasses.replace(config.data, masks_per_image=MOST_MASKS, repeat_masks=False)
     try:
         example = source[number % len(source)]
         return prepare_example(example, rng, config.model.image_size, data, config.loss.size, True, source)

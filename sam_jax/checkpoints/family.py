@@ -22,11 +22,10 @@ from sam_jax.bounds import count_tensors
 from sam_jax.checkpoints.published import Published, State
 from sam_jax.config import ModelConfig
 from sam_jax.errors import UserError
-from sam_jax.modeling.encoders.base import Rules, Shape
+from sam_jax.modeling.encoders.base import NOTHING, Rules, Shape
 from sam_jax.types import Params
 
 C = TypeVar("C", bound=ModelConfig)
-NOTHING = r"(?!)"  # a regular expression that is found in no name
 ENCODER = "image_encoder/"  # what the names of an image encoder's params begin with, in the families that have one
 # What the names in most PyTorch checkpoints have in common.
 PYTORCH_RULES: Rules = (

@@ -20,6 +20,7 @@ from sam_jax.types import AnyArray, Params
 
 C = TypeVar("C", bound=EncoderConfig)
 Shape = tuple[int, ...]
+NOTHING = r"(?!)"  # a regular expression that is found in no name
 Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 
 
@@ -125,8 +126,8 @@ class Pretraining(Generic[C]):
     landmarks: tuple[str, ...]
     unused: str
     convert: Callable[[str, np.ndarray, C], np.ndarray]
-    zeros: str = r"(?!)"
-    kept: str = r"(?!)"
+    zeros: str = NOTHING
+    kept: str = NOTHING
 
 
 def _same(params: Params, old: Any, new: Any) -> Params:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from os import PathLike
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sam_jax.config import FLAT_ENCODER_FIELDS, NO_OPTIONS, EverythingOptions, SamConfig, ViTConfig
+from sam_jax.errors import WrongType
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, normalize_images
 from sam_jax.types import Params, Prediction, Prompts
 
@@ -85,6 +87,16 @@ def _decode(
 ) -> Prediction:
     encoded = encode_prompts(params, prompts, config, dtype=dtype)
     return decode_masks(params, embeddings, encoded, config, multimask_output=multimask_output, dtype=dtype)
+
+
+def check_model(model: object) -> None:
+    """Raises a WrongType if this is no model, which says how to get one."""
+    if not isinstance(model, Sam):
+        named = f" {str(model)!r}" if isinstance(model, str | PathLike) else ""
+        raise WrongType(
+            f"expected a model, got {type(model).__name__}{named}; load_model(NAME_OR_PATH) returns one, such as "
+            "load_model('small')"
+        )
 
 
 def model_identity(model: Sam) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.clip.model import Clip
 from sam_jax.errors import UserError
-from sam_jax.model import Sam
+from sam_jax.model import Sam, check_model
 from sam_jax.ops.masks import to_original_frame
 from sam_jax.ops.transforms import as_rgb, fit_image
 from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
@@ -42,8 +42,10 @@ class SamPredictor:
             clip: the CLIP that the model was trained with (`model.config.text_encoder`); needed for text prompts.
 
         Raises:
+            WrongType: this is no model.
             UserError: the model was trained with another CLIP, or without text prompts.
         """
+        check_model(model)
         if clip is not None:
             check_clip(model, clip)
         self.model, self.clip = model, clip
@@ -201,6 +203,7 @@ def predict_batch(
     Raises:
         WrongType, UserError: the number of lists of prompts is not that of images, or an image or prompt is invalid.
     """
+    check_model(model)
     if len(images) != len(prompts):
         raise UserError(f"expected one list of prompts per image, got {len(images)} images, {len(prompts)} lists")
     if batch_size < 1:

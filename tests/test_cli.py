@@ -97,7 +97,9 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
     assert run("convert", checkpoint, target) == 0
     assert target.exists()
     assert run("convert", checkpoint, target) == 2
-    assert str(target) in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert str(target) in message
+    assert "--overwrite" in message
     assert run("convert", checkpoint, target, "--overwrite") == 0
 
 

@@ -225,6 +225,8 @@ def test_polygons_of_coco_files_are_drawn_as_pycocotools_does(tmp_path):
         ("annotations/instances_train2017.json", "images/train2017"),
         ("_annotations.coco.json", ""),
         ("train/_annotations.coco.json", "train"),
+        ("train/annotations.json", "train"),
+        ("train/annotations.json", "train/images"),
     ],
 )
 def test_the_usual_places_of_coco_files_and_images_are_known(tmp_path, annotations, images):
@@ -244,9 +246,15 @@ def test_a_validation_file_is_the_validation_part(tmp_path):
     train, validation = open_source(DataConfig(tmp_path))
     assert [number_of(train[i]) for i in range(len(train))] == [0, 1, 2]
     assert [number_of(validation[i]) for i in range(len(validation))] == [3, 4]
-    roboflow = tmp_path / "roboflow"
-    write_files(roboflow, {f"{part}/_annotations.coco.json": b"{}" for part in ("train", "valid", "test")})
-    assert {k: len(v) for k, v in find_coco_files(roboflow).items()} == {"train": 1, "validation": 1}
+
+
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "annotations.json"])
+@pytest.mark.parametrize("validation", ["valid", "val"])
+def test_a_folder_for_each_part_says_which_part_it_is(tmp_path, name, validation):
+    write_files(tmp_path, {f"{part}/{name}": b"{}" for part in ("train", validation, "test")})
+    write_files(tmp_path / "train", {"images/annotations.json": b"{}"})
+    found = {"train": [tmp_path / "train" / name], "validation": [tmp_path / validation / name]}
+    assert find_coco_files(tmp_path) == found
 
 
 def test_coco_files_without_their_images_or_of_another_kind_are_explained(tmp_path):

@@ -457,6 +457,15 @@ def test_a_setting_out_of_its_range_is_named(fields, message, small):
         SamAutomaticMaskGenerator(small, **fields)
 
 
+def test_wrong_types_say_what_to_pass(small):
+    with pytest.raises(TypeError, match="got str 'small'; load_model"):
+        SamAutomaticMaskGenerator("small")
+    with pytest.raises(TypeError, match=r"got int 32; give fields by name, such as points_per_side=32"):
+        SamAutomaticMaskGenerator(small, 32)
+    with pytest.raises(TypeError, match=r"sam_jax\.read_image"):
+        SamAutomaticMaskGenerator(small).generate("photo.jpg")
+
+
 def test_an_unknown_preset_or_field_is_named(small):
     with pytest.raises(ValueError, match="official, paper, proposals"):
         SamAutomaticMaskGenerator(small, "fast")

@@ -1,6 +1,7 @@
 """SamPredictor: official shapes, no recompilation, padding without effect, and clear errors for every bad input."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -176,6 +177,10 @@ def test_no_image_is_an_error_until_one_is_set_and_after_reset(model):
         ({"point_coords": [3, 3], "point_labels": [1]}, r"\(N, 2\)"),
         ({"box": [9, 9, 9, 20]}, "x1 > x0"),
         ({"box": [9, 20, 12, 3]}, "y1 > y0"),
+        ({"point_coords": [[1, 2], [3]], "point_labels": [1, 1]}, "expected numbers as point_coords"),
+        ({"point_coords": [["a", 2]], "point_labels": [1]}, "expected numbers as point_coords"),
+        ({"point_coords": [[1, 2]], "point_labels": ["fg"]}, "expected numbers as point_labels"),
+        ({"box": {"x0": 1}}, "expected numbers as box"),
         ({"box": [1, 2, 3]}, "x0, y0, x1, y1"),
         ({"box": [1, 2, np.inf, 4]}, "finite"),
         ({"box": [80, 2, 90, 4]}, "outside the image"),
@@ -201,6 +206,16 @@ def test_a_bad_image_is_named_and_the_one_before_stays(predictor, image, error):
     with pytest.raises(error, match="image"):
         predictor.set_image(image)
     assert predictor.original_size == (40, 70)
+
+
+def test_what_is_no_model_or_no_image_says_what_to_pass(model):
+    for name in ("small", pathlib.Path("small")):
+        with pytest.raises(TypeError, match=r"got \w+ 'small'; load_model\(NAME_OR_PATH\)"):
+            SamPredictor(name)
+    with pytest.raises(TypeError, match="expected a model, got dict"):
+        predict_batch({}, [], [])
+    with pytest.raises(TypeError, match=r"sam_jax\.read_image"):
+        SamPredictor(model).set_image("photo.jpg")
 
 
 def test_lists_of_images_and_prompts_must_match(model):

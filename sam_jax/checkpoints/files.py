@@ -206,7 +206,9 @@ def check_destination(dst: str | Path, *, everything: EverythingOptions = NO_OPT
             f"expected a destination *.pth (official), *.safetensors (sam_jax) or a folder (Hugging Face), got {dst}"
         )
     if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
-        raise AlreadyExists(f"{dst} exists; choose another name or ask to overwrite it")
+        raise AlreadyExists(
+            f"{dst} exists; choose another name, or say --overwrite (in Python overwrite=True) to replace it"
+        )
 
 
 def family_of(config: ModelConfig) -> Family[Any]:

@@ -300,13 +300,15 @@ def find_coco_files(folder: Path) -> dict[str, list[Path]]:
     """Finds the instance files of a COCO-style folder: {"train": [...], "validation": [...]}, by their names.
 
     Looked for: annotations.json, instances*.json, annotations/instances*.json or else all of annotations/*.json, and
-    _annotations.coco.json here and one folder down (the folder's name then says which part). Test parts are left out.
+    _annotations.coco.json here; then _annotations.coco.json or annotations.json one folder down, whose name says which
+    part (train/, valid/). Test parts are left out.
     """
     found: list[Path] = []
     for patterns in (
         ("annotations.json", "instances*.json", "annotations/instances*.json"),
         ("annotations/*.json",),
         ("_annotations.coco.json", "*/_annotations.coco.json"),
+        ("train*/annotations.json", "val*/annotations.json"),
     ):
         found = sorted(path for pattern in patterns for path in folder.glob(pattern))
         found = [path for path in found if not path.name.startswith(OTHER_KINDS)]
@@ -314,7 +316,8 @@ def find_coco_files(folder: Path) -> dict[str, list[Path]]:
             break
     parts: dict[str, list[Path]] = {"train": [], "validation": []}
     for path in found:
-        label = path.parent.name if path.name.startswith("_") and path.parent != folder else path.stem
+        named_alike = path.name in ("_annotations.coco.json", "annotations.json")
+        label = path.parent.name if named_alike and path.parent != folder else path.stem
         words = re.split(r"[^a-z]+", label.lower())
         if any(word.startswith("val") for word in words):
             parts["validation"].append(path)

@@ -25,7 +25,8 @@ LOOKED_FOR = """
   prepared   dataset_info.json here or below, as `sam-jax prepare` writes it
   sa1b       tar files, or images with a JSON of masks of the same name beside each
   coco       a JSON file, or a folder with annotations.json, instances*.json, annotations/*.json or
-             _annotations.coco.json (here or in train/, valid/), and the images beside it, in images/ or train2017/
+             _annotations.coco.json (here or in train/, valid/; annotations.json too), and the images beside it, in
+             images/ or train2017/
   labels     images/ and labels/ (or masks/), with a map of object numbers for each image
   masks      images/ and masks/, with a folder of black and white masks for each image; or IMAGE.masks folders"""
 

@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sam_jax.config import SamConfig
-from sam_jax.errors import UserError
+from sam_jax.errors import UserError, WrongType
 from sam_jax.everything.config import PRESETS, MaskGeneratorConfig
 from sam_jax.everything.filter_counts import FilterCounts
-from sam_jax.model import Sam
+from sam_jax.model import Sam, check_model
 from sam_jax.modeling import (
     SharedImage,
     decode_masks,
@@ -78,6 +78,7 @@ class SamAutomaticMaskGenerator:
         overrides: fields of `MaskGeneratorConfig`.
 
     Raises:
+        WrongType: this is no model, or no config.
         UserError: a field is out of its range, or the preset is unknown.
         TypeError: a field is unknown.
     """
@@ -91,12 +92,18 @@ class SamAutomaticMaskGenerator:
         images_per_device: int = 1,
         **overrides: Any,
     ) -> None:
+        check_model(model)
         if config is None:
             config = dataclasses.replace(PRESETS["official"], **model.everything.to_fields())
         elif isinstance(config, str):
             if config not in PRESETS:
                 raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {config!r}")
             config = PRESETS[config]
+        elif not isinstance(config, MaskGeneratorConfig):
+            raise WrongType(
+                f"expected a MaskGeneratorConfig or the name of a preset ({', '.join(PRESETS)}), got "
+                f"{type(config).__name__} {str(config)[:80]}; give fields by name, such as points_per_side=32"
+            )
         if "point_grids" in overrides:
             overrides = {"points_per_side": None} | overrides
         if images_per_device < 1:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from sam_jax.config import SamConfig
-from sam_jax.errors import UserError
+from sam_jax.errors import UserError, WrongType
 from sam_jax.ops.transforms import points_to_input
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Prompts
 
@@ -112,7 +113,7 @@ class Prompt:
             raise UserError("point_coords and point_labels go together: one label (1 or 0) for each point")
         if self.points is None:
             return np.zeros((0, 2)), np.zeros(0)
-        points, labels = np.asarray(self.points, np.float64), np.asarray(self.labels)
+        points, labels = as_numbers(self.points, "point_coords"), as_numbers(self.labels, "point_labels")
         if points.ndim != 2 or points.shape[1] != 2:
             raise UserError(f"point_coords must have shape (N, 2), (x, y) in pixels, got {points.shape}")
         if labels.shape != points.shape[:1]:
@@ -131,7 +132,7 @@ class Prompt:
         return points, labels
 
     def _checked_box(self, size: tuple[int, int]) -> np.ndarray:
-        box = np.asarray(self.box, np.float64)
+        box = as_numbers(self.box, "box")
         if box.size != 4:
             raise UserError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
         if not np.isfinite(box).all():
@@ -143,6 +144,18 @@ class Prompt:
         if x1 <= 0 or y1 <= 0 or x0 >= W or y0 >= H:
             raise UserError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image of {W} x {H} pixels")
         return np.clip([[x0, y0], [x1, y1]], 0, (W, H))
+
+
+def as_numbers(values: Any, name: str) -> Float[np.ndarray, "..."]:
+    """Returns numbers that a user gave, as float64.
+
+    Raises:
+        WrongType: they are no numbers, or lists of different lengths.
+    """
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise WrongType(f"expected numbers as {name}, got {str(values)[:80]}: {error}") from error
 
 
 def bucket(count: int, buckets: Sequence[int]) -> int:

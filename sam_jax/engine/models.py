@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam_jax.checkpoints.hub import EMBEDDED
-from sam_jax.engine.statements import log_event, now
+from sam_jax.engine.statements import log_event, now, reading_record
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 from sam_jax.files import make_folder, write_atomically
@@ -129,9 +129,10 @@ def _to_json(model: ModelVersion) -> str:
 
 
 def _read(row: sqlite3.Row) -> ModelVersion:
-    fields = json.loads(row["record"])
-    held_out = fields["held_out"]
-    return ModelVersion(**fields | {"held_out": None if held_out is None else HeldOutMetrics(**held_out)})
+    with reading_record("model"):
+        fields = json.loads(row["record"])
+        held_out = fields["held_out"]
+        return ModelVersion(**fields | {"held_out": None if held_out is None else HeldOutMetrics(**held_out)})
 
 
 def _write_copy(store: Store, model: ModelVersion) -> None:

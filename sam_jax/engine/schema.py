@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from sam_jax.errors import UserError
@@ -12,6 +16,8 @@ from sam_jax.files import make_folder, remove
 VERSION = 1
 APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
 BUSY_SECONDS = 60.0  # how long a writer waits for another one
+MAX_CHECKED = 1 << 26  # bytes of a file that is read through when it is opened; damage of larger ones shows on the way
+MIN_FREE = 1 << 16  # bytes; with less, SQLite fails in many ways, most of which do not name the cause
 
 TABLES = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -70,21 +76,18 @@ def create(path: Path) -> None:
     The file appears only once it is complete, and several processes may create it at the same time.
 
     Raises:
-        OSError: the folder can't be written to.
+        OSError: the folder can't be written to, or the disk is full.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
-        db = _connect(temporary)
-        try:
+        with explaining(path), contextlib.closing(_connect(temporary)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(f"BEGIN IMMEDIATE; {TABLES}")
             db.execute("INSERT INTO settings VALUES ('stage', 'assisted-manual')")
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {VERSION}")
             db.execute("COMMIT")
-        finally:
-            db.close()
         os.link(temporary, path)
     except FileExistsError:
         pass
@@ -97,15 +100,14 @@ def connect(path: Path) -> sqlite3.Connection:
     """Opens a connection for one thread, on which a commit returns once its changes are on disk.
 
     Raises:
-        UserError: the file is no store, or one of another version.
+        UserError: the file is no store, damaged, or of another version.
+        OSError: it can't be opened.
     """
-    try:
+    with explaining(path):
         db = _connect(path)
         application, version = (
             db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"expected a store of the data engine at {path}: {error}") from error
     if application != APPLICATION:
         db.close()
         raise UserError(f"expected a store of the data engine at {path}, got another SQLite file")
@@ -120,19 +122,47 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def check_whole(db: sqlite3.Connection, path: Path) -> None:
-    """Looks for damage before anything is read or written.
+    """Looks for damage before anything is read or written, if the file is small enough to be read in a moment.
 
     Raises:
         UserError: the file is damaged.
+        OSError: it can't be read.
+    """
+    with explaining(path):
+        if path.stat().st_size <= MAX_CHECKED:
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise damaged(path, found)
+
+
+@contextlib.contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turns what SQLite raises in the block into an error that says what is wrong with the file.
+
+    Raises:
+        OSError: the disk is full, others have locked the file for too long, or it can't be opened or written.
+        UserError: it is no SQLite file, or damaged: pages, tables that are missing, or values that can't be read.
     """
     try:
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        yield
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):  # locked, no space, read-only: says nothing of damage
-            raise OSError(f"{path}: {error}") from error
-        found = error
-    if found != "ok":
-        raise damaged(path, found)
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code == sqlite3.SQLITE_NOTADB:
+            raise UserError(f"expected a store of the data engine at {path}: {error}") from error
+        if type(error) is sqlite3.DatabaseError or (
+            isinstance(error, sqlite3.OperationalError) and code == sqlite3.SQLITE_ERROR
+        ):
+            raise damaged(path, error) from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise _of_system(path, error) from error
+        raise  # a constraint, or a call that is wrong
+
+
+def _of_system(path: Path, error: sqlite3.OperationalError) -> OSError:
+    full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+    if full or shutil.disk_usage(path.parent).free < MIN_FREE:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return OSError(f"{path}: {error}")
 
 
 def damaged(path: Path, what: object) -> UserError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sam_jax.engine.records import MaskRecord, Stage, StoredImage
+from sam_jax.engine.records import STAGES, MaskRecord, Stage, StoredImage
 from sam_jax.errors import UserError
 
 IMAGE = (
@@ -34,13 +36,32 @@ def mask_to_json(record: MaskRecord) -> str:
 
 
 def mask_from_json(text: str) -> MaskRecord:
-    """Returns the mask of a record in the tables masks or history."""
-    return MaskRecord(**json.loads(text))
+    """Returns the mask of a record in the tables masks or history; raises a UserError if it is damaged."""
+    with reading_record("mask"):
+        return MaskRecord(**json.loads(text))
+
+
+@contextlib.contextmanager
+def reading_record(what: str) -> Iterator[None]:
+    """Turns what JSON and our records raise on values that are damaged into an error that says so.
+
+    Raises:
+        UserError: the record can't be read.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"the project's engine.sqlite is damaged: the record of a {what} can't be read ({str(error)[:200]}); put "
+            "back a copy of the file"
+        ) from error
 
 
 def stage_of(db: sqlite3.Connection) -> Stage:
-    """Returns the stage that the project is in."""
-    return db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()[0]
+    """Returns the stage that the project is in; raises a UserError if that is damaged."""
+    row = db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()
+    with reading_record("stage"):
+        return STAGES[STAGES.index(row[0])]
 
 
 def to_image(row: sqlite3.Row) -> StoredImage:

@@ -42,7 +42,8 @@ class Store:
 
     Raises:
         MissingFile: the store does not exist and `create` is False.
-        UserError: the file is no store, damaged, or of another version.
+        UserError: the file is no store, damaged, or of another version. Later calls raise it too, if they meet damage.
+        OSError: it can't be opened. Later calls raise it too, if the disk is full or others lock the file for too long.
     """
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
@@ -70,31 +71,34 @@ class Store:
 
         It waits for other writers, who then wait for it, so nothing slow belongs in the block.
         """
-        db = self._db()
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # locked for too long, no space left
-            raise OSError(f"{self._path}: {error}") from error
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise schema.damaged(self._path, error) from error
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+        with schema.explaining(self._path):
+            db = self._db()
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Gives the connection to read from, without waiting for writers."""
+        with schema.explaining(self._path):
+            yield self._db()
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Returns the rows of a query, without waiting for writers."""
-        return self._db().execute(query, values).fetchall()
+        with self._reading() as db:
+            return db.execute(query, values).fetchall()
 
     # Stage
 
     @property
     def stage(self) -> Stage:
         """The stage that the project is in."""
-        return statements.stage_of(self._db())
+        with self._reading() as db:
+            return statements.stage_of(db)
 
     def set_stage(self, stage: Stage) -> None:
         """Moves the project to any stage, and logs it; `stages.move_to_stage` goes only one step at a time."""
@@ -141,7 +145,8 @@ class Store:
 
     def image(self, picture_id: int) -> StoredImage:
         """Returns an image; raises a UserError if there is none of that id."""
-        return statements.image_of(self._db(), picture_id)
+        with self._reading() as db:
+            return statements.image_of(db, picture_id)
 
     def images(self, state: str | None = None) -> list[StoredImage]:
         """Returns all images, or those in one state: free, open or done."""
@@ -193,7 +198,8 @@ class Store:
     def upcoming(self, annotator: str, count: int) -> list[StoredImage]:
         """Returns the images that `claim` would open next if nobody else claimed any, without opening them."""
         check_annotator(annotator)
-        return [statements.to_image(row) for row in statements.free_images(self._db(), annotator, count)]
+        with self._reading() as db:
+            return [statements.to_image(row) for row in statements.free_images(db, annotator, count)]
 
     def finish(self, picture_id: int, annotator: str, outcome: Outcome = "done", seconds: float = 0.0) -> None:
         """Ends an annotator's work on an image. A repeated call changes nothing.
@@ -345,7 +351,8 @@ class Store:
 
     def masks(self, picture_id: int) -> list[MaskRecord]:
         """Returns an image's masks, including rejected ones, by rank and then by age."""
-        return statements.masks_of(self._db(), picture_id)
+        with self._reading() as db:
+            return statements.masks_of(db, picture_id)
 
     def history(self, mask_id: str) -> list[dict[str, Any]]:
         """Returns all actions on a mask, oldest first.

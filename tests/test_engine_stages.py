@@ -24,7 +24,7 @@ from sam_jax.engine.promotion import promote
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.report import write_report
 from sam_jax.engine.retraining import drop_training, retrain
-from sam_jax.engine.stages import init_project, judge_prefilled, move_to_stage, summarize
+from sam_jax.engine.stages import PrefillJudgement, init_project, judge_prefilled, move_to_stage, summarize
 from sam_jax.engine.store import Store
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle, encode_rle
@@ -93,7 +93,7 @@ def test_stages_follow_each_other(project):
 
 
 @pytest.mark.slow
-def test_training_freezes_a_version_and_gives_a_candidate_that_is_measured(project, small):
+def test_training_freezes_a_version_and_gives_a_candidate_that_is_measured(project, small, monkeypatch):
     store, examples = project
     annotate(store, examples)
     model = retrain(store, overrides=QUICK)
@@ -104,6 +104,8 @@ def test_training_freezes_a_version_and_gives_a_candidate_that_is_measured(proje
     jax.tree.map(np.testing.assert_array_equal, tuned["image_encoder"], start["image_encoder"])
     assert current_model(store).number == 1
     assert (store.folder / "models/0002/model.json").is_file()
+    assert promote(store).promoted is None
+    monkeypatch.setattr(promotion, "MIN_IMAGES", 3)
     decision = promote(store)
     assert decision.candidate.held_out.masks == decision.current.held_out.masks == 6
     difference = decision.candidate.held_out.miou - decision.current.held_out.miou
@@ -192,6 +194,7 @@ def test_a_candidate_is_promoted_only_if_held_out_miou_does_not_fall(project, mo
         promotion, "evaluate", lambda store, model, held_out: HeldOutMetrics(held_out.number, figures[model.number], 6)
     )
     monkeypatch.setattr(promotion, "difference_interval", lambda *_: (-1.0, 1.0))
+    monkeypatch.setattr(promotion, "MIN_IMAGES", 3)
     code = cli.main(["engine", "promote", str(store.folder)])
     assert code == (0 if promoted else 1)
     assert current_model(store).number == (2 if promoted else 1)
@@ -202,6 +205,63 @@ def test_a_candidate_is_promoted_only_if_held_out_miou_does_not_fall(project, mo
     assert events[-1]["state"] == ("promoted" if promoted else "refused")
     assert events[-1]["held_out"]["miou"] == miou
     assert cli.main(["engine", "promote", str(store.folder), "--model", "9"]) == 2
+
+
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_there_is_no_verdict_on_few_held_out_images(tmp_path, small, monkeypatch, capsys, done):
+    (tmp_path / "photos").mkdir()
+    examples = {example.path.name: example for example in write_examples(tmp_path / "photos", 6)}
+    store, _ = init_project(tmp_path / "project", tmp_path / "photos", str(small), 0.99)
+    annotate(store, examples, done)
+    candidate = add_model(store, "sam", "candidate", "models/{number}/model.safetensors", parent=1, dataset=1)
+    monkeypatch.setattr(promotion, "evaluate", None)  # nothing is computed
+    assert cli.main(["engine", "promote", str(store.folder)]) == 1
+    written = capsys.readouterr().out
+    assert f"no verdict on model 2: {done} held-out image" in written
+    assert f"annotate {6 - done} more of the {6 - done} held-out images" in written
+    assert "interval" not in written
+    assert list_models(store)[-1] == candidate
+    assert current_model(store).number == 1
+
+
+def test_without_enough_held_out_images_more_are_asked_for(project, monkeypatch, capsys):
+    store, examples = project
+    annotate(store, examples)
+    add_model(store, "sam", "candidate", "models/{number}/model.safetensors", parent=1, dataset=1)
+    assert promote(store).promoted is None
+    assert cli.main(["engine", "promote", str(store.folder)]) == 1
+    assert "3 held-out images have masks, and on fewer than 6" in (written := capsys.readouterr().out)
+    assert "--held-out 0.3" in written
+
+
+def test_a_project_of_a_model_that_the_package_no_longer_has_goes_on_with_another(project, tmp_path, capsys):
+    _, examples = project
+    store = Store(tmp_path / "old")
+    add_model(store, "sam", "promoted", "tiny")
+    store.add_images(tmp_path / "photos", examples, 0.0)
+    annotate(store, examples, 3)
+    folder, photos = str(store.folder), str(tmp_path / "photos")
+    store.set_stage("semi-automatic")
+    for command in (
+        ["engine", "train", folder],
+        ["engine", "train", folder, "--detector"],
+        ["engine", "prefill", folder, "--from", "everything"],
+        ["annotate", photos, "--project", folder],
+    ):
+        assert cli.main(command) == 2
+        assert f"sam-jax engine init {folder} --images FOLDER --model small" in capsys.readouterr().err
+    assert summarize(store)["datasets"] == []
+    assert cli.main(["engine", "init", folder, "--images", photos]) == 0
+    assert model_in_use(store, "vit_b") == ("vit_b", "vit_b")
+    stopped = add_model(store, "sam", "training", "models/{number}/model.safetensors", parent=1, dataset=1, config=[])
+    assert cli.main(["engine", "init", folder, "--images", photos, "--model", "small"]) == 0
+    assert model_in_use(store) == ("small", "sam 3")
+    assert len(store.images()) == 12
+    assert cli.main(["engine", "train", folder]) == 2
+    assert "--drop" in capsys.readouterr().err
+    assert drop_training(store, "sam").number == stopped.number
+    assert cli.main(["engine", "init", folder, "--images", photos]) == 0
+    assert cli.main(["engine", "init", folder, "--images", photos, "--model", "vit_b"]) == 2
 
 
 def test_two_commands_do_not_change_a_model_at_once(project):
@@ -267,8 +327,28 @@ def test_what_people_made_of_pre_filled_masks_is_counted(project):
         store.delete_mask(second.id, "ann")
         store.finish(image.id, "ann")
     judged = judge_prefilled(store)
-    assert dataclasses.astuple(judged) == (1 + 4, 1, 1, 1 + 4)
-    assert judged.precision == 6 / 12
+    assert judged == PrefillJudgement(accepted=0, slightly=1, much=1, rejected=1 + 4, left=1 + 4)
+    assert judged.precision == 1 / 7
+
+
+@pytest.mark.parametrize("accepted", [0, 1, 3])
+def test_masks_that_nobody_looked_at_say_nothing_of_precision(project, capsys, accepted):
+    store, _ = project
+    move_to_stage(store, "semi-automatic")
+    prefill(store, FixedProposer(), max_images=2)
+    for _ in range(2):
+        image = store.claim("ann")
+        for mask in store.masks(image.id)[:accepted]:
+            store.save_mask(dataclasses.replace(mask, state="accepted", annotator="ann"))
+        store.finish(image.id, "ann")
+    judged = judge_prefilled(store)
+    assert (judged.accepted, judged.left) == (2 * accepted, 6 - 2 * accepted)
+    assert judged.precision == (1.0 if accepted else None)
+    assert cli.main(["engine", "status", str(store.folder)]) == 0
+    written = capsys.readouterr().out
+    assert ("precision" in written) == (accepted > 0)
+    assert ("nobody judged" in written) == (accepted < 3)
+    assert (f": {judged.left}\n" in written) == (accepted < 3)
 
 
 def test_a_detector_and_everything_mode_propose_masks_of_the_images_size(small, tmp_path):
@@ -343,6 +423,17 @@ def test_the_report_shows_every_stage_that_has_masks(project):
         assert f"({name}.png)" in text
         with Image.open(store.folder / "report" / f"{name}.png") as image:
             assert len(image.convert("L").getcolors() or []) > 5
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("seconds", [0.0, 4.0])
+def test_a_report_of_masks_without_times_warns_of_nothing(project, seconds):
+    store, examples = project
+    annotate(store, examples, 4)
+    with store.transaction() as db:
+        db.execute("UPDATE masks SET record = json_set(record, '$.seconds', ?)", (seconds,))
+    change_model(store, current_model(store), "promoted", HeldOutMetrics(1, 0.0, 3))
+    assert "(seconds.png)" in write_report(store).read_text()
 
 
 def test_commands_say_what_is_missing(tmp_path, capsys):

@@ -30,8 +30,9 @@ class EngineInit(CheckedFields):
     """Folder of the project: its store, datasets and models."""
     images: Path
     """Folder of the images, with all below it. They stay where they are."""
-    model: str = "small"
-    """Name or path of the model to begin with."""
+    model: str | None = None
+    """Name or path of the model to begin with; small by default. Also the one to go on with, where the package no
+    longer has the project's model."""
     held_out: Rate = 0.1
     """Fraction of the images that models are evaluated on and never trained on; people annotate them like the rest."""
 
@@ -142,6 +143,7 @@ class EngineTrain:
 class EnginePromote(CheckedFields):
     """Evaluates a candidate on the held-out images, and uses it from now on if it is not worse than the current model.
 
+    At least 6 held-out images must be annotated; on fewer a difference may well be chance, and there is no verdict.
     There is no --force: a model that is worse on images it has not seen would draw worse masks, on which the next
     model would be trained. More data, or another config, is the way.
     """
@@ -152,7 +154,7 @@ class EnginePromote(CheckedFields):
     """Number of the candidate; by default the newest."""
 
     def run(self) -> int:
-        """Promotes the candidate, or says why not and returns 1."""
+        """Promotes the candidate, or says why not, or why there is no verdict, and returns 1."""
         from sam_jax.engine.promotion import promote
         from sam_jax.engine.store import Store
 
@@ -161,6 +163,9 @@ class EnginePromote(CheckedFields):
         if decision.promoted:
             print(f"model {number} is promoted: {decision.reason}")
             return 0
+        if decision.promoted is None:
+            print(f"no verdict on model {number}: {decision.reason}")
+            return 1
         print(
             f"model {number} is not promoted: {decision.reason}. There is no --force: it would draw worse masks, on "
             "which the next model would be trained; annotate more, or train with another config"

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Literal
 
-from sam_jax.checkpoints.hub import EMBEDDED
+from sam_jax.checkpoints.hub import EMBEDDED, REPLACED
 from sam_jax.engine.statements import log_event, now, reading_record
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
@@ -51,9 +51,23 @@ def model_folder(store: Store, number: int) -> Path:
 
 
 def load_name(store: Store, model: ModelVersion) -> str:
-    """Returns the name or path by which `checkpoints.hub.load_model` loads a model version."""
+    """Returns the name or path by which `checkpoints.hub.load_model` loads a model version.
+
+    Raises:
+        UserError: the package no longer has the model; the message says how to go on.
+    """
+    if (successor := replacement_of(store, model)) is not None:
+        raise UserError(
+            f"{describe(model)} of {store.folder} is {model.source!r}, which is no longer in the package; go on with "
+            f"{successor!r}, which replaced it: sam-jax engine init {store.folder} --images FOLDER --model {successor}"
+        )
     path = store.folder / model.source
     return str(path) if path.exists() else model.source
+
+
+def replacement_of(store: Store, model: ModelVersion) -> str | None:
+    """Returns the name that took the place of a model's in the package; None if the model is still to be had."""
+    return None if (store.folder / model.source).exists() else REPLACED.get(model.source)
 
 
 def describe(model: ModelVersion) -> str:

@@ -18,6 +18,8 @@ from sam_jax.engine.models import (
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
 
+MIN_IMAGES = 6  # with fewer, all may move the same way by chance more often than 1 time in 20: 2 * 0.5 ** 5 = 6 %
+
 
 @dataclasses.dataclass(frozen=True)
 class Promotion:
@@ -25,7 +27,7 @@ class Promotion:
 
     candidate: ModelVersion
     current: ModelVersion  # the model that was in use before
-    promoted: bool
+    promoted: bool | None  # None: there are too few held-out images to decide
     reason: str
 
 
@@ -34,7 +36,8 @@ def promote(store: Store, number: int | None = None) -> Promotion:
 
     The candidate is promoted if its mIoU after one click is at least that of the current model. Both values, the
     confidence interval of their difference, and the decision are recorded. The rule cannot be overridden: a worse model
-    would draw the next stage's masks, on which the next models are trained.
+    would draw the next stage's masks, on which the next models are trained. On fewer than `MIN_IMAGES` images nothing
+    is evaluated or decided, and the candidate stays one.
 
     Args:
         number: number of the candidate; None means the newest.
@@ -52,6 +55,8 @@ def promote(store: Store, number: int | None = None) -> Promotion:
         raise UserError(f"expected {which} in {store.folder}, found none; train one first (sam-jax engine train)")
     candidate = candidates[-1]
     held_out = freeze(store, "held_out")
+    if held_out.pictures < MIN_IMAGES:
+        return Promotion(candidate, current, None, _explain_too_few(store, held_out.pictures))
     before, after = (evaluate(store, model, held_out) for model in (current, candidate))
     low, high = difference_interval(store, candidate, current, held_out)
     figures = (
@@ -63,6 +68,18 @@ def promote(store: Store, number: int | None = None) -> Promotion:
     current = change_model(store, current, current.state, before, "measured beside a candidate")
     changed = change_model(store, candidate, "promoted" if good else "refused", after, reason)
     return Promotion(changed, current, good, reason)
+
+
+def _explain_too_few(store: Store, images: int) -> str:
+    left = sum(stored.split == "held_out" for state in ("open", "free") for stored in store.images(state))
+    way = (
+        f"annotate {MIN_IMAGES - images} more of the {left} held-out images that are left"
+        if images + left >= MIN_IMAGES
+        else "add images, of which more are held out (sam-jax engine init PROJECT --images FOLDER --held-out 0.3), and "
+        "annotate those"
+    )
+    few = f"{images} held-out image{'s have' if images > 1 else ' has'} masks"
+    return f"{few}, and on fewer than {MIN_IMAGES} a difference may well be chance; {way}"
 
 
 def evaluate(store: Store, model: ModelVersion, held_out: DatasetVersion) -> HeldOutMetrics:

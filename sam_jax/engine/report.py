@@ -103,7 +103,10 @@ def _draw_histograms(
             shares = np.histogram(np.clip(found, 0, top), edges)[0] / len(found)
             axes.plot(centres, 100 * shares, color=_colour(stage), label=f"{stage} ({len(found)})")
     axes.set(xlabel=label, ylabel="percent", xlim=(0, top), ylim=(0, None))
-    axes.legend(frameon=False, fontsize="small")
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "nothing was recorded", transform=axes.transAxes, ha="center", color="0.5")
 
 
 def _draw_per_image(axes: Axes, by_stage: StatisticsByStage) -> None:
@@ -151,7 +154,9 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
     colours = ["C0" if model["state"] == "promoted" else "0.7" for model in models]
     bars = axes.bar(numbers, mious, color=colours, width=0.6)
     axes.bar_label(bars, [f"{miou:.1f}" for miou in mious])
-    axes.set(xlabel="model (grey: not promoted)", ylabel="mIoU after one click, percent", ylim=(0, max(mious) * 1.15))
+    axes.set(
+        xlabel="model (grey: not promoted)", ylabel="mIoU after one click, percent", ylim=(0, max(mious) * 1.15 or 1)
+    )
 
 
 def _plot_centres(path: Path, by_stage: StatisticsByStage) -> None:

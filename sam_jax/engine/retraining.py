@@ -22,6 +22,7 @@ from sam_jax.engine.models import (
     list_models,
     load_name,
     model_folder,
+    replacement_of,
 )
 from sam_jax.engine.store import Store
 from sam_jax.errors import UserError
@@ -89,7 +90,8 @@ def _retrain(store: Store, kind: Kind, arguments: list[str], automatic: Sequence
     if start is None:
         raise UserError(f"{store.folder} has no model to start from; give it one with sam-jax engine init --model")
     if model is None:
-        _read_config(kind, arguments)  # a mistake in it is found before data are frozen
+        load_name(store, start)  # a model that is no longer to be had, or a mistake in the config, is found before
+        _read_config(kind, arguments)  # data are frozen
         dataset = freeze(store, "train", automatic)
         model = add_model(
             store,
@@ -132,6 +134,11 @@ def _run(store: Store, model: ModelVersion) -> ModelVersion:
 
     assert model.dataset is not None
     (parent,) = [m for m in list_models(store) if m.number == model.parent]
+    if replacement_of(store, parent) is not None:
+        raise UserError(
+            f"{describe(model)} is in training from {parent.source!r}, which is no longer in the package; start anew: "
+            f"sam-jax engine train {store.folder} --drop"
+        )
     config, out = _read_config(model.kind, model.config), model_folder(store, model.number) / "run"
     data = dataclasses.replace(
         config.data, path=version_folder(store, "train", model.dataset).resolve(), format="sa1b", images=None

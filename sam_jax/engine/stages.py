@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sam_jax.checkpoints.hub import EMBEDDED
 from sam_jax.engine.datasets import list_versions
-from sam_jax.engine.models import add_model, current_model, list_models
+from sam_jax.engine.models import add_model, current_model, list_models, replacement_of
 from sam_jax.engine.records import STAGES, Stage
 from sam_jax.engine.statements import mask_from_json
 from sam_jax.engine.store import Store
@@ -19,13 +20,14 @@ from sam_jax.ops.rle import rle_iou
 SLIGHT_EDIT_IOU = 0.9  # a pre-filled mask with at least this IoU before and after its edit counts as correct
 
 
-def init_project(folder: Path, images: Path, model: str, held_out: float) -> tuple[Store, int]:
+def init_project(folder: Path, images: Path, model: str | None, held_out: float) -> tuple[Store, int]:
     """Creates a project, or adds new images to one.
 
     Args:
         folder: folder of the project.
         images: folder that is searched for images, with all folders below it.
-        model: name or path of the model to start with.
+        model: name or path of the model to start with; None: `small`, or the one that the project has. In a project
+            whose model the package no longer has, it takes that one's place.
         held_out: fraction of the images on which models are evaluated, 0 to 1.
 
     Returns:
@@ -38,14 +40,19 @@ def init_project(folder: Path, images: Path, model: str, held_out: float) -> tup
     from sam_jax.data.images import find_images
 
     found = find_images([images], folder)
-    source = str(Path(model).resolve()) if Path(model).exists() else model
     store = Store(folder)
-    first = next(iter(list_models(store, "sam")), None)
-    if first is not None and first.source != source:
-        raise UserError(f"{folder} began with the model {first.source}; got {source}")
+    first, current = next(iter(list_models(store, "sam")), None), current_model(store)
     if first is None:
-        add_model(store, "sam", "promoted", source)
+        add_model(store, "sam", "promoted", _source(model or EMBEDDED))
+    elif model is not None and _source(model) != first.source:
+        if current is None or replacement_of(store, current) is None:
+            raise UserError(f"{folder} began with the model {first.source}; got {_source(model)}")
+        add_model(store, "sam", "promoted", _source(model))
     return store, store.add_images(images, [str(stored.name) for stored in found], held_out)
+
+
+def _source(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).exists() else model
 
 
 def move_to_stage(store: Store, stage: Stage) -> None:
@@ -64,24 +71,25 @@ def move_to_stage(store: Store, stage: Stage) -> None:
 class PrefillJudgement:
     """What people did with pre-filled masks, as counts of masks on finished images."""
 
-    untouched: int = 0
+    accepted: int = 0  # as they were, each by itself
     slightly: int = 0  # edited, with an IoU of at least SLIGHT_EDIT_IOU before and after
     much: int = 0  # edited, with a lower IoU
     rejected: int = 0  # rejected or deleted
+    left: int = 0  # nobody touched them before the image was finished, which kept them
 
     @property
-    def total(self) -> int:
-        """The number of pre-filled masks."""
-        return self.untouched + self.slightly + self.much + self.rejected
+    def judged(self) -> int:
+        """The number of masks that somebody accepted, edited or rejected."""
+        return self.accepted + self.slightly + self.much + self.rejected
 
     @property
     def precision(self) -> float | None:
-        """The fraction of masks that were left untouched or edited slightly; None if there are no masks."""
-        return (self.untouched + self.slightly) / self.total if self.total else None
+        """The fraction of judged masks that were accepted or edited slightly; None if none was judged."""
+        return (self.accepted + self.slightly) / self.judged if self.judged else None
 
 
 def judge_prefilled(store: Store) -> PrefillJudgement:
-    """Counts what people did with pre-filled masks."""
+    """Counts what people did with pre-filled masks. On images that were opened again since, none counts as left."""
     counts = Counter(_judgements(store))
     return PrefillJudgement(**counts)
 
@@ -89,7 +97,8 @@ def judge_prefilled(store: Store) -> PrefillJudgement:
 def _judgements(store: Store) -> Iterator[str]:
     rows = store.rows(
         "SELECT masks.record AS last, deleted, history.record AS first, "
-        "(SELECT annotator FROM history WHERE mask_id = masks.id ORDER BY id DESC LIMIT 1) AS who "
+        "(SELECT annotator FROM history WHERE mask_id = masks.id ORDER BY id DESC LIMIT 1) AS who, "
+        "changed = finished AS kept_by_finishing "
         "FROM masks JOIN pictures ON pictures.id = picture_id "
         "JOIN history ON history.id = (SELECT min(id) FROM history WHERE mask_id = masks.id) "
         "WHERE pictures.state = 'done' AND json_extract(masks.record, '$.origin') = 'prefilled'"
@@ -102,7 +111,7 @@ def _judgements(store: Store) -> Iterator[str]:
         elif last.state == "rejected":
             yield "rejected"
         elif first.segmentation == last.segmentation:
-            yield "untouched"
+            yield "left" if row["kept_by_finishing"] else "accepted"
         else:
             yield "slightly" if rle_iou(first.segmentation, last.segmentation) >= SLIGHT_EDIT_IOU else "much"
 
@@ -140,12 +149,7 @@ def describe_status(summary: dict[str, Any]) -> str:
         lines.append(f"images, {split.replace('_', ' ')}: {states}")
     for row in summary["masks"]:
         lines.append(f"masks, {row['stage']}: {row['n']} {row['origin']}, {row['state']}")
-    if summary["prefilled"]["precision"] is not None:
-        row = summary["prefilled"]
-        lines.append(
-            f"pre-filled masks: precision {row['precision']:.1%} ({row['untouched']} untouched, edited slightly "
-            f"{row['slightly']} and much {row['much']}, {row['rejected']} rejected)"
-        )
+    lines += _describe_prefilled(summary["prefilled"])
     for row in summary["annotators"]:
         lines.append(f"annotator {row['annotator']}: {row['done']} done, {row['open']} open, {row['seconds']:.0f} s")
     for row in summary["datasets"]:
@@ -153,6 +157,19 @@ def describe_status(summary: dict[str, Any]) -> str:
     for row in summary["models"]:
         lines.append(describe_model(row, summary["model"]))
     return "\n".join(lines)
+
+
+def _describe_prefilled(row: dict[str, Any]) -> list[str]:
+    edited = row["slightly"] + row["much"]
+    lines = []
+    if row["precision"] is not None:
+        lines.append(
+            f"pre-filled masks, judged: {row['accepted']} accepted, {edited} edited ({row['slightly']} slightly), "
+            f"{row['rejected']} rejected: precision {row['precision']:.1%}"
+        )
+    if row["left"]:
+        lines.append(f"pre-filled masks that nobody judged, kept when their images were finished: {row['left']}")
+    return lines
 
 
 def describe_model(row: dict[str, Any], current: int | None) -> str:

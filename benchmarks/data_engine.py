@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.coco import read_coco
 from sam_jax.engine.datasets import read_automatic
@@ -49,6 +48,7 @@ from sam_jax.engine.stages import init_project, judge_prefilled, summarize
 from sam_jax.engine.store import Store
 from sam_jax.evals.clicks import first_click, next_click
 from sam_jax.ops.rle import Rle, decode_rle, rle_area, rle_iou
+from sam_jax.progress import ProgressBar
 
 THRESHOLDS = (0.5, 0.75)
 
@@ -255,7 +255,7 @@ class Run:
     def annotate(self, stage: str, pictures: int) -> None:
         """A stage's images, and all held-out ones that come before them in the queue."""
         store, done = Store(self.project), 0
-        with Page(self.photos, self.project, "script") as page, tqdm(total=pictures, desc=stage) as bar:
+        with Page(self.photos, self.project, "script") as page, ProgressBar(total=pictures, desc=stage) as bar:
             person = Person(page, self.options.good, self.options.clicks)
             outliner = Person(page, self.options.good, 0)
             started = time.perf_counter()

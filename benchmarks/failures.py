@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sam_jax import SamPredictor, load_model
 from sam_jax.data.examples import Example
@@ -25,6 +24,7 @@ from sam_jax.evals.single_point import SinglePointConfig, open_sample
 from sam_jax.files import read_json, replacing
 from sam_jax.ops.draw import WHITE, add_caption, draw_masks, tile
 from sam_jax.ops.rle import decode_rle
+from sam_jax.progress import ProgressBar
 from sam_jax.prompting.prompts import Prompt
 
 DATASET = "coco_small"
@@ -90,7 +90,7 @@ def main() -> None:
     sample = open_sample(SinglePointConfig(options.data, max_images=0, max_masks=0), DATASET)
     examples = [example for example in sample.examples.values() if example.path.stem in shown]
     predictor = SamPredictor(load_model(options.model))
-    worst = [worst_of(predictor, example, options.min_area) for example in tqdm(examples, unit="image")]
+    worst = [worst_of(predictor, example, options.min_area) for example in ProgressBar(examples, unit="image")]
     failures = sorted((failure for failure in worst if failure), key=lambda failure: (failure.iou, failure.best))[
         : options.count
     ]

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sam_jax.config import VIT_H, DataConfig
 from sam_jax.data.augment import prepare_example
 from sam_jax.data.examples import Example
 from sam_jax.ops.rle import encode_rle
+from sam_jax.progress import ProgressBar
 
 H, W, MASKS = 1500, 2250, 100
 
@@ -50,7 +50,7 @@ def main() -> None:
     if not paths:
         parser.error(f"--images: expected a folder with *.jpg, found none in {options.images}")
     rng = np.random.default_rng(0)
-    examples = [make_example(path, rng) for path in tqdm(paths, desc="making images")]
+    examples = [make_example(path, rng) for path in ProgressBar(paths, desc="making images")]
     print(f"JPEG: {statistics.mean(len(e.encoded or b'') for e in examples) / 1e6:.2f} MB an image")
     run_lengths = [sum(len(mask["counts"]) for mask in e.masks) for e in examples]
     print(f"run lengths: {statistics.mean(run_lengths) / 1e3:.0f} kB an image")

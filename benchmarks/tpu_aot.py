@@ -41,12 +41,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.extend import core
-from tqdm import tqdm
 
 from sam_jax.config import TrainConfig
 from sam_jax.modeling import init_params
 from sam_jax.parallel.mesh import make_mesh
 from sam_jax.parallel.wrap import jit_step
+from sam_jax.progress import ProgressBar
 from sam_jax.training.flops import PEAK_FLOPS, step_flops
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import init_state, train_step
@@ -309,7 +309,7 @@ def main() -> None:
     results = []
     configurations = [(recipe, topology) for recipe in options.recipes for topology in options.topologies]
     try:
-        for recipe, topology in tqdm(configurations, desc="compiling", unit="program"):
+        for recipe, topology in ProgressBar(configurations, desc="compiling", unit="program"):
             config = load_recipe(recipe, len(topology_devices(topology)), options)
             name = f"{recipe}_{topology.replace(':', '_')}_fsdp{config.parallel.fsdp}_{options.images}_{options.side}"
             name += f"_effort{options.effort:g}" if options.effort != -1 else ""

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.training_sets import read_training_sets
 from sam_jax.evals.baselines import Disc, GrabCut, RegionGrowing
 from sam_jax.evals.click_runs import sample_examples
 from sam_jax.evals.click_simulation import ClickRules, simulate_images
 from sam_jax.evals.segmenters import Segmenter
+from sam_jax.progress import ProgressBar
 
 CANDIDATES: list[Segmenter] = [
     *(RegionGrowing(t) for t in (12, 16, 22, 28, 34, 40, 46)),
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         for name in ("bsds500", "coco_small")
     }
     print("mIoU in percent after 1 click on", ", ".join(samples))
-    for method in tqdm(CANDIDATES, unit="setting"):
+    for method in ProgressBar(CANDIDATES, unit="setting"):
         scores = [
             100
             * np.mean(
@@ -41,4 +41,4 @@ if __name__ == "__main__":
             )
             for sample in samples.values()
         ]
-        tqdm.write(f"{sum(scores) / len(scores):.1f}  {' '.join(f'{score:.1f}' for score in scores)}  {method}")
+        ProgressBar.write(f"{sum(scores) / len(scores):.1f}  {' '.join(f'{score:.1f}' for score in scores)}  {method}")

@@ -19,7 +19,6 @@ from typing import Any, Generic
 
 import jax.numpy as jnp
 from filelock import FileLock
-from tqdm import tqdm
 
 from sam_jax.checkpoints.clip import CLIP
 from sam_jax.checkpoints.detector import DETECTOR
@@ -35,6 +34,7 @@ from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
 from sam_jax.files import digest_file, make_folder, open_to_write_bytes, remove
 from sam_jax.model import Sam
+from sam_jax.progress import ProgressBar
 from sam_jax.ritm.model import Ritm
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -288,7 +288,7 @@ def _transfer(url: str, part: Path) -> None:
             total = None if length is None else int(length) + (start if resumed else 0)
             with (
                 open_to_write_bytes(part, append=resumed) as file,
-                tqdm(
+                ProgressBar(
                     total=total,
                     initial=file.tell(),
                     unit="B",

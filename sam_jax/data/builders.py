@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from sam_jax.data.bad_records import BadRecords, PreparationReport
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.ops.rle import coco_bbox, counts_from_rle
+from sam_jax.progress import ProgressBar
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -100,7 +100,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     def _generate_examples(self, split: str, source: Source) -> Iterator[tuple[str, dict]]:
         before, problem = self.report.images, None
         self.report.problems += getattr(source, "problems", ())
-        for index in tqdm(range(len(source)), split, unit="image", smoothing=0.1):
+        for index in ProgressBar(range(len(source)), split, unit="image", smoothing=0.1):
             try:
                 record = to_record(source[index])
             except BadRecord as error:

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.examples import Example, check_rle
 from sam_jax.data.images import find_image, is_image_name
 from sam_jax.data.segmentations import is_image_size
 from sam_jax.errors import BadRecord
 from sam_jax.files import parse_json, read_bytes
+from sam_jax.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Sa1bSource:
         self.problems: list[BadRecord] = []
         self._names: list[str] = []  # of the images, in their tar or folder
         spans: list[tuple[int, int, int, int, int]] = []  # tar, then offset and length of image and JSON
-        for number, tar in enumerate(tqdm(self.tars, "listing", unit="tar", disable=not progress)):
+        for number, tar in enumerate(ProgressBar(self.tars, "listing", unit="tar", disable=not progress)):
             for name, image, annotation in pairs_of_tar(tar, self.problems):
                 self._names.append(name)
                 spans.append((number, *image, *annotation))

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from sam_jax.files import make_folder, write_atomically
 from sam_jax.ops.rle import coco_bbox, encode_rle
+from sam_jax.progress import ProgressBar
 
 COLOURS = {
     "red": (205, 40, 40),
@@ -112,7 +112,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> Path:
     make_folder(folder / "images")
     images: list[dict] = []
     annotations: list[dict] = []
-    for i in tqdm(range(num_images), desc="drawing shapes", unit="image"):
+    for i in ProgressBar(range(num_images), desc="drawing shapes", unit="image"):
         image, shapes = draw_image(np.random.default_rng((seed, i)))
         name = f"{i:06d}.png"
         Image.fromarray(image).save(folder / "images" / name)

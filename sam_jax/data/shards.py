@@ -11,13 +11,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sam_jax.data.bad_records import PreparationReport
 from sam_jax.data.beam import open_pipeline, watching
 from sam_jax.data.sa1b import Sa1bSource
 from sam_jax.errors import BadRecord
 from sam_jax.files import read_json, remove, replacing, write_atomically
+from sam_jax.progress import ProgressBar
 
 PAIRS_PER_SHARD = 1000  # of a folder
 
@@ -105,7 +104,7 @@ def run_beam(shards: Sequence[RecordShard], options: Sequence[str], workers: int
         remove(shard.report)
     if not todo:
         return
-    with tqdm(total=len(shards), unit="shard") as bar:
+    with ProgressBar(total=len(shards), unit="shard") as bar:
 
         def look() -> None:
             bar.update(sum(shard.report.exists() for shard in shards) - bar.n)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file
 from sam_jax.data.images import READER_THREADS, find_images, read_batches, read_image
@@ -20,6 +19,7 @@ from sam_jax.detection.results import to_results
 from sam_jax.errors import UserError
 from sam_jax.files import make_folder, open_to_write, replacing
 from sam_jax.ops.transforms import fit_image
+from sam_jax.progress import ProgressBar
 
 
 class DetectionInput(NamedTuple):
@@ -103,7 +103,7 @@ def detect_images(
     with (
         replacing(out) as temporary,
         open_to_write(temporary) as file,
-        tqdm(total=len(inputs), unit="image", smoothing=0.1) as bar,
+        ProgressBar(total=len(inputs), unit="image", smoothing=0.1) as bar,
         ThreadPoolExecutor(READER_THREADS) as readers,
     ):
         file.write("[")

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from sam_jax.data.examples import Example
 from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
@@ -31,6 +30,7 @@ from sam_jax.engine.store import Store
 from sam_jax.errors import BadRecord, MissingFile, UserError
 from sam_jax.everything.formats.sa1b import sa1b_annotation
 from sam_jax.files import make_folder, parse_json, read_bytes, read_json, read_json_lines, read_text, remove, write
+from sam_jax.progress import ProgressBar
 
 FOLDERS: dict[Split, str] = {"train": "datasets", "held_out": "held_out"}
 IMAGES_PER_FOLDER = 1000
@@ -198,7 +198,7 @@ def _write_images(store: Store, split: Split, version: _Writer) -> None:
         held_out = [stored for stored in store.images() if stored.split == "held_out"]
         version.seen = {hashlib.sha256(_read(stored)).hexdigest() for stored in held_out}
     done = [stored for stored in store.images("done") if stored.split == split]
-    for stored in tqdm(done, "freezing", unit="image", delay=1):
+    for stored in ProgressBar(done, "freezing", unit="image", delay=1):
         masks = [mask for mask in store.masks(stored.id) if mask.state in KEPT]
         name = f"{stored.id // IMAGES_PER_FOLDER:04d}/sa_{stored.id}{stored.path.suffix.lower()}"
         image = {"image_id": stored.id, "width": stored.width, "height": stored.height, "source": stored.name}
@@ -256,7 +256,7 @@ def _write_automatic(store: Store, path: Path, version: _Writer) -> None:
     listed = path / "pictures.jsonl"
     rows = read_json_lines(listed) if listed.is_file() else []
     leave_out = {row["id"] for row in rows if str(Path(row["url"]).resolve()) in taken}
-    for stored, content in tqdm(read_automatic(path), "freezing automatic masks", unit="image", delay=1):
+    for stored, content in ProgressBar(read_automatic(path), "freezing automatic masks", unit="image", delay=1):
         try:
             image = {key: content["image"][key] for key in ("image_id", "width", "height")}
             source = content["image"]["file_name"]

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.examples import check_rle
 from sam_jax.data.images import decode_image, read_image
@@ -20,6 +19,7 @@ from sam_jax.engine.store import Store
 from sam_jax.errors import AlreadyExists, UserError
 from sam_jax.everything.formats import FORMATS, OBJECT, AnnotatedImage
 from sam_jax.files import make_folder, remove, replacing
+from sam_jax.progress import ProgressBar
 from sam_jax.types import Record
 
 
@@ -151,7 +151,7 @@ def export_project(store: Store, out: Path, format: str, automatic: Sequence[Pat
                 yield annotated
                 next_id = annotated.image_id + 1
 
-    report = write_masks(tqdm(every(), "exporting", unit="image", delay=1), out, format, categories)
+    report = write_masks(ProgressBar(every(), "exporting", unit="image", delay=1), out, format, categories)
     if not report.images:
         remove(out)
         raise UserError(f"expected saved masks in {store.folder}, found none; annotate some first (sam-jax annotate)")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from sam_jax.data.images import READER_THREADS, read_batches, read_image
 from sam_jax.engine.models import current_model, describe, load_name
@@ -25,6 +24,7 @@ from sam_jax.errors import UserError
 from sam_jax.model import Sam
 from sam_jax.ops.rle import Rle, rle_area, rle_iou
 from sam_jax.ops.transforms import fit_image
+from sam_jax.progress import ProgressBar
 
 if TYPE_CHECKING:
     from sam_jax.everything.filter_counts import FilterCounts
@@ -104,7 +104,10 @@ def prefill(store: Store, proposer: Proposer, max_images: int = 0) -> PrefillRep
     def fail(stored: StoredImage, reason: str) -> None:
         report.failures[stored.name] = reason
 
-    with ThreadPoolExecutor(READER_THREADS) as readers, tqdm(total=len(todo), unit="image", desc="pre-filling") as bar:
+    with (
+        ThreadPoolExecutor(READER_THREADS) as readers,
+        ProgressBar(total=len(todo), unit="image", desc="pre-filling") as bar,
+    ):
         for batch in read_batches(readers, todo, read, proposer.batch_size, fail):
             proposals = proposer.propose([image for _, image in batch])
             for (stored, image), found in zip(batch, proposals, strict=True):

@@ -17,13 +17,13 @@ import numpy as np
 import scipy.io
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from tqdm import tqdm
 
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
 from sam_jax.evals.intervals import Interval, draw_images, percentile_interval
 from sam_jax.files import make_folder, read_bytes, read_json, write_atomically
 from sam_jax.parallel.gather import shard_by_process, sync_processes
+from sam_jax.progress import ProgressBar
 
 THRESHOLDS = np.arange(1, 100) / 100
 MAX_DISTANCE = 0.0075  # between matched pixels, as a fraction of the image diagonal
@@ -280,7 +280,7 @@ def _each_image(
     mine = shard_by_process(files)
     with sync_processes(), ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            done = tqdm(pool.map(count_or_read, mine), total=len(mine), desc=label, unit="image")
+            done = ProgressBar(pool.map(count_or_read, mine), total=len(mine), desc=label, unit="image")
             counts = dict(zip(mine, done, strict=True))
         finally:
             pool.shutdown(cancel_futures=True)

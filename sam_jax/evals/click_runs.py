@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.examples import Example, Source
 from sam_jax.errors import EXPECTED_ERRORS, BadRecord, MissingFile, UserError
@@ -19,6 +18,7 @@ from sam_jax.evals.records import MaskRecord, RecordLog, image_key, sum_counts
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.segmenters import Segmenter
 from sam_jax.parallel.gather import all_gather, shard_by_process
+from sam_jax.progress import ProgressBar
 
 Problems = dict[str, list[str]]
 """For each dataset, messages about the images and masks that could not be used."""
@@ -48,7 +48,7 @@ def sample_examples(
     drawn: dict[int, Example] = {}
     problems = []
     masks = 0
-    for row in tqdm(rows, desc="read masks", unit="image", leave=False, delay=2):
+    for row in ProgressBar(rows, desc="read masks", unit="image", leave=False, delay=2):
         if enough and masks >= enough:
             break
         try:
@@ -94,7 +94,7 @@ def open_datasets(
             samples[name] = open_one(name)
         except EXPECTED_ERRORS as error:
             missing[name] = str(error)
-            tqdm.write(f"{name} is left out: {error}")
+            ProgressBar.write(f"{name} is left out: {error}")
     if not samples:
         raise MissingFile(
             "no dataset can be evaluated:\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items())
@@ -137,7 +137,7 @@ def run_clicks(
     mine, failed = [], []
     results = simulate_images(segmenter, [wanted[key] for key in todo], rules, workers)
     for (name, image), result in zip(
-        todo, tqdm(results, total=len(todo), desc=segmenter.name, unit="image"), strict=True
+        todo, ProgressBar(results, total=len(todo), desc=segmenter.name, unit="image"), strict=True
     ):
         if not result.complete:
             failed.append([name, f"{image}: {result.problems[0]}"])

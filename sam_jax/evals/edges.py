@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from sam_jax.bounds import CheckedFields, CountOrNone, Fraction, GridSide, Threads
 from sam_jax.checkpoints.hub import EMBEDDED, load_model
@@ -49,6 +48,7 @@ from sam_jax.ops.transforms import as_rgb
 from sam_jax.parallel.gather import shard_by_process, sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import embed
+from sam_jax.progress import ProgressBar
 from sam_jax.prompting.prompts import PROMPT_BUCKETS, Prompt, pack_prompts
 from sam_jax.types import FOREGROUND
 
@@ -234,7 +234,7 @@ def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) ->
     maps = {id_: out / f"{id_}.png" for id_ in images}
     todo = [id_ for id_ in shard_by_process(maps) if not maps[id_].exists()]
     with sync_processes():
-        for id_ in tqdm(todo, desc=f"{detector.name}: detect", unit="image"):
+        for id_ in ProgressBar(todo, desc=f"{detector.name}: detect", unit="image"):
             edges = detector.detect(read_image(images[id_]))
             file = io.BytesIO()
             Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")

@@ -9,7 +9,6 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.evals.ground_truth import GroundTruthImage
@@ -17,6 +16,7 @@ from sam_jax.evals.mask_scores import Result
 from sam_jax.evals.report import LEFT_OUT, list_section
 from sam_jax.evals.result_files import ResultFolder
 from sam_jax.parallel.gather import all_gather, shard_by_process, sync_processes
+from sam_jax.progress import ProgressBar
 
 Failures = dict[str, str]
 """The reason for each image, by name, that cannot be used."""
@@ -40,7 +40,7 @@ def predict_missing(
     """
     failures: Failures = {}
     todo = folder.missing(shard_by_process(gt_images))
-    with sync_processes(), tqdm(total=len(todo), desc=f"{label}: predict", unit="image") as bar:
+    with sync_processes(), ProgressBar(total=len(todo), desc=f"{label}: predict", unit="image") as bar:
         good = _read_ahead(todo, 2 * batch_size, failures)
         while batch := list(itertools.islice(good, batch_size)):
             members = [gt_image for gt_image, _ in batch]
@@ -81,7 +81,9 @@ def score_images(
     """
     outcomes = []
     done = _each(_Attempt(score), list(tasks.values()), workers)
-    for name, outcome in zip(tasks, tqdm(done, total=len(tasks), desc=f"{label}: score", unit="image"), strict=True):
+    for name, outcome in zip(
+        tasks, ProgressBar(done, total=len(tasks), desc=f"{label}: score", unit="image"), strict=True
+    ):
         if isinstance(outcome, _Failed):
             failures[name] = outcome.reason
         else:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from sam_jax.bounds import Batch, Boxes, CheckedFields, CountOrNone, Fraction, Threads
 from sam_jax.checkpoints.hub import load_detector, load_model
@@ -34,6 +33,7 @@ from sam_jax.files import read_bytes
 from sam_jax.ops.rle import rle_area, rle_iou
 from sam_jax.parallel.gather import sync_processes
 from sam_jax.parallel.start import start_processes
+from sam_jax.progress import ProgressBar
 from sam_jax.prompting.prompts import Prompt
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
@@ -170,7 +170,9 @@ class InstancesConfig(CheckedFields):
             outside += len(rows) - len(usable)
             boxes[gt_image.id] = usable
         if outside:
-            tqdm.write(f"{outside} boxes have no area in their image and are left out: their objects count as missed")
+            ProgressBar.write(
+                f"{outside} boxes have no area in their image and are left out: their objects count as missed"
+            )
         return boxes
 
     def _segment(

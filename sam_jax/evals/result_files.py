@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sam_jax.data.examples import check_rle
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.ground_truth import ANY_CATEGORY, GroundTruth, GroundTruthImage, shorten
 from sam_jax.evals.mask_scores import Result
 from sam_jax.files import make_folder, open_to_write, read_json, replacing, write_atomically
+from sam_jax.progress import ProgressBar
 
 
 class ResultFolder:
@@ -117,7 +116,7 @@ def read_results(file: Path, ground_truth: GroundTruth, field: str) -> dict[int,
             continue
         results[result["image_id"]].append(result)
     if without_area:
-        tqdm.write(f"{file}: {without_area} of {len(content)} boxes have no area and are left out")
+        ProgressBar.write(f"{file}: {without_area} of {len(content)} boxes have no area and are left out")
     return {id_: sorted(rows, key=lambda result: -result["score"]) for id_, rows in results.items()}
 
 

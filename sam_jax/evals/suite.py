@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import jax
 import tyro
-from tqdm import tqdm
 
 from sam_jax.bounds import CheckedFields
 from sam_jax.checkpoints.hub import load_model
@@ -21,6 +20,7 @@ from sam_jax.files import read_json, read_text, write_atomically
 from sam_jax.model import model_identity
 from sam_jax.parallel.gather import all_gather
 from sam_jax.parallel.start import start_processes
+from sam_jax.progress import ProgressBar
 
 DONE = "done.json"  # beside a task's report: the identity of the config and model it was made with
 
@@ -60,7 +60,7 @@ class SuiteConfig(CheckedFields):
         model = model_identity(load_model(self.model))
         outcomes = {
             name: run_task(task, f"{model} {task!r}", self.sources.get(name, ""))
-            for name, task in tqdm(tasks.items(), unit="task", desc="zero-shot")
+            for name, task in ProgressBar(tasks.items(), unit="task", desc="zero-shot")
             if not self.only or name in self.only
         }
         failed = any(outcome["status"] == "failed" for outcome in outcomes.values())

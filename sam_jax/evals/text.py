@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.bounds import Area, CheckedFields, CountOrNone, Seed
 from sam_jax.checkpoints.hub import load_clip, load_model
@@ -32,6 +31,7 @@ from sam_jax.ops.rle import decode_rle
 from sam_jax.parallel.gather import all_gather, shard_by_process
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import Masks, SamPredictor
+from sam_jax.progress import ProgressBar
 from sam_jax.prompting.prompts import Prompt
 
 ROWS = {
@@ -186,7 +186,7 @@ def run(config: TextEvalConfig, model: Sam, clip: Clip) -> dict[str, Any]:
     known = {image_key(line): line for part in all_gather(list(log.lines.values())) for line in part}
     todo = [pair for pair in zip(rows, others, strict=True) if _key(pair[0]) not in known]
     mine = []
-    for row, exchanged in tqdm(shard_by_process(todo), desc="text to mask", unit="image"):
+    for row, exchanged in ProgressBar(shard_by_process(todo), desc="text to mask", unit="image"):
         mine.append(evaluate_image(predictor, row, exchanged))
         log.write(mine[-1])
     known |= {image_key(line): line for part in all_gather(mine) for line in part}

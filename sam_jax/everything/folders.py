@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sam_jax.data.images import READER_THREADS, ImageFile, read_batches, read_image
 from sam_jax.errors import UserError
@@ -24,6 +23,7 @@ from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.formats import FORMATS, AnnotatedImage
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
 from sam_jax.files import make_folder, read_text, write_atomically
+from sam_jax.progress import ProgressBar
 
 WRITER_THREADS = 2
 
@@ -83,7 +83,7 @@ def segment_images(
         bar.update(report.skipped + report.finished + len(report.failures) - bar.n)
 
     with (
-        tqdm(total=len(image_files), initial=report.skipped, unit="image", smoothing=0.1) as bar,
+        ProgressBar(total=len(image_files), initial=report.skipped, unit="image", smoothing=0.1) as bar,
         ThreadPoolExecutor(READER_THREADS) as readers,
         ThreadPoolExecutor(WRITER_THREADS) as writers,
     ):

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from sam_jax.clip.config import ClipConfig
 from sam_jax.clip.network import embed_images, embed_tokens
+from sam_jax.progress import ProgressBar
 from sam_jax.types import Params
 
 LARGEST_SCALE = math.log(100.0)  # of the logits
@@ -78,12 +78,12 @@ def train_clip(
 
     params = jax.tree.map(jnp.array, params)  # a copy: the steps free what they are given
     state = optimizer.init(params)
-    with tqdm(total=steps, desc="training CLIP", unit="step", dynamic_ncols=True) as bar:
+    with ProgressBar(total=steps, desc="training CLIP", unit="step", dynamic_ncols=True) as bar:
         for i in range(1, steps + 1):
             params, state, metrics = step(params, state, next(batches))
             bar.update()
             if i % log_every == 0 or i == steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 bar.set_postfix(values)
-                tqdm.write(f"CLIP, step {i}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.1%}")
+                ProgressBar.write(f"CLIP, step {i}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.1%}")
     return params

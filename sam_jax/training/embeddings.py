@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from sam_jax.config import RunConfig, SamConfig
 from sam_jax.data.examples import Source
@@ -18,6 +17,7 @@ from sam_jax.files import make_folder, open_to_write_bytes, replacing
 from sam_jax.model import Sam
 from sam_jax.parallel.gather import shard_by_process
 from sam_jax.predictor import embed
+from sam_jax.progress import ProgressBar
 from sam_jax.types import Params
 
 
@@ -42,7 +42,7 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
     make_folder(folder)
     todo = [i for i in shard_by_process(range(len(source))) if not embedding_file(folder, i).exists()]
     encoder = Sam(model, params, jnp.dtype(config.dtype))
-    for index in tqdm(todo, desc="encoding images once", unit="image", disable=not todo):
+    for index in ProgressBar(todo, desc="encoding images once", unit="image", disable=not todo):
         try:
             image = source[index].image()
         except BadRecord:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from tqdm import tqdm
 
 from sam_jax.config import MOST_MASKS, TrainConfig
 from sam_jax.data.augment import Row, prepare_example
@@ -27,6 +26,7 @@ from sam_jax.modeling import encode_maps, map_shapes, normalize_images
 from sam_jax.modeling.encoders.base import EncoderPart
 from sam_jax.modeling.image_encoder import frozen_part
 from sam_jax.parallel.gather import shard_by_process, sync_processes
+from sam_jax.progress import ProgressBar
 from sam_jax.training.trainable import trained_in_encoder
 from sam_jax.types import Params
 
@@ -65,7 +65,9 @@ def cache_views(source: Source, params: Params, config: TrainConfig, folder: Pat
         encode = _compile_encoder(params, config, part)
         with (
             ThreadPoolExecutor(max(1, config.data.workers)) as threads,
-            tqdm(total=sum(len(file.numbers) for file in todo), desc="encoding views once", disable=not todo) as bar,
+            ProgressBar(
+                total=sum(len(file.numbers) for file in todo), desc="encoding views once", disable=not todo
+            ) as bar,
         ):
             for file in todo:
                 rows = list(threads.map(functools.partial(_make_view, source, config), file.numbers))
@@ -85,7 +87,7 @@ def _make_view(source: Source, config: TrainConfig, number: int) -> Row | BadRec
 
 
 def _encode_rows(
-    rows: Sequence[Row | BadRecord], encode: Callable[[np.ndarray, np.ndarray], Any], bar: tqdm
+    rows: Sequence[Row | BadRecord], encode: Callable[[np.ndarray, np.ndarray], Any], bar: ProgressBar
 ) -> list[bytes]:
     """Returns the records of views."""
     records = {i: encode_problem(row) for i, row in enumerate(rows) if isinstance(row, BadRecord)}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from sam_jax.config import RunConfig, SamConfig, TrainConfig
 from sam_jax.data.loader import check_batch_fits, fixed_batches, local_part, make_loader
@@ -16,6 +15,7 @@ from sam_jax.data.sources import open_source
 from sam_jax.errors import NonFiniteGradients, WrongType
 from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
+from sam_jax.progress import ProgressBar
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.task import start_detector
 from sam_jax.training.embeddings import cache_embeddings
@@ -66,7 +66,7 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
     program = compile_program(task, params)
     if main:
         claim_folder(out, task.config, resume)
-    tqdm.write(
+    ProgressBar.write(
         f"{len(train_set)} images to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"
         + ("" if task.flops is None else f"; {task.flops / 1e12:.3g} TFLOP a step")
@@ -102,7 +102,9 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
             contextlib.closing(loader) as batches,
             MetricsLog(out, first_step, enabled=main) as log,
             Trace(out, config.profile_steps if main else None) as trace,
-            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main) as bar,
+            ProgressBar(
+                total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not main
+            ) as bar,
         ):
             validation = Validation(task, program, own_batches, validation_batches[0], log, out)
             if first_step == 0:
@@ -143,7 +145,7 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
     exported = jax.jit(functools.partial(model_params, config=config))(state)
     if main:
         task.save(path, jax.device_get(exported))
-        tqdm.write(f"step {step} of {config.steps}; model in {path}")
+        ProgressBar.write(f"step {step} of {config.steps}; model in {path}")
     return TrainResult(path, step, step >= config.steps)
 
 

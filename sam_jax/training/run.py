@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Key
 from orbax.checkpoint import checkpoint_managers
-from tqdm import tqdm
 
 from sam_jax.errors import AlreadyExists, UserError
 from sam_jax.files import make_folder, read_json, write_atomically
 from sam_jax.parallel.wrap import Wrapped
+from sam_jax.progress import ProgressBar
 from sam_jax.training.step import TrainState
 
 RECORD = "config.json"  # in a run's folder
@@ -137,7 +137,7 @@ class StopSignal:
 
     def _request(self, number: int, frame: object) -> None:
         self._requested = True
-        tqdm.write("stopping after this step; the run can be resumed")
+        ProgressBar.write("stopping after this step; the run can be resumed")
         signal.signal(number, self._previous[signal.Signals(number)])
 
     def __exit__(self, *_: object) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 from jaxtyping import Array, Key
-from tqdm import tqdm
 
 from sam_jax.parallel.wrap import Wrapped
+from sam_jax.progress import ProgressBar
 from sam_jax.training.step import TrainState
 from sam_jax.training.task import TrainingTask
 from sam_jax.training.watch import MetricsLog, plot_curves, save_preview
@@ -45,7 +45,7 @@ class Validation:
             for i, batch in enumerate(self._batches)
         ]
         values = task.summarize_validation(metrics)
-        tqdm.write(f"step {step}: validation {task.describe(values)}")
+        ProgressBar.write(f"step {step}: validation {task.describe(values)}")
         self._log.write(step, {f"validation_{name}": value for name, value in values.items()})
         preview = jax.device_get(program.preview(state, self._preview, key))
         if jax.process_index() == 0:

@@ -9,7 +9,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import ModelHandler, RunInference
-from tqdm import tqdm
 
 from sam_jax.data.beam import POLL, open_pipeline, watching
 from sam_jax.engine.automatic.folder import WORK, as_os_errors
@@ -17,6 +16,7 @@ from sam_jax.engine.automatic.inputs import Shard
 from sam_jax.engine.automatic.shard import AnnotationJob, ShardReport, annotate_shard
 from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
+from sam_jax.progress import ProgressBar
 
 REMOTE_POLL = 30.0  # seconds between looks at an object store, each of which costs requests
 
@@ -77,7 +77,7 @@ class _Progress:
         self.job, self.open = job, {shard.number: shard for shard in todo}
         self.finished = sum(shard.count for shard in shards) - sum(shard.count for shard in todo)
         initial = self.finished + self._parts()
-        self.bar = tqdm(
+        self.bar = ProgressBar(
             total=sum(shard.count for shard in shards), initial=initial, unit="image", smoothing=0.1, mininterval=0.5
         )
 

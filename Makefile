@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATA := examples
 
 .PHONY: demo demo-everything test lint types unit slow eval-small bench clean
 
@@ -26,8 +27,11 @@ unit: $(VENV)/test-installed
 slow: $(VENV)/test-installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
-eval-small: $(VENV)/installed  ## the embedded model on the images in DATA, against classical baselines
+eval-small: $(VENV)/eval-installed  ## the embedded model's clicks, boxes and proposals on a small held-out set
 	$(BIN)/sam-jax eval small --data $(DATA)
+	$(BIN)/sam-jax eval instances --annotations $(DATA)/photographs/annotations.json --methods sam box
+	$(BIN)/sam-jax eval proposals --annotations $(DATA)/photographs/annotations.json --methods sam --points-per-side 32
+	@echo "examples/README.md says what these images are; the first table names larger sets and where they come from."
 
 bench: $(VENV)/test-installed  ## seconds on this CPU, beside the PyTorch implementations
 	$(BIN)/python benchmarks/cpu_predict.py
@@ -41,11 +45,15 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
+$(VENV)/eval-installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[eval]'
+	touch $@ $(VENV)/installed
+
 # torch by itself and first: a plain "torch" can mean gigabytes of CUDA libraries, this version is at hand as a CPU build.
 $(VENV)/test-installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	touch $@ $(VENV)/installed
+	touch $@ $(VENV)/installed $(VENV)/eval-installed
 
 clean:
 	rm -rf $(VENV) demo_output build *.egg-info

@@ -337,3 +337,18 @@ def test_lvis_file_names_of_either_version(tmp_path):
     content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/000000000139.jpg"
     save_json(tmp_path / "lvis/lvis_v0.5_val.json", content)
     assert DATASETS["lvis"].open(tmp_path, "lvis")[0].path == tmp_path / "lvis/val2017/000000000139.jpg"
+
+
+def test_the_set_in_the_repository_is_read_and_every_photograph_has_its_author():
+    examples = Path(__file__).parent.parent / "examples"
+    text = (examples / "README.md").read_text()
+    for name, images, masks in (("photographs", 7, 43), ("dsb2018", 5, 94)):
+        source = DATASETS[name].open(examples, name)
+        sample = sample_examples(source, folder=examples / name)
+        assert not sample.problems
+        assert len(sample.examples) == images
+        assert sum(len(e.masks) for e in sample.examples.values()) == masks
+        assert all(e.image().shape[:2] == e.size for e in sample.examples.values())
+    for path in (examples / "photographs/images").iterdir():
+        assert f"| `{path.name}` | " in text
+    assert sum(path.stat().st_size for path in examples.rglob("*") if path.is_file()) < 1_000_000

@@ -17,6 +17,7 @@ from sam_jax.bounds import CheckedFields, Clicks, CountOrNone, Seed, Threads
 from sam_jax.config import ParallelConfig
 from sam_jax.data.examples import Source, read_grabcut
 from sam_jax.data.interactive import InteractiveSource
+from sam_jax.data.zero_shot.registry import OTHER_DATASETS
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals.click_runs import Problems, describe_left_out, open_datasets, run_clicks, sample_examples
 from sam_jax.evals.click_simulation import ClickRules
@@ -42,6 +43,7 @@ class InteractiveDataset:
 
 
 _RELEASE = "the release page of github.com/saic-vul/ritm_interactive_segmentation (or fbrs_interactive_segmentation)"
+OWN_SET = OTHER_DATASETS["photographs"]
 INTERACTIVE_DATASETS = {
     "GrabCut": InteractiveDataset(lambda data: InteractiveSource(data / "GrabCut", "GrabCut"), _RELEASE),
     "Berkeley": InteractiveDataset(lambda data: InteractiveSource(data / "Berkeley", "Berkeley"), _RELEASE),
@@ -49,6 +51,9 @@ INTERACTIVE_DATASETS = {
     "grabcut20": InteractiveDataset(
         lambda data: read_grabcut(data / "grabcut20", data / "bsds500"),
         "github.com/flandrade/dataset-interactive-algorithms, beside bsds500",
+    ),
+    "photographs": InteractiveDataset(
+        lambda data: OWN_SET.layout.open(data / "photographs", "photographs"), OWN_SET.source
     ),
 }
 PUBLISHED = {  # from the README of RITM: NoC@85, NoC@90
@@ -61,7 +66,7 @@ PUBLISHED = {  # from the README of RITM: NoC@85, NoC@90
 class NocConfig(CheckedFields):
     """Options of the number-of-clicks evaluation."""
 
-    data: Path  # folder with GrabCut, Berkeley, DAVIS or grabcut20
+    data: Path  # folder with GrabCut, Berkeley, DAVIS, grabcut20 or photographs
     out: Path = Path("runs/eval_noc")  # folder for the records and the report
     model: str = "small"  # name of a released model, or path of a checkpoint
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate

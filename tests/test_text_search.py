@@ -18,6 +18,7 @@ from sam_jax.config import DataConfig
 from sam_jax.data.phrases import PhrasedExample, read_phrases
 from sam_jax.data.shapes import COLOURS, draw_image, relations, write_shapes
 from sam_jax.data.sources import open_source
+from sam_jax.errors import UserError
 from sam_jax.evals.text import ROWS, TextEvalConfig, exchange_texts
 from sam_jax.everything.text_search import search
 from sam_jax.modeling import init_params
@@ -114,7 +115,10 @@ def test_segment_takes_a_text_alone_and_with_a_point(files, tmp_path):
     [
         (["segment", "photo.png", "--text", " ", "--model", "text", "--clip", "clip"], "says what to look for"),
         (["segment", "photo.png", "--text", "a wheel", "--model", "plain", "--clip", "clip"], "not trained for text"),
-        (["segment", "photo.png", "--text", "a wheel", "--model", "text"], "'small'"),
+        (
+            ["segment", "photo.png", "--text", "a wheel", "--model", "text"],
+            "'small'; give the path of its checkpoint with --clip",
+        ),
         (["segment", "photo.png", "--text", "a wheel", "--model", "text", "--clip", "other"], "16"),
         (["segment", "photo.png", "--text", "a wheel", "--model", "text", "--clip", "plain"], "expected a CLIP"),
         (["search", "photo.png", "--model", "plain", "--clip", "clip"], "--text"),
@@ -126,6 +130,19 @@ def test_mistakes_with_texts_end_with_a_message(files, capsys, arguments, messag
     arguments = [files / a if a == "photo.png" else a for a in arguments]
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_of_a_model_with_its_own_clip_asks_for_it(files):
+    with pytest.raises(UserError, match="a CLIP of its own, 'small'; give the path of its checkpoint with --clip"):
+        TextEvalConfig(files, str(files / "text.safetensors")).evaluate()
+
+
+def test_a_search_without_any_mask_says_so(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sam_jax.everything.generator.SamAutomaticMaskGenerator", lambda *_, **__: KnownMasks())
+    models = ["--model", files / "plain.safetensors", "--clip", files / "clip.safetensors"]
+    assert run("search", files / "photo.png", "--text", "a wheel", *models, "--out", tmp_path) == 0
+    assert "nothing is found for any text: photo.png is without masks" in capsys.readouterr().out
+    assert json.loads((tmp_path / "photo.json").read_text())["found"] == [{"text": "a wheel", "masks": []}]
 
 
 def test_the_search_command_writes_what_it_found(files, tmp_path, monkeypatch):

@@ -177,6 +177,25 @@ def load_clip(
     return Clip(config, params, dtype)
 
 
+def load_text_clip(model: Sam, given: str | Path | None = None) -> Clip:
+    """Loads the CLIP that a model's text prompts need.
+
+    Args:
+        model: a model with text prompts.
+        given: name or path, as for `load_clip`; None: the one that the model names.
+
+    Raises:
+        UserError: the model was trained with a CLIP that nobody published, and none is given; or as `load_clip`.
+    """
+    own = model.config.text_encoder
+    if given is None and own not in CLIP_RELEASES and not Path(own).exists():
+        raise UserError(
+            f"model {model.config.name!r} was trained with a CLIP of its own, {own!r}; give the path of its checkpoint "
+            "with --clip"
+        )
+    return load_clip(given or own)
+
+
 def load_ritm(path: str | Path) -> Ritm:
     """Loads a RITM model, to answer clicks with `sam_jax.ritm.RitmPredictor`.
 

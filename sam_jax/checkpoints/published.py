@@ -7,6 +7,7 @@ archive and a pickle of numpy arrays, and writes a state dict for PyTorch and a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import zipfile
@@ -86,8 +87,13 @@ def read_published(path: Path) -> Published:
     while wrapper := next((w for w in WRAPPERS if state and all(name.startswith(w) for name in state)), ""):
         state, prefix = {name.removeprefix(wrapper): value for name, value in state.items()}, prefix + wrapper
     if prefix:
-        print(f"{path}: all names begin with {prefix!r}, which is left out", file=sys.stderr)
+        _tell_prefix(path, prefix)
     return dataclasses.replace(published, state=state)
+
+
+@functools.cache  # once: a command may load a model several times
+def _tell_prefix(path: Path, prefix: str) -> None:
+    print(f"{path}: all names begin with {prefix!r}, which is left out", file=sys.stderr)
 
 
 def _read_published(path: Path) -> Published:

@@ -12,6 +12,7 @@ from sam_jax.bounds import CheckedFields, Count
 from sam_jax.commands.results import write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
+from sam_jax.everything.options import DEFAULT, GeneratorOptions
 from sam_jax.ops.draw import draw_masks
 from sam_jax.ops.rle import decode_rle
 
@@ -28,26 +29,23 @@ class Search(CheckedFields):
     """JPEG, PNG or any other image."""
     text: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """What to look for; may be given many times."""
-    model: str = "small"
-    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
     clip: str = "clip_l14_336"
     """Name (clip_b32, clip_b16, clip_l14, clip_l14_336) or path of a CLIP checkpoint."""
     out: Path = Path("found")
     """Folder for the results."""
     top: Count = 5
     """Most masks for each text."""
+    generator: tyro.conf.OmitArgPrefixes[GeneratorOptions] = DEFAULT
 
     def run(self) -> None:
-        """Writes the best masks for each text into the output folder."""
-        from sam_jax.checkpoints.hub import load_clip, load_model
-        from sam_jax.everything.generator import SamAutomaticMaskGenerator
+        """Writes the best masks for each text into the output folder, and says so if there is no mask at all."""
+        from sam_jax.checkpoints.hub import load_clip
         from sam_jax.everything.text_search import search as find
 
         if not self.text:
             raise UserError('expected what to look for: --text "a wheel"; it may be given many times')
         image = read_image(self.image)
-        generator = SamAutomaticMaskGenerator(load_model(self.model), output_mode="coco_rle")
-        found = find(generator, load_clip(self.clip), image, self.text, self.top)
+        found = find(self.generator.load(), load_clip(self.clip), image, self.text, self.top)
         answers = [
             {
                 "text": text,
@@ -64,5 +62,7 @@ class Search(CheckedFields):
             for i, row in enumerate(found)
             if row
         }
-        content = {"picture": self.image.name, "model": self.model, "clip": self.clip, "found": answers}
+        content = {"picture": self.image.name, "model": self.generator.model, "clip": self.clip, "found": answers}
         write_files(self.out, overlays | {f"{stem}.json": content})
+        if not any(found):  # the generator has told what its filters dropped
+            print(f"nothing is found for any text: {self.image.name} is without masks")

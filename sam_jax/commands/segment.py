@@ -51,7 +51,7 @@ class Segment(CheckedFields):
 
     def run(self) -> None:
         """Writes the masks of the prompt into the output folder."""
-        from sam_jax.checkpoints.hub import load_clip, load_model
+        from sam_jax.checkpoints.hub import load_model, load_text_clip
         from sam_jax.predictor import SamPredictor
 
         image = read_image(self.image)
@@ -71,7 +71,7 @@ class Segment(CheckedFields):
             prompt = Prompt(box=box - np.array([x0, y0, x0, y0]))
         model, clip = load_model(self.model), None
         if self.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
-            clip = load_clip(self.clip or model.config.text_encoder)
+            clip = load_text_clip(model, self.clip)
         predictor = SamPredictor(model, clip)
         predictor.set_image(image[y0:y1, x0:x1])
         result = predictor.predict_prompts([prompt], multimask_output=not self.single)

@@ -35,6 +35,7 @@ class BadRecords:
         self.max_fraction, self.total, self.max_in_a_row = max_fraction, total, in_a_row
         self.records = self.bad = self.in_a_row = 0
         self.reasons: dict[str, int] = {}
+        self._told: set[str] = set()
 
     def count(self, problem: BadRecord | None) -> None:
         """Counts one record, and what is wrong with it; None: nothing.
@@ -49,7 +50,9 @@ class BadRecords:
         self.bad += 1
         self.in_a_row += 1
         self.reasons[problem.reason] = self.reasons.get(problem.reason, 0) + 1
-        if self.bad <= BAD_ALWAYS_ALLOWED or self.bad & (self.bad - 1) == 0:
+        few, milestone = self.bad <= BAD_ALWAYS_ALLOWED, self.bad & (self.bad - 1) == 0
+        if str(problem) not in self._told if few else milestone:  # the same record comes again, epoch by epoch
+            self._told.add(str(problem))
             logger.warning("left out, %d so far: %s", self.bad, problem)
         too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * max(self.records, self.total))
         if too_many or self.in_a_row >= self.max_in_a_row:

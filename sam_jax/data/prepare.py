@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sam_jax.config import DataFormat, LabelValues
 from sam_jax.data.bad_records import BadRecords, PreparationReport
 from sam_jax.data.examples import Source
-from sam_jax.data.sa1b import find_sa1b
+from sam_jax.data.sa1b import find_sa1b, warn_if_unfinished
 from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
@@ -125,6 +125,7 @@ def _prepare_shards(
     """Prepares SA-1B by Beam; finished shards stay in `partial` for the next run."""
     from sam_jax.data import builders
 
+    warn_if_unfinished(source)
     tars, pairs = find_sa1b(source, images)
     if not tars and not pairs:
         raise UserError(f"expected tar files, or images with JSON files of the same names, in {source}")

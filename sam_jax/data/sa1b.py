@@ -156,11 +156,15 @@ def pairs_of_folder(folder: Path, images: Path | None) -> Iterator[tuple[Path, P
             yield image, annotation
 
 
+def warn_if_unfinished(path: Path) -> None:
+    """Logs a warning if `sam-jax engine run` has begun to write a folder and not come to the end."""
+    if (path / "engine.settings.json").exists() and not (path / "manifest.json").exists():
+        logger.warning("`sam-jax engine run` has not finished %s; only what is there is read", path)
+
+
 def find_sa1b(path: Path, images: Path | None = None) -> tuple[list[Path], list[tuple[Path, Path]]]:
     """Finds (tar files, pairs of an image and its JSON) at a path: a tar, or a folder of tars, or else of pairs."""
     if path.is_file():
         return [path], []
-    if (path / "engine.settings.json").exists() and not (path / "manifest.json").exists():
-        logger.warning("`sam-jax engine run` has not finished %s; only what is there is read", path)
     tars = sorted(tar for tar in path.rglob("*.tar") if not tar.name.startswith("."))
     return tars, [] if tars else list(pairs_of_folder(path, images))

@@ -12,7 +12,7 @@ from sam_jax.data.coco import CocoSource, find_coco_files
 from sam_jax.data.examples import Example, Source
 from sam_jax.data.folders import LabelSource, MaskSource, find_folders
 from sam_jax.data.prepared import PreparedSource, find_prepared, splits_of
-from sam_jax.data.sa1b import Sa1bSource, find_sa1b
+from sam_jax.data.sa1b import Sa1bSource, find_sa1b, warn_if_unfinished
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, repeat_by_weight, split_validation
 from sam_jax.errors import BadRecord, MissingFile, UserError
 
@@ -169,6 +169,7 @@ def open_splits(path: Path, format: DataFormat, images: Path | None, label_value
             )
         splits = {split: PreparedSource(folders[0], split) for split in splits_of(folders[0])}
     elif format == "sa1b":
+        warn_if_unfinished(path)
         tars, pairs = find_sa1b(path, images)
         released = Sa1bSource(tars, pairs, progress=True)
         for problem in released.problems:

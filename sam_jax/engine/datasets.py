@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from sam_jax.data.examples import Example
-from sam_jax.data.sa1b import find_sa1b, pairs_of_tar
+from sam_jax.data.sa1b import find_sa1b, pairs_of_tar, warn_if_unfinished
 from sam_jax.engine.records import KEPT, MaskRecord, Split, Stage, StoredImage, to_record
 from sam_jax.engine.statements import now
 from sam_jax.engine.store import Store
@@ -230,6 +230,7 @@ def read_automatic(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """
     if not path.exists():
         raise MissingFile(f"expected automatic masks at {path}, found nothing")
+    warn_if_unfinished(path)
     tars, pairs = find_sa1b(path)
     if not tars and not pairs:
         raise UserError(f"expected images with a JSON of masks beside each, or tars of them, in {path}; found none")

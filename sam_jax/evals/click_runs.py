@@ -94,11 +94,13 @@ def open_datasets(
             samples[name] = open_one(name)
         except EXPECTED_ERRORS as error:
             missing[name] = str(error)
-            ProgressBar.write(f"{name} is left out: {error}")
     if not samples:
         raise MissingFile(
             "no dataset can be evaluated:\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items())
         )
+    if missing:  # early: it may be a mistake, and the report comes at the end
+        verb = "is" if len(missing) == 1 else "are"
+        ProgressBar.write(f"{', '.join(missing)} {verb} left out; the report will say why")
     return samples, missing
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from sam_jax.bounds import CheckedFields
+from sam_jax.bounds import CheckedFields, CountOrNone
 from sam_jax.checkpoints.hub import load_model
 from sam_jax.config import ParallelConfig
-from sam_jax.errors import EXPECTED_ERRORS, UserError
+from sam_jax.errors import EXPECTED_ERRORS, MissingFile, UserError
 from sam_jax.evals.report import EvalReport, Evaluation
 from sam_jax.files import read_json, read_text, write_atomically
 from sam_jax.model import model_identity
@@ -38,6 +38,7 @@ class SuiteConfig(CheckedFields):
     sources: Annotated[dict[str, str], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Where to get the data of a task, by task name, for tasks whose messages do not say so."""
     only: tuple[str, ...] = ()  # names of the tasks to run (the last part of their `out`); none means all
+    max_images: CountOrNone | None = None  # images of each data set at most; 0: all; None: as each task says
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)  # processes that divide the images
 
     def evaluate(self) -> EvalReport:
@@ -49,6 +50,7 @@ class SuiteConfig(CheckedFields):
 
         Raises:
             UserError: a task is unknown, two tasks have the same name, or the model cannot be loaded.
+            MissingFile: there is no data of any task; the message has a line for each.
         """
         start_processes(self.parallel)
         tasks = {task.out.name: self._with_suite_paths(task) for task in self.tasks}
@@ -63,6 +65,9 @@ class SuiteConfig(CheckedFields):
             for name, task in ProgressBar(tasks.items(), unit="task", desc="zero-shot")
             if not self.only or name in self.only
         }
+        if outcomes and all(outcome["status"] == "missing" for outcome in outcomes.values()):
+            lines = [f"  {name}: {_in_a_line(outcome['reason'])}" for name, outcome in outcomes.items()]
+            raise MissingFile("\n".join([f"nothing to evaluate on in {self.data}:", *lines]))
         failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
         title = f"Zero-shot evaluations of {self.model}"
         return EvalReport(title, format_suite(title, outcomes), {"model": self.model, "tasks": outcomes}, failed)
@@ -76,9 +81,18 @@ class SuiteConfig(CheckedFields):
                 changes["out"] = self.out / value
             elif field.name == "model":
                 changes["model"] = self.model
+            elif field.name == "max_images" and self.max_images is not None:
+                changes["max_images"] = self.max_images
             elif isinstance(value, Path):
                 changes[field.name] = self.data / value
         return dataclasses.replace(task, **changes)
+
+
+def _in_a_line(reason: str) -> str:
+    """Returns a reason of several lines by its first two."""
+    first, *rest = reason.splitlines()
+    more = f" (and {len(rest) - 1} more)" if len(rest) > 1 else ""
+    return " ".join([first, *(line.strip() for line in rest[:1])]) + more
 
 
 def run_task(task: Evaluation, identity: str, source: str = "") -> dict[str, Any]:

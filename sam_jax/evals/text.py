@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sam_jax.bounds import Area, CheckedFields, CountOrNone, Seed
-from sam_jax.checkpoints.hub import load_clip, load_model
+from sam_jax.checkpoints.hub import load_model, load_text_clip
 from sam_jax.clip.model import Clip
 from sam_jax.config import ParallelConfig
 from sam_jax.data.phrases import PhrasedExample, read_phrases
@@ -68,7 +68,7 @@ class TextEvalConfig(CheckedFields):
         model = load_model(self.model)
         if not model.config.text_dim:
             raise UserError(f"model {self.model} was not trained for text prompts; see configs/text.py")
-        results = run(self, model, load_clip(self.clip or model.config.text_encoder))
+        results = run(self, model, load_text_clip(model, self.clip))
         return EvalReport("Text to mask: mIoU in percent", text_table(results), results)
 
 

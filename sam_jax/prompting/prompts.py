@@ -85,7 +85,7 @@ class Prompt:
         if self.text_embedding is None:
             raise UserError(
                 f"the text {self.text!r} has no embedding yet; give the predictor the model's CLIP "
-                f"(clip=load_clip({config.text_encoder!r}))"
+                f"(clip=load_clip({config.text_encoder!r}), or with the path of its checkpoint)"
             )
         embedding = np.asarray(self.text_embedding, np.float32)
         if embedding.shape != (config.text_dim,):

@@ -1,7 +1,7 @@
 """Runs all zero-shot evaluations of the paper whose data is in one folder, with one model, in one report.
 
 sam-jax eval zero_shot --model NAME|PATH --data FOLDER
-sam-jax eval zero_shot --model vit_h --data FOLDER --only single_point edges
+sam-jax eval zero_shot --model vit_h --data FOLDER --only single_point edges --max-images 100
 
 FOLDER holds a folder per data set of data/zero_shot/registry.py, bsds500, and for proposals and instances
 lvis/lvis_v1_val.json and coco/annotations/instances_val2017.json with the images in coco/val2017; a detector's boxes

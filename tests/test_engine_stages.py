@@ -375,6 +375,13 @@ def test_pre_filling_that_proposes_nothing_says_why(project, tmp_path, capsys):
     move_to_stage(store, "semi-automatic")
     command = ["engine", "prefill", str(store.folder), "--max-images", "1"]
     everything = [*command, "--from", "everything", "--min-stability", "0.5"]
+    assert cli.main([*everything, "--detector", "some.safetensors"]) == 2
+    assert "got both" in capsys.readouterr().err
+    grid = ["--points-per-side", "4", "--stability-offset", "0.25", "--min-predicted-iou", "1"]
+    assert cli.main([*everything, *grid]) == 0
+    written = capsys.readouterr().out
+    assert "4 points a side, predicted IoUs from 1, stability from 0.5 between 0.25 and -0.25" in written
+    assert "of 48 predicted masks" in written
     assert cli.main([*everything, "--min-predicted-iou", "1"]) == 0
     written = capsys.readouterr().out
     assert (
@@ -391,8 +398,9 @@ def test_pre_filling_that_proposes_nothing_says_why(project, tmp_path, capsys):
     assert (
         "10 boxes have a score below 1, the masks of 0 a predicted IoU below 0; --min-score" in capsys.readouterr().out
     )
-    assert cli.main([*detector, "--min-stability", "0.5"]) == 2
-    assert "--from everything" in capsys.readouterr().err
+    for option, value in (("--min-stability", "0.5"), ("--stability-offset", "1"), ("--points-per-side", "8")):
+        assert cli.main([*detector, option, value]) == 2
+        assert f"{option} goes with --from everything" in capsys.readouterr().err
 
 
 def test_shapes_are_measured_as_the_paper_does():

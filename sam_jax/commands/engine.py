@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sam_jax.bounds import Batch, CheckedFields, Count, CountOrNone, Factor, Fraction, Rate
+from sam_jax.bounds import Batch, CheckedFields, Count, CountOrNone, Factor, Fraction, GridSide, Rate, Within
 from sam_jax.commands.engine_run import EngineRun
 from sam_jax.commands.output_format import OutputFormatName
 from sam_jax.commands.results import print_failures
@@ -193,6 +193,11 @@ class EnginePrefill(CheckedFields):
     checkpoint holds, else 0.88; with a detector none."""
     min_stability: Fraction | None = None
     """Least stability of the masks of everything mode that are used; by default the model's own, else 0.95."""
+    stability_offset: Annotated[float, Within(0, 100)] | None = None
+    """Everything mode's stability is the IoU of the masks at the thresholds + and - this, in logits; by default the
+    model's own, else 1."""
+    points_per_side: GridSide | None = None
+    """Points along a side of everything mode's grid; by default the model's own, else 32."""
     max_images: CountOrNone = 0
     """Most images to fill; 0 means all."""
     batch: Batch = 4
@@ -207,10 +212,13 @@ class EnginePrefill(CheckedFields):
         settings: dict[str, Any] = {} if everything else {"min_score": self.min_score, "batch_size": self.batch}
         if self.min_predicted_iou is not None:
             settings["min_predicted_iou"] = self.min_predicted_iou
-        if self.min_stability is not None:
-            if not everything:
-                raise UserError("expected --min-stability with --from everything; a detector's masks have none")
-            settings["min_stability"] = self.min_stability
+        for name in ("min_stability", "stability_offset", "points_per_side"):
+            if (value := getattr(self, name)) is not None:
+                if not everything:
+                    raise UserError(f"--{name.replace('_', '-')} goes with --from everything, not with a detector")
+                settings[name] = value
+        if everything and self.detector is not None:
+            raise UserError("expected --detector or --from everything, got both")
         proposer = open_proposer(store, self.detector, everything=everything, **settings)
         report = prefill(store, proposer, self.max_images)
         print(f"{report.masks} masks on {report.images} images, by {proposer.name}")

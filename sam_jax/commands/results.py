@@ -39,8 +39,9 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
 
 def explain_empty(images: int, dropped: str) -> str:
     """Returns a line about images that everything mode leaves without masks, with what its filters dropped there."""
-    which = "1 image is" if images == 1 else f"{images} images are"
-    return f"{which} without masks: {dropped}; --pred-iou-thresh and --stability-score-thresh let more through"
+    return (
+        f"{images} images are without masks: {dropped}; --pred-iou-thresh and --stability-score-thresh let more through"
+    )
 
 
 def print_failures(what: str, failures: Mapping[Any, str]) -> None:

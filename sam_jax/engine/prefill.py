@@ -227,6 +227,8 @@ class EverythingProposer:
         name: name of the model, for `Proposer.name`.
         min_predicted_iou: masks of a lower predicted IoU are left out; None: the model's own value, else 0.88.
         min_stability: masks of a lower stability score are left out; None: the model's own value, else 0.95.
+        stability_offset: distance of the thresholds for the stability score, logits; None: the model's own value, else
+            1.
         points_per_side: the grid of prompts has this number of points squared; None: the model's own value, else 32.
     """
 
@@ -239,6 +241,7 @@ class EverythingProposer:
         *,
         min_predicted_iou: float | None = None,
         min_stability: float | None = None,
+        stability_offset: float | None = None,
         points_per_side: int | None = None,
     ) -> None:
         from sam_jax.everything.config import MaskGeneratorConfig
@@ -251,15 +254,18 @@ class EverythingProposer:
         given = {
             "pred_iou_thresh": min_predicted_iou,
             "stability_score_thresh": min_stability,
+            "stability_score_offset": stability_offset,
             "points_per_side": points_per_side,
         }
         changes = model.everything.to_fields() | {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(base, **changes)
         self._generator = SamAutomaticMaskGenerator(model, config)
         self._dropped = FilterCounts()
+        offset = config.stability_score_offset
         self.name = (
             f"{name}, everything, {config.points_per_side} points a side, predicted IoUs from "
             f"{config.pred_iou_thresh:g}, stability from {config.stability_score_thresh:g}"
+            + ("" if offset == base.stability_score_offset else f" between {offset:g} and -{offset:g}")
         )
 
     def propose(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[list[Proposal]]:

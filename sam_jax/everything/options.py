@@ -29,10 +29,14 @@ class GeneratorOptions(CheckedFields):
     """Masks with a predicted IoU above this stay."""
     stability_score_thresh: Fraction | None = None
     """Masks with at least this stability stay."""
+    stability_score_offset: Annotated[float, Within(0, 100)] | None = None
+    """The stability is the IoU of the masks at the thresholds + and - this, in logits."""
     box_nms_thresh: Fraction | None = None
     """Of two masks whose boxes overlap with an IoU above this the better one stays."""
     crop_n_layers: Annotated[int, Within(0, 6)] | None = None
     """Layers of crops that are segmented like images of their own."""
+    crop_nms_thresh: Fraction | None = None
+    """Likewise between crops, as box_nms_thresh within one."""
     min_mask_region_area: Area | None = None
     """Holes and islands of fewer pixels are removed."""
     points_per_batch: Batch | None = None

@@ -85,8 +85,22 @@ class SamPredictor:
             WrongType, UserError: the image is not as described. An image that was set before stays.
         """
         image = as_rgb(image, image_format)
-        self._embedding = embed(self.model, [image])
-        self._size = (image.shape[0], image.shape[1])
+        self.set_embedding(embed(self.model, [image]), (image.shape[0], image.shape[1]))
+
+    def set_embedding(self, embedding: Float[Array, "1 h w E"], original_size: tuple[int, int]) -> None:
+        """Sets an image by its embedding, which was computed before.
+
+        Args:
+            embedding: as `get_image_embedding` returned it, with the same model.
+            original_size: (H, W) of the image, pixels.
+
+        Raises:
+            UserError: the embedding has another shape than this model's.
+        """
+        side = self.model.config.grid_size
+        if embedding.shape != (expected := (1, side, side, self.model.config.prompt_dim)):
+            raise UserError(f"expected an embedding of shape {expected}, got {embedding.shape}")
+        self._embedding, self._size = embedding, original_size
 
     def predict(
         self,

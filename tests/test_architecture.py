@@ -31,6 +31,7 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "checkpoints": BASE | {"model"} | MODELS,
     "model.py": BASE | {"modeling"},
     "predictor.py": BASE | {"modeling", "ops", "prompting", "model", "clip"},
+    "compat.py": BASE | {"ops", "prompting", "model", "predictor", "everything", "checkpoints"},
     "everything": BASE
     | {"modeling", "ops", "prompting", "data", "parallel", "clip", "model", "predictor", "checkpoints"},
     "training": BASE | {"ops", "prompting", "data", "parallel", "checkpoints", "model", "predictor"} | MODELS,

@@ -196,6 +196,13 @@ def points_to_input(
     return points * _scale_xy(original_size, side)
 
 
+def points_to_original(
+    points: Real[np.ndarray, "... 2"], original_size: tuple[int, int], side: int
+) -> Float[np.ndarray, "... 2"]:
+    """Moves points (x, y) in pixels from the input to the original frame: the inverse of `points_to_input`."""
+    return points / _scale_xy(original_size, side)
+
+
 def boxes_to_original(
     boxes: Float[np.ndarray, "... 4"], original_size: tuple[int, int], side: int
 ) -> Float[np.ndarray, "... 4"]:

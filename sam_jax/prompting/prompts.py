@@ -134,7 +134,10 @@ class Prompt:
     def _checked_box(self, size: tuple[int, int]) -> np.ndarray:
         box = as_numbers(self.box, "box")
         if box.size != 4:
-            raise UserError(f"box must be (x0, y0, x1, y1), got shape {box.shape}")
+            raise UserError(
+                f"box must be (x0, y0, x1, y1), got shape {box.shape}"
+                + ("; several boxes: predict_prompts([Prompt(box=box) for box in boxes])" if box.ndim == 2 else "")
+            )
         if not np.isfinite(box).all():
             raise UserError(f"box coordinates must be finite numbers, got {box.ravel().tolist()}")
         x0, y0, x1, y1 = box.ravel()

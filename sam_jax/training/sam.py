@@ -22,11 +22,11 @@ from sam_jax.modeling import init_params
 from sam_jax.modeling.image_encoder import frozen_part
 from sam_jax.modeling.resize import resize_positions
 from sam_jax.training.flops import step_flops
+from sam_jax.training.preview import draw_predictions
 from sam_jax.training.step import preview_step, train_step, validation_step
 from sam_jax.training.task import Metrics, TrainingTask, Values
 from sam_jax.training.text import add_text_projection, load_run_clip, with_text_prompt
 from sam_jax.training.trainable import CLIP, encoder_work, trained_in_encoder
-from sam_jax.training.watch import draw_predictions
 from sam_jax.types import Params
 
 LOSSES = ("loss", "focal", "dice", "iou_error")

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sam_jax.config import EncoderConfig, RunConfig, SamConfig
+from sam_jax.training.preview import Preview
 from sam_jax.training.step import TrainState
 from sam_jax.types import Batch, Params
 
@@ -38,7 +37,7 @@ class TrainingTask:
         summarize_validation: the metrics of all validation batches -> values for the log.
         describe: values -> a few words for people.
         score: validation values -> a number; the checkpoint where it is highest is kept.
-        draw: a few images and what the preview step made of them -> an image.
+        draw: a few images and what the preview step made of them -> what is shown of them.
         save: writes the exported model to a path.
         curves: (names of losses, names of values from 0 to 1) that are plotted.
         flops: floating point operations of a step; None where they are not known.
@@ -57,7 +56,7 @@ class TrainingTask:
     summarize_validation: Callable[[Sequence[Metrics]], Values]
     describe: Callable[[Values], str]
     score: Callable[[Values], float]
-    draw: Callable[[Batch, Any], np.ndarray]
+    draw: Callable[[Batch, Any], Preview]
     save: Callable[[Path, Params], None]
     curves: tuple[Sequence[str], Sequence[str]]
     flops: float | None = None

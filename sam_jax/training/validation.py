@@ -9,9 +9,10 @@ from jaxtyping import Array, Key
 
 from sam_jax.parallel.wrap import Wrapped
 from sam_jax.progress import ProgressBar
+from sam_jax.training.preview import save_preview
 from sam_jax.training.step import TrainState
 from sam_jax.training.task import TrainingTask
-from sam_jax.training.watch import MetricsLog, plot_curves, save_preview
+from sam_jax.training.watch import MetricsLog, plot_curves
 from sam_jax.types import Batch
 
 PREVIEW_IMAGES = 4

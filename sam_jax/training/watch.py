@@ -1,4 +1,4 @@
-"""What can be seen of a run while it goes: numbers, for TensorBoard too, curves, and predictions as images."""
+"""What can be seen of a run while it goes: numbers, for TensorBoard too, and curves."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 
-from sam_jax.files import append_line, make_folder, read_text, replacing, write_atomically
-from sam_jax.ops.draw import draw_masks
+from sam_jax.files import append_line, read_text, replacing, write_atomically
 from sam_jax.training.flops import peak_flops
-from sam_jax.types import AnyArray, Batch
 
 Values = Mapping[str, float | Sequence[float]]
 
@@ -213,45 +209,3 @@ def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     window = min(window, len(values))
     ones = np.ones(window)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-
-
-def save_preview(image: UInt8[np.ndarray, "H W 3"], out: Path, step: int) -> None:
-    """Writes an image of predictions into the run's folder."""
-    path = out / "predictions" / f"{step:07d}.png"
-    make_folder(path.parent)
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, "PNG")
-
-
-def draw_predictions(
-    batch: Batch,
-    points: Float[AnyArray, "B Q N 2"],
-    labels: Int[AnyArray, "B Q N"],
-    first: Bool[AnyArray, "B Q l l"],
-    last: Bool[AnyArray, "B Q l l"],
-    per_image: int = 1,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Draws a row per mask: the image with its clicks, the target, and the masks after the first prompt and at the end.
-
-    Args:
-        batch: has images.
-        points, labels: of the last round, in the input frame.
-        first, last: masks at any one side.
-        per_image: how many masks of each image are drawn.
-    """
-    assert batch.images is not None
-    side = batch.images.shape[1]
-    rows = []
-    for b, image in enumerate(batch.images):
-        for q in np.flatnonzero(batch.valid[b])[:per_image]:
-            clicks = [(xy, label) for xy, label in zip(points[b, q].tolist(), labels[b, q].tolist(), strict=True)]
-            shown = [(xy, label) for xy, label in clicks if label in (0, 1)]
-            corners = [xy for xy, label in clicks if label in (2, 3)]
-            boxes = [(*corners[0], *corners[1])] if len(corners) == 2 else []
-            asked = draw_masks(image, [], [xy for xy, _ in shown], [label for _, label in shown], boxes)
-            masks = [
-                np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
-                for mask in (batch.masks[b, q], first[b, q], last[b, q])
-            ]
-            rows.append(np.concatenate([asked, *(draw_masks(image, [mask]) for mask in masks)], 1))
-    return np.concatenate(rows) if rows else np.zeros((1, 4, 3), np.uint8)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from sam_jax.checkpoints import load_pretrained_encoder, save_checkpoint
 from sam_jax.checkpoints.hub import load_model
@@ -20,6 +19,7 @@ from sam_jax.modeling.image_encoder import is_neck
 from sam_jax.ops.draw import draw_masks
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.step import preview_step, train_step, validation_step
+from sam_jax.training.preview import Preview, shown_images
 from sam_jax.training.task import Metrics, TrainingTask, Values
 from sam_jax.types import Batch, Params
 
@@ -101,14 +101,12 @@ def initial_params(config: DetectorTrainConfig) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def draw_detections(batch: Batch, found: Detections, most: int = 12) -> UInt8[np.ndarray, "H W 3"]:
-    """Draws a row per image: the target boxes, and the best detections."""
-    assert batch.images is not None
-    rows = []
-    for image, boxes, valid, ours, is_there in zip(
-        batch.images, batch.boxes, batch.valid, found.boxes, found.valid, strict=True
-    ):
-        there = np.flatnonzero(np.asarray(is_there))[:most]
-        pair = [draw_masks(image, [], boxes=side.tolist()) for side in (boxes[valid], np.asarray(ours)[there])]
-        rows.append(np.concatenate(pair, 1))
-    return np.concatenate(rows)
+def draw_detections(batch: Batch, found: Detections, most: int = 12) -> Preview:
+    """Draws the target boxes of each image, and the best detections."""
+    shown, images, scale = shown_images(batch)
+    targets, detections = [], []
+    for b, image in zip(shown, images, strict=True):
+        best = np.flatnonzero(np.asarray(found.valid)[b])[:most]
+        targets.append(draw_masks(image, [], boxes=(batch.boxes[b, batch.valid[b]] * scale).tolist()))
+        detections.append(draw_masks(image, [], boxes=(np.asarray(found.boxes)[b, best] * scale).tolist()))
+    return Preview({"target": targets}, {"best detections": detections})

@@ -1,9 +1,12 @@
-"""Progress bars of long work, on a terminal and in a file."""
+"""What long work shows: progress bars, on a terminal and in a file, and warnings."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -38,3 +41,31 @@ class ProgressBar(tqdm):
         """Removes the bar from the terminal; lines in a file stay."""
         if self._drawn:
             super().clear(nolock)
+
+
+@contextlib.contextmanager
+def show_warnings() -> Iterator[None]:
+    """Prints what the package logs while the block runs, in the form of a command's messages and each message once."""
+    logger, handler = logging.getLogger("sam_jax"), _Messages(logging.WARNING)
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False  # libraries add handlers of their own to the root, which would print it again
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+class _Messages(logging.Handler):
+    """Prints messages to standard error, above a progress bar."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            ProgressBar.write(f"sam-jax: {message}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +50,17 @@ def test_sa_1b_goes_through_beam_to_array_record_and_back(tars, tmp_path, capsys
     train, validation = open_source(DataConfig(tmp_path / "out"))
     assert sorted(numbers_of(train) + numbers_of(validation)) == [0, 1, 2, 3, 4]
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.slow
+def test_worker_processes_say_nothing_of_themselves(tars, tmp_path):
+    (tars / "engine.settings.json").touch()  # of a run that has not come to its end
+    command = [sys.executable, "-m", "sam_jax", "prepare", str(tars), "--out", str(tmp_path / "out"), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", [0, 1, 2, 3, 4])
+    told = [line for line in done.stderr.splitlines() if "shard/s]" not in line]  # the progress bar
+    assert told == [f"sam-jax: `sam-jax engine run` has not finished {tars}; only what is there is read"]
 
 
 def test_records_hold_areas_and_boxes(tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Protocol, Union
 
@@ -26,7 +24,7 @@ from sam_jax.commands.search import Search
 from sam_jax.commands.segment import Segment
 from sam_jax.commands.train import Train
 from sam_jax.errors import EXPECTED_ERRORS
-from sam_jax.progress import ProgressBar
+from sam_jax.progress import show_warnings
 
 
 class Command(Protocol):
@@ -98,31 +96,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sam-jax: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-
-
-@contextlib.contextmanager
-def show_warnings() -> Iterator[None]:
-    """Prints what the package logs while the block runs, in the form of a command's messages and each message once."""
-    logger, handler = logging.getLogger("sam_jax"), _Messages(logging.WARNING)
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False  # libraries add handlers of their own to the root, which would print it again
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-
-
-class _Messages(logging.Handler):
-    """Prints messages to standard error, above a progress bar."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self._shown: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self._shown:
-            self._shown.add(message)
-            ProgressBar.write(f"sam-jax: {message}", file=sys.stderr)

@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 
 from sam_jax import read_image
+from sam_jax.detection.detector import Detections
 from sam_jax.ops.draw import COLOURS
+from sam_jax.training.detector.task import draw_detections
 from sam_jax.training.preview import SIDE, draw_predictions, save_preview
 from sam_jax.types import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PAD, Batch
 
@@ -72,3 +74,14 @@ def test_what_the_run_started_from_stands_beside_what_it_predicts_now(tmp_path):
     Image.new("RGB", (50, 50)).save(tmp_path / "predictions/0000000.png")  # of another size
     save_preview(draw(batch, now, now), tmp_path, 20)
     assert read_image(tmp_path / "predictions/0000020.png").shape[1] == 4 * WIDTH
+
+
+def test_a_detectors_preview_shows_the_target_boxes_and_the_best_detections():
+    batch = make_batch()._replace(boxes=np.tile(np.float32([4, 4, 30, 14]), (3, Q, 1)))
+    boxes, valid = np.float32([[[8, 4, 30, 14], [0, 0, 60, 60]]] * 3), np.array([[True, False]] * 3)
+    found = Detections(boxes, np.ones((3, 2)), np.zeros((3, 2), int), valid, np.ones((3, 2, 28, 28)))
+    preview = draw_detections(batch, found)
+    for column, left in ((preview.given["target"], 4), (preview.predicted["best detections"], 8)):
+        assert len(column) == 2
+        ys, xs = np.nonzero((column[0][..., 1] > 200) & (column[0][..., 0] < 100))
+        assert (ys.min(), xs.min(), xs.max()) == (20, 5 * left, 150)

@@ -30,8 +30,8 @@ class Annotate(CheckedFields):
     folder: tyro.conf.Positional[Path]
     """Folder of images, with all below it."""
     model: str | None = None
-    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format. Without it the project's own,
-    which sam-jax engine promote chooses; small in a new project."""
+    """Name (small, vit_b, vit_l, vit_h), path of a checkpoint in any known format, or OWNER/NAME on the Hugging Face
+    Hub. Without it the project's own, which sam-jax engine promote chooses; small in a new project."""
     project: Path = Path("project")
     """Folder of the project, made if need be. The images stay where they are."""
     stage: Annotated[Literal["assisted", "semi"] | None, tyro.conf.arg(metavar="assisted|semi")] = None

@@ -39,7 +39,7 @@ class Segment(CheckedFields):
     text: str | None = None
     """What to look for, such as "a wheel", alone or with points and box."""
     model: str = "small"
-    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    """Name (small, vit_b, vit_l, vit_h), path of a checkpoint in any known format, or a Hugging Face OWNER/NAME."""
     clip: str | None = None
     """Name or path of the CLIP for the text; by default the one that the model names."""
     out: Path = Path("masks")

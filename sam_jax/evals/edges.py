@@ -145,7 +145,7 @@ class EdgesConfig(CheckedFields):
     data: Path  # folder with images/SPLIT/*.jpg and groundTruth/SPLIT/*.mat
     out: Path = Path("runs/eval_edges")  # folder for the edge maps, the counts and the report
     split: str = "test"  # split of BSDS500: train, val or test
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     methods: tuple[str, ...] = ("sam", "Canny", "Sobel", HUMAN)  # methods to evaluate
     maps: Path | None = None  # folder of edge maps ID.png from another program, scored instead of `methods`
     max_images: CountOrNone = 0  # evaluate only the first images; 0 means all

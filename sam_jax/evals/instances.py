@@ -71,7 +71,7 @@ class InstancesConfig(CheckedFields):
     detector: Path | None = None  # ViTDet checkpoint that detects the boxes; its own masks are scored too
     class_agnostic: bool = False  # treat all objects as one category
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself; also sam zoom, sam one pass zoom
     zoom: Fraction = 0.05  # of these: boxes that cover less of their image than this get an embedding of their own
     max_boxes: Boxes | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS

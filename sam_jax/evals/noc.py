@@ -68,7 +68,7 @@ class NocConfig(CheckedFields):
 
     data: Path  # folder with GrabCut, Berkeley, DAVIS, grabcut20 or photographs
     out: Path = Path("runs/eval_noc")  # folder for the records and the report
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     datasets: tuple[str, ...] = tuple(INTERACTIVE_DATASETS)  # datasets to evaluate
     methods: tuple[str, ...] = ("sam", "region growing", "disc")  # methods to evaluate; also GrabCut, ritm:PATH
     max_images: CountOrNone = 0  # random images per dataset; 0 means all

@@ -101,7 +101,7 @@ class ProposalsConfig(CheckedFields):
     annotations: Path  # COCO or LVIS file
     out: Path = Path("runs/eval_proposals")  # folder for the proposals and the report
     images: Path | None = None  # folder of the images; None: the folder of the annotations, or its subfolder `images`
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     methods: tuple[str, ...] = ("sam", "sam single output", "Felzenszwalb")  # proposal methods
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
     max_images: CountOrNone = 0  # evaluate only the first images; 0 means all

@@ -45,7 +45,7 @@ class SinglePointConfig(CheckedFields):
 
     data: Path  # folder with one folder per dataset, by its name
     out: Path = Path("runs/eval_small")  # folder for the records and the report
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     datasets: tuple[str, ...] = tuple(OTHER_DATASETS)  # datasets, by their names in data/zero_shot/registry.py
     methods: tuple[str, ...] = ("sam", "region growing", "GrabCut", "disc")  # methods to evaluate; also ritm:PATH
     max_images: CountOrNone = 100  # random images per dataset, the same for every method; 0 means all

@@ -34,7 +34,7 @@ class SuiteConfig(CheckedFields):
     ]  # evaluation configs with paths relative to `out` and `data`
     data: Path  # folder with the data of all tasks
     out: Path = Path("runs/eval_zero_shot")  # folder for the report, with a subfolder per task
-    model: str = "small"  # name of a released model, or path of a checkpoint
+    model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
     sources: Annotated[dict[str, str], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Where to get the data of a task, by task name, for tasks whose messages do not say so."""
     only: tuple[str, ...] = ()  # names of the tasks to run (the last part of their `out`); none means all

@@ -18,7 +18,7 @@ class GeneratorOptions(CheckedFields):
 
     base: ClassVar[str] = "official"  # preset without --preset, in which the model's own values take their places
     model: str = "small"
-    """Name (small, vit_b, vit_l, vit_h) or path of a checkpoint in any known format."""
+    """Name (small, vit_b, vit_l, vit_h), path of a checkpoint in any known format, or a Hugging Face OWNER/NAME."""
     preset: Literal["official", "paper", "proposals"] | None = None
     """Settings to start from, as they are. official: as the released code; paper: as SA-1B was made; proposals: up to
     1000 masks, ranked. By default official (sam-jax engine run: paper) with the values that the model's checkpoint

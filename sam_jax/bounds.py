@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from sam_jax.errors import UserError
@@ -80,16 +81,20 @@ Regex = Annotated[str, Pattern()]
 
 @dataclasses.dataclass(frozen=True)
 class CheckedFields:
-    """The base of configs, whose fields are checked when one is made."""
+    """The base of configs, whose fields are checked when one is made. A path may be given as text."""
 
     def __post_init__(self) -> None:
+        for name, annotation in field_types(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, str) and _is_path(annotation):
+                object.__setattr__(self, name, Path(value))
         check_fields(self)
 
 
 def check_fields(config: Any) -> None:
     """Checks every field of a dataclass against its annotation.
 
-    Types that are not known here, such as paths and arrays, are not looked at.
+    Types that are not known here, such as arrays, are not looked at.
 
     Raises:
         UserError: a value has another type or is out of its bounds; names the field.
@@ -129,6 +134,12 @@ def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return kind, tuple(marks)
 
 
+def _is_path(annotation: Any) -> bool:
+    """Returns whether a type is a path, or a path or None."""
+    kind, _ = _parts(annotation)
+    return kind is Path or set(typing.get_args(kind)) == {Path, type(None)}
+
+
 def _problem(value: Any, annotation: Any) -> str | None:
     """Returns what a value was expected to be; None: it is."""
     kind, marks = _parts(annotation)
@@ -140,6 +151,8 @@ def _problem(value: Any, annotation: Any) -> str | None:
         return None if fits and (bounds is None or bounds.holds(value)) else f"{what} {bounds or ''}".strip()
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
+    if kind is Path:
+        return None if isinstance(value, Path) else "a path"
     if kind is str:
         if not isinstance(value, str) or len(value) > LONGEST_TEXT:
             return f"a text of at most {LONGEST_TEXT:,} characters"

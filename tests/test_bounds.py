@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,17 @@ def test_a_batch_larger_than_the_memory_is_refused():
 def test_a_field_of_a_users_config_file_is_checked_too():
     with pytest.raises(UserError, match="drop_path"):
         dataclasses.replace(TrainConfig(out="runs/x"), drop_path="0.4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "other"), [("runs/x", 7), ("a b/c", b"runs")])
+def test_a_path_may_be_given_as_text(text, other):
+    config = TrainConfig(out=text, data=DataConfig(path=text))  # type: ignore[arg-type]
+    assert (config.out, config.data.path, config.init_from) == (Path(text), Path(text), None)
+    assert TrainConfig(out=text, init_from="small").init_from == "small"  # type: ignore[arg-type]  # a name or a path
+    with pytest.raises(UserError, match="expected out to be a path, got"):
+        TrainConfig(out=other)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="expected path to be a path"):
+        DataConfig(path=other)  # type: ignore[arg-type]
 
 
 def test_a_damaged_store_is_refused_before_it_is_used(tmp_path):

@@ -97,8 +97,9 @@ class SamPredictor:
         Raises:
             UserError: the embedding has another shape than this model's.
         """
-        side = self.model.config.grid_size
-        if embedding.shape != (expected := (1, side, side, self.model.config.prompt_dim)):
+        config = self.model.config
+        expected = (1, config.grid_size, config.grid_size, config.embedding_dim)
+        if embedding.shape != expected:
             raise UserError(f"expected an embedding of shape {expected}, got {embedding.shape}")
         self._embedding, self._size = embedding, original_size
 

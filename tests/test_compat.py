@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import SamImageProcessor, SamProcessor
 
+from cases.efficientnet_lite import MODEL as LITE
 from cases.images import make_image
 from cases.models import SMALL
-from sam_jax import Prompt, compat, predict_batch
+from sam_jax import Prompt, Sam, compat, predict_batch
 from sam_jax.checkpoints import export_checkpoint, hub
 from sam_jax.compat import (
     ResizeLongestSide,
@@ -141,8 +142,11 @@ def test_a_checkpoint_of_another_model_and_an_image_of_another_size_are_refused(
         predictor.set_embedding(np.zeros((1, 3, 3, 8)), (40, 70))
 
 
-def test_an_embedding_that_was_kept_stands_for_its_image(sam, predictor):
-    other = SamPredictor(sam)
+@pytest.mark.parametrize("config", [SMALL, LITE], ids=["plain", "with finer maps"])
+def test_an_embedding_that_was_kept_stands_for_its_image(config):
+    sam = Sam(config, init_params(config, jax.random.key(0)))
+    predictor, other = SamPredictor(sam), SamPredictor(sam)
+    predictor.set_image(IMAGE)
     other.set_embedding(predictor.get_image_embedding(), predictor.original_size)
     np.testing.assert_array_equal(other.predict([[30, 20]], [1])[2], predictor.predict([[30, 20]], [1])[2])
 

@@ -30,8 +30,9 @@ def test_it_is_the_default_and_the_package_holds_no_other(model):
     assert (ASSETS / "small.safetensors").stat().st_size <= 16 * 2**20
     assert model.config == SMALL
     assert DEFAULT.model == PAPER.model == "small"
-    for command in (["segment", "a.jpg"], ["search", "a.jpg"], ["demo"]):
+    for command in (["segment", "a.jpg"], ["demo"]):
         assert parse(command).model == "small"
+    assert parse(["search", "a.jpg"]).generator.model == "small"
 
 
 def test_everything_mode_takes_its_own_options_in_python_and_in_commands(model):

@@ -19,6 +19,7 @@ from sam_jax.commands import main as cli
 from sam_jax.commands.demo import DEMO_PROMPTS
 from sam_jax.modeling import init_params
 from sam_jax.ops.rle import decode_rle
+from sam_jax.predictor import Masks, SamPredictor
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,21 @@ def test_segment_looks_at_a_small_box_from_near(checkpoint, tmp_path):
         assert mask.shape == (200, 300)
         assert not mask[:, :228].any()
         assert not mask[:123].any()
+
+
+@pytest.mark.parametrize(
+    ("filled", "said"), [([0, 1, 2], ""), ([1], "2 of 3 masks hold no pixel"), ([], "3 of 3 masks")]
+)
+def test_segment_says_that_masks_are_empty(photo, checkpoint, tmp_path, monkeypatch, capsys, filled, said):
+    masks = np.zeros((1, 3, 40, 70), bool)
+    masks[0, filled, 5:9, 5:9] = True
+    answer = Masks(masks, np.array([[0.9, 0.8, 0.7]]), np.zeros((1, 3, 16, 16)))
+    monkeypatch.setattr(SamPredictor, "set_image", lambda *_: None)
+    monkeypatch.setattr(SamPredictor, "predict_prompts", lambda *_, **__: answer)
+    assert run("segment", photo, "--point", "6,6", "--model", checkpoint, "--out", tmp_path) == 0
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(told) == bool(said)
 
 
 def test_segment_writes_one_mask_when_asked_and_replaces_older_results(photo, checkpoint, tmp_path):

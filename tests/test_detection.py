@@ -334,6 +334,11 @@ def test_detect_writes_a_coco_result_file_and_names_images_that_it_cannot_read(d
     assert [e["bbox"] for e in entries] == [r["bbox"] for r in results]
     assert {e["file_name"] for e in entries} == {"0.png", "1.png"}
     assert not any("segmentation" in e for e in entries)
+    capsys.readouterr()
+    assert run("detect", tmp_path / "images", *arguments, "--min-score", "1") == 0
+    printed = capsys.readouterr().out
+    assert "0 objects on 2 images" in printed
+    assert "no object has a score above 1; a lower --min-score lets more through" in printed
 
 
 def test_detect_says_what_is_wrong(detector, tmp_path, capsys):

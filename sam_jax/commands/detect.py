@@ -51,5 +51,8 @@ class Detect(CheckedFields):
             detector = dataclasses.replace(detector, config=config)
         report = detect_images(detector, inputs, self.out, batch_size=self.batch, masks=not self.boxes_only)
         print(f"{report.objects} objects on {report.images} images, in {self.out}")
+        if report.images and not report.objects:
+            threshold = detector.config.score_threshold
+            print(f"no object has a score above {threshold:g}; a lower --min-score lets more through")
         print_failures("not read", report.failures)
         return 1 if report.failures else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +93,9 @@ class Segment(CheckedFields):
             },
         }
         write_files(self.out, files)
+        if empty := [str(i) for i, mask in enumerate(masks) if not mask.any()]:
+            what = f"{len(empty)} of {len(masks)} masks hold no pixel ({', '.join(empty)})"
+            print(f"sam-jax: {what}; try another point, or a box", file=sys.stderr)
 
 
 def _numbers(text: str, count: int, option: str) -> Any:

@@ -16,7 +16,7 @@ from sam_jax.files import make_folder, remove
 VERSION = 1
 APPLICATION = 0x53414A58  # "SAJX": tells the store from any other SQLite file
 BUSY_SECONDS = 60.0  # how long a writer waits for another one
-MAX_CHECKED = 1 << 26  # bytes of a file that is read through when it is opened; damage of larger ones shows on the way
+MAX_CHECKED = 1 << 28  # bytes of a file that is read through when it is opened; damage of larger ones shows on the way
 MIN_FREE = 1 << 16  # bytes; with less, SQLite fails in many ways, most of which do not name the cause
 
 TABLES = """

@@ -7,6 +7,7 @@ on the CPU, which is not imported here.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -137,13 +138,15 @@ class OfficialPredictor(_SamPredictor):
             RuntimeError: no image is set.
             UserError: prompts as `SamPredictor.predict` refuses them, or different numbers of them.
         """
-        size, side = self.original_size, self.model.config.image_size
+        fixed = copy.copy(self)  # the prompts' image stays theirs, whatever other threads set meanwhile
+        size, side = fixed.original_size, self.model.config.image_size
         points = None if point_coords is None else as_numbers(point_coords, "point_coords")
         if points is not None:
             points = points_to_original(points, size, side)
         if boxes is not None:
             boxes = boxes_to_original(as_numbers(boxes, "boxes").reshape(-1, 4), size, side)
-        return self.predict_prompts(_prompts(points, point_labels, boxes, mask_input), multimask_output, return_logits)
+        prompts = _prompts(points, point_labels, boxes, mask_input)
+        return fixed.predict_prompts(prompts, multimask_output, return_logits)
 
 
 class OfficialSam(Sam):

@@ -25,8 +25,18 @@ class Masks(NamedTuple):
     low_res_logits: np.ndarray  # (Q, M, S, S), float32, which can be fed back as mask prompts
 
 
+class PredictorImage(NamedTuple):
+    """What a `SamPredictor` knows of its image, which is replaced as one."""
+
+    embedding: Float[Array, "1 h w E"]
+    size: tuple[int, int]  # (H, W), original frame
+
+
 class SamPredictor:
     """Predicts masks for any number of prompts on one image at a time.
+
+    Threads may share a predictor: a call predicts on the image that was set last when the call began, never on a
+    mixture. A thread that needs an image of its own makes a predictor of its own; any number may share a model.
 
     Example:
         predictor = SamPredictor(load_model("vit_b"))
@@ -53,26 +63,27 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forgets the image."""
-        self._embedding: Float[Array, "1 h w E"] | None = None
-        self._size: tuple[int, int] | None = None
+        self._image: PredictorImage | None = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether an image is set."""
-        return self._embedding is not None
+        return self._image is not None
 
     @property
     def original_size(self) -> tuple[int, int]:
         """The size (H, W) of the image that is set, in pixels."""
-        if self._size is None:
-            raise RuntimeError("no image is set; call set_image(image) first")
-        return self._size
+        return self._current().size
 
     def get_image_embedding(self) -> Float[Array, "1 h w E"]:
         """Returns the embedding of the image that is set, in NHWC; the official code has NCHW."""
-        if self._embedding is None:
+        return self._current().embedding
+
+    def _current(self) -> PredictorImage:
+        image = self._image
+        if image is None:
             raise RuntimeError("no image is set; call set_image(image) first")
-        return self._embedding
+        return image
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Encodes an image, for all later calls of `predict`.
@@ -101,7 +112,7 @@ class SamPredictor:
         expected = (1, config.grid_size, config.grid_size, config.embedding_dim)
         if embedding.shape != expected:
             raise UserError(f"expected an embedding of shape {expected}, got {embedding.shape}")
-        self._embedding, self._size = embedding, original_size
+        self._image = PredictorImage(embedding, original_size)
 
     def predict(
         self,
@@ -143,9 +154,9 @@ class SamPredictor:
 
         Raises the same errors as `predict`.
         """
-        embedding = self.get_image_embedding()
+        image = self._current()
         (prompts,) = embed_texts(self.model, self.clip, [prompts])
-        return _predict(self.model, embedding, [prompts], [self.original_size], multimask_output, return_logits)[0]
+        return _predict(self.model, image.embedding, [prompts], [image.size], multimask_output, return_logits)[0]
 
 
 def check_clip(model: Sam, clip: Clip) -> None:

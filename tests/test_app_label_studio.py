@@ -5,7 +5,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cases.app import BASE, SIZE, make_store
+from sam_jax.app import label_studio
 from sam_jax.app.brush_rle import encode_brush
+from sam_jax.app.label_studio import Region, _read_regions
 from sam_jax.app.server import create_app
 from sam_jax.engine.records import MaskRecord
 from sam_jax.errors import UserError
@@ -145,6 +147,50 @@ def test_clicks_and_boxes_become_brush_masks_of_the_page(client):
     assert result["score"] == pytest.approx(page["masks"][0]["predicted_iou"], abs=1e-3)
 
 
+def test_other_regions_beside_a_click_change_nothing(client):
+    click = region("keypointlabels", 40, 30)
+    (alone,) = client.post("/label-studio/predict", json=message(click)).json()["results"]
+    brush = {"type": "brushlabels", "value": {"format": "rle", "rle": [0] * 5000, "brushlabels": ["Disc"]}, "id": "b"}
+    turned = brush | {"original_width": W, "original_height": H, "image_rotation": 90}
+    choice = {"type": "choices", "value": {"choices": ["good"]}, "from_name": "quality", "to_name": "picture"}
+    for others in ([brush], [turned], [choice], [choice, brush, turned]):
+        (result,) = client.post("/label-studio/predict", json=message(*others, click)).json()["results"]
+        assert result["result"][0]["value"] == alone["result"][0]["value"]
+    assert client.post("/label-studio/predict", json=message(brush)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("corner", "width", "height", "rotation", "box"),
+    [
+        ((60, 20), 40, 30, 90, (30, 20, 60, 60)),
+        ((60, 50), 40, 30, 180, (20, 20, 60, 50)),
+        ((20, 50), 40, 30, 270, (20, 10, 50, 50)),
+        ((20, 50), 40, 30, -90, (20, 10, 50, 50)),
+        ((20, 10), 40, 30, 360, (20, 10, 60, 40)),
+        ((40, 10), 20 * 2**0.5, 20 * 2**0.5, 45, (20, 10, 60, 50)),
+        ((-10, 70), 100, 30, -90, (0, 0, 20, 60)),  # its corner is outside the image
+    ],
+)
+def test_turned_rectangles_are_the_box_around_them(corner, width, height, rotation, box):
+    value = {"width": 100 * width / W, "height": 100 * height / H, "rotation": rotation}
+    drawn = Region.model_validate(region("rectanglelabels", *corner, value=value))
+    prompt, label = _read_regions([drawn], SIZE)
+    np.testing.assert_allclose(prompt.box, box, atol=1e-3)
+    assert label == "Disc"
+
+
+def test_answers_are_bounded_and_the_rest_is_asked_for_again(store, client, monkeypatch):
+    monkeypatch.setattr(label_studio, "MAX_NUMBERS", 1)
+    store.set_size(2, W, H)
+    mask = np.arange(H * W).reshape(H, W) % 7 == 0
+    store.save_mask(MaskRecord("b", segmentation=encode_rle(mask), picture_id=2, annotator="Ada", origin="manual"))
+    body = message()
+    body["tasks"] = message(address="/data/local-files/?d=1.png")["tasks"] * 3
+    first, *rest = client.post("/label-studio/predict", json=body).json()["results"]
+    assert first["result"]
+    assert rest == [[], []]
+
+
 def test_a_image_that_the_project_does_not_have_is_asked_of_label_studio(client, capsys):
     click = region("keypointlabels", 40, 30)
     uploaded, local = (f"/data/{kind}/{name}" for kind, name in (("upload/1", "a-b.png"), ("local-files", "?d=9.png")))
@@ -161,6 +207,9 @@ def test_a_image_that_the_project_does_not_have_is_asked_of_label_studio(client,
         {"type": "polygonlabels"},
         {"value": {"x": 101, "y": 0}},
         {"value": {"x": 5}},
+        {"value": {"x": 5, "y": -1}},
+        {"value": {"x": 5, "y": 5, "rotation": "nan", "width": 9, "height": 9}, "type": "rectanglelabels"},
+        {"value": {"x": 120, "y": 5, "width": 9, "height": 9}, "type": "rectanglelabels"},
         {"value": {"x": 5, "y": 5, "width": 0, "height": 0}, "type": "rectanglelabels"},
     ],
 )

@@ -3,11 +3,14 @@
 import contextlib
 import json
 import socket
+import threading
+import time
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
 import schemathesis
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -19,6 +22,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 from cases.app import BASE, SIZE, basic, make_store, mask_message, serve, write_images
 from sam_jax.app.images import locate, scan
 from sam_jax.app.server import create_app
+from sam_jax.web import serving
 from sam_jax.web.guard import MAX_BODY, Access, is_loopback, new_token
 
 ADA = {"annotator": "Ada"}
@@ -54,9 +58,27 @@ def test_other_hosts_are_refused_without_a_token(client):
         "localhost.evil.example",
         "",
         "10.0.0.1",
+        "[::1].evil.example",
+        "[::1]evil.example:8009",
+        "[::1%25evil.example]",
+        "[::1",
+        "evil.example@127.0.0.1:8009",
+        "127.0.0.1:8009@evil.example",
+        "127.0.0.1:8009/evil.example",
+        "127.0.0.1:8009?evil.example",
+        "127.0.0.1#evil.example",
+        "127.0.0.1\\evil.example",
+        "127.0.0.1 evil.example",
+        "127.0.0.1,evil.example",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        "127.0.0.1:99999",
+        "127.0.0.1:8009:8009",
+        "localhost.",
+        "2130706433",
     ):
         assert client.get("/api/state", params=ADA, headers={"Host": host}).status_code == 403, host
-    for host in ("localhost:8009", "127.0.0.1", "[::1]:8009"):
+    for host in ("localhost:8009", "127.0.0.1", "[::1]:8009", "LocalHost:8009", "[0:0:0:0:0:0:0:1]"):
         assert client.get("/api/state", params=ADA, headers={"Host": host}).status_code == 200, host
 
 
@@ -67,6 +89,14 @@ def test_other_hosts_are_refused_without_a_token(client):
         {"Origin": "http://127.0.0.1:9999"},  # another server of this machine
         {"Origin": "null"},
         {"Origin": "http://["},
+        {"Origin": "https://127.0.0.1"},  # a page that was not served from here
+        {"Origin": "http://evil.example@127.0.0.1"},
+        {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://[::1]"},
+        {"Origin": "//127.0.0.1"},
+        {"Origin": "http://127.0.0.1/"},
+        {"Origin": "127.0.0.1"},
+        {"Origin": ""},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -79,6 +109,36 @@ def test_requests_that_other_sites_make_a_browser_send_are_refused(client, store
     assert not store.images("open")
     good = {"Origin": BASE, "Sec-Fetch-Site": "same-origin"}
     assert client.post("/api/next", params=ADA, headers=good).status_code == 200
+    assert client.post("/api/next", params=ADA, headers={"Host": "127.0.0.1:80", "Origin": BASE}).status_code == 200
+
+
+def test_headers_that_say_two_things_are_refused(client):
+    for name, values in {"Origin": (BASE, "http://evil.example"), "Sec-Fetch-Site": ("none", "cross-site")}.items():
+        headers = [("Host", "127.0.0.1"), *((name, value) for value in values)]
+        assert client.post("/api/next", params=ADA, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("half", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"])
+def test_requests_that_do_not_become_whole_are_closed_and_whole_ones_are_not(monkeypatch, half):
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.5)
+    app = FastAPI()
+    app.get("/")(lambda: "ok")
+    server = serving.make_server(app)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            address = listening.getsockname()
+            with socket.create_connection(address, timeout=20) as slow, socket.create_connection(address) as whole:
+                slow.sendall(half)
+                for _ in range(4):
+                    whole.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    assert b"200 OK" in whole.recv(4096)
+                    time.sleep(0.2)
+                assert slow.recv(4096) == b""
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_answers_forbid_foreign_scripts_frames_and_guesses_of_types(client):
@@ -210,6 +270,9 @@ def test_label_studio_gets_images_of_the_project_alone(client):
         "/data/local-files/?d=/etc/passwd",
         "/data/local-files/",
         "/data/upload/1/0.png",
+        "/data/local-files/?d=" + "a/" * 40_000 + "x.jpg",
+        "/data/local-files/?d=" + "a/" * 200 + "0.png",
+        "/data/upload/1/" + "x" * 100_000 + ".png",
         None,
     ):
         body = {

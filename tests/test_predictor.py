@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -11,7 +13,10 @@ from cases.images import make_image
 from cases.models import SMALL
 from sam_jax import Prompt, Sam, SamPredictor, predict_batch
 from sam_jax import model as model_module
+from sam_jax import predictor as predictor_module
+from sam_jax.compat import OfficialPredictor
 from sam_jax.modeling import init_params
+from sam_jax.predictor import Masks, embed
 from sam_jax.prompting.prompts import pack_prompts
 from sam_jax.types import NOT_A_POINT, PAD
 
@@ -232,3 +237,41 @@ def test_bfloat16_arithmetic_stays_close(model, predictor):
     exact, rough = (p.predict([[30, 20]], [1])[2] for p in (predictor, low))
     assert rough.dtype == np.float32
     assert np.abs(exact - rough).max() < 0.1 * np.abs(exact).max() + 0.05
+
+
+def test_threads_that_share_a_predictor_never_mix_two_images(model, monkeypatch):
+    predictor = OfficialPredictor(model)  # a SamPredictor, with the official methods
+    images = make_image(40, 70), make_image(70, 40)
+    embeddings = [embed(model, [image]) for image in images]
+    sizes = [image.shape[:2] for image in images]
+    seen = []
+
+    def decode(model, embeddings_, prompts, sizes_, *options):
+        seen.append((embeddings_ is embeddings[0], sizes_[0] == sizes[0]))
+        return [Masks(np.zeros((1, 1, 1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1, 1)))]
+
+    monkeypatch.setattr(predictor_module, "_predict", decode)
+    predictor.set_embedding(embeddings[0], sizes[0])
+    stopped = threading.Event()
+
+    def keep_setting():
+        while not stopped.is_set():
+            for embedding, size in zip(embeddings, sizes, strict=True):
+                predictor.set_embedding(embedding, size)
+
+    setters = [threading.Thread(target=keep_setting) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for setter in setters:
+            setter.start()
+        for _ in range(2000):
+            predictor.predict(box=np.array([31, 1, 35, 5]))
+            predictor.predict_torch(boxes=np.array([[1, 1, 5, 5]]))
+    finally:
+        stopped.set()
+        for setter in setters:
+            setter.join()
+        sys.setswitchinterval(interval)
+    assert len(seen) == 4000
+    assert all(embedding == size for embedding, size in seen)

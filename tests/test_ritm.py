@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from sam_jax.evals.methods import open_segmenter
 from sam_jax.evals.ritm import RitmSegmenter
 from sam_jax.evals.segmenters import Clicks
 from sam_jax.ritm import HRNET18, RITM_SIZES, Ritm, RitmConfig, RitmPredictor, ZoomIn
+from sam_jax.ritm import predictor as predictor_module
 from sam_jax.ritm.model import crop_part, paste_part, probabilities
 from sam_jax.ritm.network import click_disks, predict_logits
 from sam_jax.ritm.predictor import padded_side
@@ -333,6 +335,27 @@ def test_bad_clicks_are_explained(tiny):
     ):
         with pytest.raises(ValueError, match=message):
             predictor.predict(points, labels)
+
+
+def test_a_prediction_ends_before_another_thread_sets_an_image(tiny, monkeypatch):
+    predictor = RitmPredictor(Ritm(TINY, tiny))
+    predictor.set_image(photo())
+    begun, mixed = threading.Event(), []
+    crop = predictor_module.crop_part
+
+    def slow_crop(image, *rest, **options):
+        begun.set()
+        setter.join(0.5)
+        mixed.append(not setter.is_alive())
+        return crop(image, *rest, **options)
+
+    monkeypatch.setattr(predictor_module, "crop_part", slow_crop)
+    setter = threading.Thread(target=lambda: begun.wait() and predictor.set_image(photo()[:, :40]))
+    setter.start()
+    assert predictor.predict([(100, 20)], [1]).shape == photo().shape[:2]
+    setter.join()
+    assert mixed == [False]
+    assert predictor.predict([(10, 20)], [1]).shape == (96, 40)
 
 
 def test_an_evaluation_takes_ritm_by_its_path(tiny, tmp_path, played):

@@ -33,7 +33,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field, ValidationError
 
 from sam_jax.app.brush_rle import encode_brush
-from sam_jax.app.label_studio_files import LabelStudio, file_of, find_image
+from sam_jax.app.label_studio_files import LabelStudio, file_of, find_images
 from sam_jax.app.messages import MAX_POINTS
 from sam_jax.app.session import ModelSession, PredictedMasks
 from sam_jax.engine.store import Store
@@ -42,28 +42,35 @@ from sam_jax.ops.rle import Rle, decode_rle
 from sam_jax.prompting.prompts import Prompt
 
 MAX_TASKS = 10_000  # Label Studio sends all selected tasks in one request
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Labels = Annotated[list[str], Field(max_length=16)]
+MAX_NUMBERS = 1 << 24  # of run lengths in an answer
+Percent = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
+Extent = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
+Turn = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
+Labels = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=16)]
 
 
 class RegionValue(BaseModel):
-    """Position of a region in percent of the image's width and height, and its labels."""
+    """Position of a region in percent of the image's width and height, and its labels.
+
+    Rectangles that are turned may have their corner outside the image.
+    """
 
     x: Percent
     y: Percent
-    width: Percent = 0.0
-    height: Percent = 0.0
+    width: Extent = 0.0
+    height: Extent = 0.0
+    rotation: Turn = 0.0  # degrees, clockwise, about the corner (x, y)
     keypointlabels: Labels = []
     rectanglelabels: Labels = []
 
 
 class Region(BaseModel):
-    """A key point or rectangle that was drawn in Label Studio."""
+    """What was drawn or said in Label Studio: a key point, a rectangle, or another kind, which need not have a place."""
 
     type: str = Field(max_length=64)
-    original_width: int = Field(ge=1, le=1_000_000)
-    original_height: int = Field(ge=1, le=1_000_000)
-    image_rotation: float = 0
+    original_width: int | None = None
+    original_height: int | None = None
+    image_rotation: Turn = 0
     is_positive: bool = True
     value: dict[str, Any]
 
@@ -161,15 +168,27 @@ def label_studio_routes(
         prompt, label = _read_regions(regions, embedded.size)
         prompt.check(embedded.size)
         predicted = await session.predict(stored, prompt)
-        return await run_in_threadpool(_best_region, predicted, len(regions) == 1, names, label)
+        single = (0 if prompt.points is None else len(prompt.points)) + (prompt.box is not None) == 1
+        return await run_in_threadpool(_best_region, predicted, single, names, label)
 
     def saved_predictions(tasks: list[Task], names: LabellingSetup) -> list[Any]:
         """Returns a prediction of saved masks for each task, or an empty list where there are none.
 
-        Label Studio would keep a prediction without masks, and not ask again.
+        Label Studio would keep a prediction without masks, and not ask again. It does ask again for those that are left
+        out once the answer is large.
         """
-        masks = [_saved_regions(store, task, names) for task in tasks]
-        return [to_prediction(regions) if regions else [] for regions in masks]
+        known: dict[int, list[dict[str, Any]]] = {}
+        results: list[Any] = []
+        numbers = 0
+        for image in find_images(store, [_file_or_none(task, names.field) for task in tasks]):
+            regions: list[dict[str, Any]] = []
+            if image is not None and numbers < MAX_NUMBERS:
+                if image not in known:
+                    known[image] = _saved_regions(store, image, names)
+                regions = known[image]
+                numbers += sum(len(region["value"]["rle"]) for region in regions)
+            results.append(to_prediction(regions) if regions else [])
+        return results
 
     def to_prediction(regions: list[dict[str, Any]]) -> dict[str, Any]:
         scores = [region["score"] for region in regions if region["score"] is not None]
@@ -178,7 +197,7 @@ def label_studio_routes(
 
     def get_image(task: Task, field: str) -> int:
         file = file_of(task.data.get(field))
-        found = find_image(store, file)
+        (found,) = find_images(store, [file])
         if found is not None:
             return found
         if source is None:
@@ -213,39 +232,63 @@ def _read_setup(config: str) -> LabellingSetup:
     return LabellingSetup(str(brush.get("name")), to_name, images[to_name].removeprefix("$"), labels)
 
 
-def _saved_regions(store: Store, task: Task, names: LabellingSetup) -> list[dict[str, Any]]:
-    """Returns the saved and proposed masks of a task's image; none if the project does not have the image."""
+def _file_or_none(task: Task, field: str) -> str | None:
     try:
-        stored = find_image(store, file_of(task.data.get(names.field)))
+        return file_of(task.data.get(field))
     except UserError:
-        stored = None
-    masks = [] if stored is None else [mask for mask in store.masks(stored) if mask.state != "rejected"]
+        return None
+
+
+def _saved_regions(store: Store, image: int, names: LabellingSetup) -> list[dict[str, Any]]:
+    """Returns the saved and proposed masks of an image."""
+    masks = [mask for mask in store.masks(image) if mask.state != "rejected"]
     return [_region(mask.segmentation, mask.predicted_iou, names, mask.name or "") for mask in masks]
 
 
 def _read_regions(regions: list[Region], size: tuple[int, int]) -> tuple[Prompt, str]:
-    """Returns a prompt of all clicks and the last box that were drawn, in pixels, and the label that was chosen."""
+    """Returns a prompt of all clicks and the last box that were drawn, in pixels, and the label that was chosen.
+
+    Regions of other kinds, such as masks that were accepted before or choices, are left alone.
+    """
     H, W = size
     points, labels, box, label = [], [], None, ""
     for region in regions:
-        if (region.original_height, region.original_width) != size or region.image_rotation:
-            raise UserError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
         if region.type not in ("keypointlabels", "rectanglelabels"):
             continue
+        if (region.original_height, region.original_width) != size or region.image_rotation:
+            raise UserError(f"expected regions of an image of {W} x {H} pixels that is not rotated")
         try:
             value = RegionValue.model_validate(region.value)
         except ValidationError as error:
             raise UserError(str(error)) from error
         x, y = value.x * W / 100, value.y * H / 100
         if region.type == "keypointlabels":
+            if not (0 <= value.x <= 100 and 0 <= value.y <= 100):
+                raise UserError(f"expected a key point in the image, got x {value.x} % and y {value.y} %")
             points.append([min(x, W - 1), min(y, H - 1)])
             labels.append(int(region.is_positive))
         else:
-            box = np.array([x, y, x + value.width * W / 100, y + value.height * H / 100])
+            box = _box_around(x, y, value.width * W / 100, value.height * H / 100, value.rotation, size)
         label = next(iter(value.keypointlabels + value.rectanglelabels), label)
     if not points and box is None:
         raise UserError("expected a key point or a rectangle")
     return Prompt(np.array(points) if points else None, np.array(labels) if points else None, box), label
+
+
+def _box_around(x: float, y: float, width: float, height: float, rotation: float, size: tuple[int, int]) -> np.ndarray:
+    """Returns the box around a rectangle that is turned about its corner (x, y), cut off at the image's edges.
+
+    Args:
+        rotation: degrees, clockwise.
+        size: (H, W) of the image.
+    """
+    H, W = size
+    cosine, sine = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    # Rounded, so that the box of a quarter turn does not reach into the next pixel.
+    across = np.round(np.outer((0, width), (cosine, sine)), 6)
+    down = np.round(np.outer((0, height), (-sine, cosine)), 6)
+    corners = (np.array([x, y]) + across[:, None] + down).reshape(-1, 2).clip(0, (W, H))
+    return np.concatenate([corners.min(0), corners.max(0)])
 
 
 def _best_region(predicted: PredictedMasks, ambiguous: bool, names: LabellingSetup, label: str) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
@@ -25,14 +27,21 @@ FOLDER = "label_studio"  # in the project's folder
 UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"
 MAX_FILE = 256 << 20  # bytes of an image's file
 TIMEOUT = 30.0  # seconds
+MAX_ADDRESS = 1024  # characters
+MAX_PARTS = 64  # of a path: every end of it is compared
 
 
 def file_of(address: object) -> str:
     """Returns the file that a task's address identifies: upload/1/NAME or local-files/PATH.
 
     Raises:
-        UserError: the address is neither, or its path leads out of the folder.
+        UserError: the address is neither, too long, or its path leads out of the folder.
     """
+    if isinstance(address, str) and (len(address) > MAX_ADDRESS or address.count("/") > MAX_PARTS):
+        raise UserError(
+            f"expected an address of at most {MAX_ADDRESS} characters and {MAX_PARTS} parts, got {len(address)} "
+            f"characters: {address[:80]!r}..."
+        )
     parts = _split(address if isinstance(address, str) else "")
     _, upload, name = parts.path.partition(UPLOADS)
     if upload:
@@ -42,26 +51,37 @@ def file_of(address: object) -> str:
     raise UserError(f"expected a task's image at {UPLOADS}... or {LOCAL_FILES}?d=..., got {str(address)[:80]!r}")
 
 
-def find_image(store: Store, file: str) -> int | None:
-    """Returns the id of the project's image that a file (see `file_of`) is; None if no image matches, or several do.
+def find_images(store: Store, files: Sequence[str | None]) -> list[int | None]:
+    """Returns the id of the project's image that each file (see `file_of`) is; None if no image matches, or several do.
 
     The root of Label Studio's local files may be above or below the folder of images, or have another name here, so the
     longest matching end of the path counts. The project has the uploads that were fetched, or all of them if its folder
-    of images is Label Studio's upload folder.
+    of images is Label Studio's upload folder. One pass over the project's images serves all files.
     """
+    names = {file: _possible_names(file) for file in files if file is not None}
+    wanted = set(itertools.chain.from_iterable(names.values()))
+    found: dict[str, list[int]] = {}
+    for image, name in store.rows("SELECT id, name FROM pictures") if wanted else ():
+        ends = (name[at:] for at, character in enumerate(name) if character == "/")  # in any folder
+        for known in (name, *ends):
+            if known in wanted:
+                found.setdefault(known, []).append(image)
+
+    def match(file: str | None) -> int | None:
+        same = (found.get(name, []) for name in names.get(file or "", ()))
+        return next((images[0] for images in same if len(images) == 1), None)
+
+    return [match(file) for file in files]
+
+
+def _possible_names(file: str) -> list[str]:
+    """Returns the names that a file may have in the project, the likeliest first; /NAME is NAME in any folder."""
     kind, _, path = file.partition("/")
-    ends = path.split("/")
-    wanted = [file, path]
+    names = [file, path]
     if kind != "upload":
-        wanted += [f"/{path}", *("/".join(ends[i:]) for i in range(1, len(ends)))]
-    query = "SELECT id, name FROM pictures WHERE name IN (SELECT value FROM json_each(?)) OR substr(name, ?) = ?"
-    rows = store.rows(query, (json.dumps(wanted), -len(path) - 1, f"/{path}"))
-    for name in wanted:
-        below = name.startswith("/")  # in any folder
-        found = [row["id"] for row in rows if (row["name"].endswith(name) if below else row["name"] == name)]
-        if len(found) == 1:
-            return found[0]
-    return None
+        parts = path.split("/")
+        names += [f"/{path}", *("/".join(parts[i:]) for i in range(1, len(parts)))]
+    return names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -32,6 +33,9 @@ def padded_side(side: int) -> int:
 class RitmPredictor:
     """Predicts one object after another from clicks, in one image after another.
 
+    The calls of several threads come one after another, each on the image and object of that moment. Threads that
+    segment side by side need predictors of their own, which may share a model.
+
     Example:
         predictor = RitmPredictor(load_ritm("coco_lvis_h32_itermask.pth"))
         predictor.set_image(image)
@@ -48,6 +52,7 @@ class RitmPredictor:
         self.model = model
         self._zoom, self._flip = zoom, flip
         self._image: Array | None = None
+        self._lock = threading.RLock()  # each prediction builds on the one before
         self.reset()
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
@@ -61,17 +66,20 @@ class RitmPredictor:
             WrongType, UserError: this is not such an image. The one that was set before stays.
         """
         image = as_rgb(image, image_format)
-        self._size = image.shape[0], image.shape[1]
-        h, w = (padded_side(side) for side in self._size)
-        self._image = jnp.asarray(np.pad(image, ((0, h - self._size[0]), (0, w - self._size[1]), (0, 0))))
-        self.reset()
+        size = image.shape[0], image.shape[1]
+        h, w = (padded_side(side) for side in size)
+        padded = jnp.asarray(np.pad(image, ((0, h - size[0]), (0, w - size[1]), (0, 0))))
+        with self._lock:
+            self._image, self._size = padded, size
+            self.reset()
 
     def reset(self) -> None:
         """Forgets the object; the image stays."""
-        self._answer: np.ndarray | None = None  # probabilities after the last click
-        self._box: Box | None = None  # what was zoomed in on last
-        if self._image is not None:
-            self._previous = jnp.zeros(self._image.shape[:2])  # the probabilities, padded as the image is
+        with self._lock:
+            self._answer: np.ndarray | None = None  # probabilities after the last click
+            self._box: Box | None = None  # what was zoomed in on last
+            if self._image is not None:
+                self._previous = jnp.zeros(self._image.shape[:2])  # the probabilities, padded as the image is
 
     @property
     def box(self) -> Box | None:
@@ -92,6 +100,10 @@ class RitmPredictor:
             RuntimeError: no image is set.
             UserError: there is no click, or clicks lie outside the image or have other labels.
         """
+        with self._lock:
+            return self._predict(points, labels)
+
+    def _predict(self, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> Float[np.ndarray, "H W"]:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image(image) first")
         clicks, kinds = _checked(points, labels, self._size)

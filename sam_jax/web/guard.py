@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,6 +22,9 @@ from sam_jax.errors import UserError
 
 MAX_BODY = 4 << 20  # bytes of a request
 TOKEN_PATTERN = r"[A-Za-z0-9_\-]{16,256}"
+# A name or an IPv4 address, or an IPv6 address in brackets, and a port. Nothing that a URL may have beside them.
+HOST_PATTERN = r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_](?:[a-z0-9_.\-]{0,252})))(?::(?P<port>[0-9]{1,5}))?"
+DEFAULT_PORTS = {"http": "80", "https": "443"}
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; connect-src 'self'; style-src 'self'; "
@@ -101,7 +104,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if reason := self._foreign(scope["method"], headers):
+        if reason := self._foreign(scope["method"], scope.get("scheme", "http"), headers):
             await _refuse(send, 403, reason)
         elif self.access.token is not None and (location := self._first_visit(scope)):
             secure = "; Secure" if scope.get("scheme") == "https" else ""
@@ -117,21 +120,23 @@ class Guard:
         else:
             await self.app(scope, self._bounded(receive), send)
 
-    def _foreign(self, method: str, headers: Headers) -> str | None:
+    def _foreign(self, method: str, scheme: str, headers: Headers) -> str | None:
         """Returns why a request is refused whatever its token: its Host or origin is foreign. None if it is not."""
-        host = headers.get("host", "")
-        if len(headers.getlist("host")) != 1:
-            return "expected one Host"
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            origin = urlsplit(headers.get("origin", f"http://{host}")).netloc
-        except ValueError:  # brackets that do not enclose an IP address
-            return "expected a proper Host and Origin"
-        if self.access.token is None and not is_loopback(name):
+        hosts, origins, sites = (headers.getlist(name) for name in ("host", "origin", "sec-fetch-site"))
+        if len(hosts) != 1 or len(origins) > 1 or len(sites) > 1:
+            return "expected one Host, and at most one Origin and Sec-Fetch-Site"
+        host = _read_host(hosts[0], scheme)
+        if host is None:
+            return "expected a Host such as 127.0.0.1:8009"
+        if self.access.token is None and not is_loopback(host[0]):
             return "expected a Host of this machine"
-        if origin != host:
-            return "requests of other sites are refused"
-        if method not in SAFE_METHODS and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        for origin in origins:
+            kind, _, rest = origin.lower().partition("://")
+            if _read_host(rest, kind) != host:
+                return "requests of other sites are refused"
+            if kind != scheme:
+                return f"expected Origin {scheme}://..., got {kind}; a proxy that adds TLS must send X-Forwarded-Proto"
+        if method not in SAFE_METHODS and any(site not in ("same-origin", "none") for site in sites):
             return "requests of other sites are refused"
         return None
 
@@ -172,6 +177,20 @@ class Guard:
             return message
 
         return bounded
+
+
+def _read_host(text: str, scheme: str) -> tuple[str, str] | None:
+    """Returns the name or address of a Host, in lower case, and its port; None if it is malformed."""
+    match = re.fullmatch(HOST_PATTERN, text.lower())
+    port = match and (match["port"] or DEFAULT_PORTS.get(scheme))
+    if not match or not port or not 0 < int(port) < 1 << 16:
+        return None
+    if match["v6"] is None:
+        return match["name"], str(int(port))
+    try:
+        return str(ipaddress.IPv6Address(match["v6"])), str(int(port))
+    except ValueError:
+        return None
 
 
 def _with_headers(send: Send) -> Send:

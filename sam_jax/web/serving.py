@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
 from importlib import resources
 
+import h11
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.web.guard import Access, is_loopback, new_token
@@ -22,6 +25,7 @@ KINDS = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
+REQUEST_SECONDS = 60.0  # a request of MAX_BODY needs this long at half a megabit a second
 PERSON = r"^\w[\w .@+\-]{0,63}$"  # names of annotators and raters
 
 
@@ -53,8 +57,50 @@ def serve_app(app: FastAPI, access: Access, port: int, greeting: str) -> None:
         name = f"[{access.host}]" if ":" in access.host else access.host
         query = f"?token={access.token}" if access.token else ""
         print(f"{greeting} Open http://{name}:{listening.getsockname()[1]}/{query} (Ctrl-C ends)", flush=True)
-        config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run([listening])
+        make_server(app).run([listening])
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Returns the server of an application, which closes connections whose requests do not become whole."""
+    config = uvicorn.Config(
+        app, http=BoundedProtocol, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=5
+    )
+    return uvicorn.Server(config)
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP on a connection that is closed when a request does not arrive in full within `REQUEST_SECONDS`.
+
+    uvicorn itself only closes connections that wait for the next request.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None  # of the request that is arriving
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expects the first request."""
+        super().connection_made(transport)
+        self._set_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes of a request, and notes whether it is whole."""
+        super().data_received(data)
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expects nothing any more."""
+        self._drop_deadline()
+        super().connection_lost(exc)
+
+    def _set_deadline(self) -> None:
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._drop_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+
+    def _drop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 def serve_page(app: FastAPI, folder: str) -> None:

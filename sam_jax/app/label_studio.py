@@ -65,7 +65,7 @@ class RegionValue(BaseModel):
 
 
 class Region(BaseModel):
-    """What was drawn or said in Label Studio: a key point, a rectangle, or another kind, which need not have a place."""
+    """A region or answer of Label Studio: a key point, a rectangle, or another kind, which need not have a place."""
 
     type: str = Field(max_length=64)
     original_width: int | None = None

@@ -1,6 +1,7 @@
 """Safety of the annotation page's server: it refuses foreign hosts and sites, wrong tokens, paths, sizes and names."""
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -129,11 +130,13 @@ def test_requests_that_do_not_become_whole_are_closed_and_whole_ones_are_not(mon
         thread.start()
         try:
             address = listening.getsockname()
-            with socket.create_connection(address, timeout=20) as slow, socket.create_connection(address) as whole:
+            whole = http.client.HTTPConnection(*address)
+            with socket.create_connection(address, timeout=20) as slow, contextlib.closing(whole):
                 slow.sendall(half)
                 for _ in range(4):
-                    whole.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                    assert b"200 OK" in whole.recv(4096)
+                    whole.request("GET", "/")
+                    assert whole.getresponse().read() == b'"ok"'
+                    assert whole.sock is not None
                     time.sleep(0.2)
                 assert slow.recv(4096) == b""
         finally:

@@ -124,6 +124,11 @@ def test_requests_that_do_not_become_whole_are_closed_and_whole_ones_are_not(mon
     monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.5)
     app = FastAPI()
     app.get("/")(lambda: "ok")
+
+    @app.post("/")
+    def take(body: list[int]) -> int:
+        return len(body)
+
     server = serving.make_server(app)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))

@@ -1,4 +1,4 @@
-"""What a compiled program does per run, read from its optimised HLO text: collectives, and traffic with main memory.
+"""What a compiled program does per run, read from its optimised HLO text: collectives, traffic, the compiler's cycles.
 
 Loops count as often as they turn. The text is that of `compiled.as_text()`, of one device of a mesh.
 """
@@ -34,6 +34,20 @@ class Program:
     computations: dict[str, tuple[Instruction, ...]]
     times: dict[str, int]  # how often each runs; those inside others' fusions as often as they
     devices: int
+    sources: dict[str, str]  # "file:line" by the stack frame ids of instructions
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedInstruction:
+    """An instruction with the cycles that the TPU compiler expects of it."""
+
+    name: str
+    shape: str  # of its result, without layouts
+    opcode: str
+    cycles: int  # of all its runs
+    times: int
+    op: str  # of the JAX program that it stems from, "" if the compiler does not say
+    source: str  # file:line, "" if the compiler does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +123,34 @@ def parse(text: str) -> Program:
 
     visit(entry, 1)
     devices = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
-    return Program(frozen, dict(times), int(devices[1]) if devices else 1)
+    return Program(frozen, dict(times), int(devices[1]) if devices else 1, _sources(text))
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Stack frame id -> "file:line" of the innermost frame of this project, of any project if there is none."""
+    files = dict(re.findall(r'^(\d+) "(.*)"$', text.partition("\nFileNames\n")[2].partition("\n\n")[0], re.M))
+    where = dict(re.findall(r"^(\d+) \{(file_name_id=.*)\}$", text, re.M))
+    frames = dict(re.findall(r"^(\d+) \{(file_location_id=.*)\}$", text, re.M))
+
+    def field(record: str, name: str) -> str:
+        found = re.search(rf"{name}=(\d+)", record)
+        return found[1] if found else "0"  # zeros are not written
+
+    # The outermost frame has no parent: the number that stands for it there tells from which number ids are counted.
+    offset = int(field(frames["1"], "parent_frame_id")) if frames else 0
+
+    def source(frame: str) -> str:
+        innermost = ""
+        while frame in frames:
+            location = where[field(frames[frame], "file_location_id")]
+            path = files[field(location, "file_name_id")]
+            innermost = innermost or f"{path}:{field(location, 'line')}"
+            if "sam_jax/" in path:
+                return f"{path[path.rindex('sam_jax/') :]}:{field(location, 'line')}"
+            frame = str(int(field(frames[frame], "parent_frame_id")) - offset)
+        return innermost
+
+    return {frame: source(frame) for frame in frames}
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -165,7 +206,7 @@ def collectives(program: Program) -> list[Collective]:
             if kind not in COLLECTIVES:
                 continue
             group = _group(instruction.rest, program.devices)
-            shape = re.sub(r"\{[^}]*\}|/\*[^*]*\*/", "", instruction.shape)
+            shape = _without_layouts(instruction.shape)
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
             scatters = kind == "all-reduce" and computation.startswith("all-reduce-scatter")
             if computation in fused and channel and not scatters:
@@ -178,10 +219,35 @@ def collectives(program: Program) -> list[Collective]:
                 size = shape_bytes(re.sub(r"u32\[\]", "", shape)) * results
             if kind == "reduce-scatter":
                 size *= group
-            op = re.search(r'op_name="([^"]*)"', instruction.rest)
             name = "reduce-scatter" if scatters else kind
-            found.append(Collective(name, shape, size, group, count, op[1] if op else ""))
+            found.append(Collective(name, shape, size, group, count, _op_name(instruction)))
     return sorted(found, key=lambda c: -c.bytes * c.times)
+
+
+def _without_layouts(shape: str) -> str:
+    return re.sub(r"\{[^}]*\}|/\*[^*]*\*/", "", shape)
+
+
+def _op_name(instruction: Instruction) -> str:
+    op = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return op[1] if op else ""
+
+
+def timed_instructions(program: Program) -> list[TimedInstruction]:
+    """All instructions with estimated cycles of the TPU compiler, the dearest first.
+
+    What runs beside others, such as copies ahead of their use, counts as if it ran alone. Pallas kernels have none.
+    """
+    found = []
+    for computation, times in program.times.items():
+        for i in program.computations[computation]:
+            if cycles := re.search(r'"estimated_cycles":"?(\d+)', i.rest):
+                frame = re.search(r"stack_frame_id=(\d+)", i.rest)
+                source = program.sources.get(frame[1], "") if frame else ""
+                count = int(cycles[1]) * times
+                shape = _without_layouts(i.shape)
+                found.append(TimedInstruction(i.name, shape, i.opcode, count, times, _op_name(i), source))
+    return sorted(found, key=lambda i: -i.cycles)
 
 
 def _group(attributes: str, devices: int) -> int:
@@ -203,7 +269,8 @@ def _group(attributes: str, devices: int) -> int:
 def main_memory_bytes(program: Program, *, loops: bool = True) -> float:
     """Bytes that the instructions of a run read from and write to the main memory, arrays on the chip left out.
 
-    An upper bound: a fusion that reads or updates a part of an array counts with the whole.
+    An upper bound: a fusion that reads or updates a part of an array counts with the whole. Pallas kernels count as
+    nothing: what they move is in their grids (`kernels.py`).
 
     Args:
         loops: count the body of a loop as often as it turns; else once.
@@ -227,7 +294,7 @@ def main_memory_bytes(program: Program, *, loops: bool = True) -> float:
 
 def _moved(instruction: Instruction, shapes: dict[str, str]) -> float:
     opcode = instruction.opcode
-    if opcode in _MOVES_NOTHING or opcode.endswith("-done") or opcode in COLLECTIVES:
+    if opcode in _MOVES_NOTHING or opcode.endswith("-done") or opcode in COLLECTIVES or _is_kernel(instruction):
         return 0.0
     operands = [shapes.get(name, "") for name in instruction.operands]
     result = shape_bytes(instruction.shape, main_memory=True)
@@ -243,3 +310,7 @@ def _moved(instruction: Instruction, shapes: dict[str, str]) -> float:
     if opcode == "dynamic-update-slice":
         return 2 * shape_bytes(operands[1], main_memory=True)
     return result + sum(shape_bytes(shape, main_memory=True) for shape in operands)
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest

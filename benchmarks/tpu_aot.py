@@ -10,7 +10,8 @@ of the matrix products in the traced step, what is computed a second time to sav
 count takes the body of a loop once.
 
 The time of a step goes from the slowest of arithmetic, memory and network at their peak rates, if the rest hides behind
-it, to their sum, if nothing overlaps. It is a prediction: no TPU has run this.
+it, to their sum, if nothing overlaps. Beside it stands what the compiler expects of every instruction, in cycles
+(`cycles.py`), by part of the model and for the dearest. These are predictions: no TPU has run this.
 
 A ViT-H takes five to ten minutes and 8 GB on two cores. With --out, each configuration is a JSON file there, and what
 is there is not compiled again.
@@ -36,11 +37,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are computed with
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU machine to ask
 
+import cycles
 import hlo
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.extend import core
+from kernels import pallas_kernels, product_flops
 
 from sam_jax.config import TrainConfig
 from sam_jax.modeling import init_params
@@ -60,12 +62,16 @@ GiB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak rates from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p}; the links of v4 from Jouppi et al. 2023."""
+    """Peak rates from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p}; the links of v4 from Jouppi et al. 2023.
+
+    The clock follows from the peak rate of products and the number of units of 128 x 128 (8, 4 and 8 a chip).
+    """
 
     kind: str  # as JAX names it
     memory: float  # bytes
     memory_rate: float  # bytes/s
     link_rate: float  # bytes/s of one link, one way: half the chip's published both-way rate over its number of links
+    clock: float  # cycles/s
     megacore: bool = False  # two cores of a chip are one device, as Cloud TPU sets it up
 
     @property
@@ -75,9 +81,9 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GiB, 1200e9, 50e9, megacore=True),
-    "v5e": Chip("TPU v5 lite", 16 * GiB, 819e9, 400e9 / 2 / 4),
-    "v5p": Chip("TPU v5p", 95 * GiB, 2765e9, 1200e9 / 2 / 6, megacore=True),
+    "v4": Chip("TPU v4", 32 * GiB, 1200e9, 50e9, 1.05e9, megacore=True),
+    "v5e": Chip("TPU v5 lite", 16 * GiB, 819e9, 400e9 / 2 / 4, 1.5e9),
+    "v5p": Chip("TPU v5p", 95 * GiB, 2765e9, 1200e9 / 2 / 6, 1.75e9, megacore=True),
 }
 
 
@@ -109,29 +115,6 @@ def batch_shapes(config: TrainConfig) -> Batch:
     )
 
 
-def product_flops(jaxpr: Any) -> float:
-    """FLOPs of all matrix products and convolutions of a traced function, loops as often as they turn."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            output = math.prod(equation.outvars[0].aval.shape)
-            total += 2.0 * output * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel, axis = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
-            output = math.prod(equation.outvars[0].aval.shape)
-            total += 2.0 * output * math.prod(kernel) / kernel[axis]
-        elif name == "cond":  # by platform: the last branch is that of an accelerator
-            total += product_flops(params["branches"][-1].jaxpr)
-        else:
-            turns = params["length"] if name == "scan" else 1
-            for inner in params.values():
-                if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
-                    total += turns * product_flops(getattr(inner, "jaxpr", inner))
-    return total
-
-
 def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | None = None) -> dict[str, Any]:
     """Compiles a recipe's step for a topology: numbers per chip.
 
@@ -160,7 +143,10 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
     program = hlo.parse(text)
     found = hlo.collectives(program)
     memory = compiled.memory_analysis()
-    moved = hlo.main_memory_bytes(program)
+    kernels = pallas_kernels(traced.jaxpr.jaxpr)  # one that a mesh cuts stands in a `shard_map`, with a device's shapes
+    moved = hlo.main_memory_bytes(program) + sum(kernel.times * kernel.bytes for kernel in kernels)
+    rates = {"clock": chip.clock, "peak_flops": PEAK_FLOPS[chip.kind], "memory_rate": chip.memory_rate}
+    blocks = getattr(config.model.encoder, "global_attention_blocks", ())
     arguments = memory.argument_size_in_bytes
     times = {
         "compute": flops / PEAK_FLOPS[chip.kind],
@@ -185,6 +171,7 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
         "peak_bytes": arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "chip_bytes": chip.memory,
         "flops": flops,
+        "peak_flops": PEAK_FLOPS[chip.kind],
         "model_flops": step_flops(config, encoder="trained") / count,
         "compiler_flops_loops_once": compiled.cost_analysis().get("flops"),
         "memory_traffic_bytes": moved,
@@ -193,6 +180,7 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
         "collectives": summary(found),
         "largest": [dataclasses.asdict(c) for c in found[:20]],
         "not_of_params": [dataclasses.asdict(c) for c in not_of_params(found, state.params, config.parallel.fsdp)],
+        "cycles": cycles.cycles(program, kernels, **rates, global_blocks=blocks),
         "seconds": times | {"bound": max(times.values()), "sum": sum(times.values())},
         "compile_seconds": seconds,
     }
@@ -240,6 +228,10 @@ def report(results: list[dict[str, Any]]) -> str:
         "HBM ms",
         "network ms",
         "step ms",
+        "M cycles",
+        "in kernels",
+        "compiler's ms",
+        "MFU %",
     )
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in results:
@@ -258,6 +250,9 @@ def report(results: list[dict[str, Any]]) -> str:
             f"{sum(c['sent'] for c in r['collectives'].values()) / 1e9:.2f}",
             *(f"{seconds[name] * 1e3:.0f}" for name in ("compute", "memory", "network")),
             f"{seconds['bound'] * 1e3:.0f} to {seconds['sum'] * 1e3:.0f}",
+            *(f"{r['cycles'][name] / 1e6:,.0f}" for name in ("compiler", "kernels")),
+            f"{r['cycles']['seconds'] * 1e3:.0f}",
+            f"{100 * r['model_flops'] / (r['cycles']['seconds'] * r['peak_flops']):.1f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     for r in results:
@@ -272,6 +267,7 @@ def report(results: list[dict[str, Any]]) -> str:
         ]
         other = sum(c["bytes"] * c["times"] for c in r["not_of_params"])
         lines.append(f"- of these neither params nor gradients: {other / 1e6:.1f} MB")
+        lines += ["", *cycles.report(r["cycles"])]
     return "\n".join(lines)
 
 

@@ -37,6 +37,10 @@ class AlreadyExists(UserError, FileExistsError):
     """A file or folder is there already and would be overwritten."""
 
 
+class InUse(UserError):
+    """Another process is writing to the same folder."""
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed; the message says how to install it."""
 

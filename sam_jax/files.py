@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -20,7 +23,9 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any, TextIO
 
-from sam_jax.errors import BadRecord
+from filelock import FileLock, Timeout
+
+from sam_jax.errors import BadRecord, InUse
 
 # Reading
 
@@ -203,6 +208,38 @@ def _exchange(first: Path, second: Path) -> bool:
     if hasattr(library, "renamex_np"):
         return library.renamex_np(*names, 2) == 0  # RENAME_SWAP
     return False
+
+
+@contextlib.contextmanager
+def holding(folder: Path, what: str) -> Iterator[None]:
+    """Keeps other processes that do the same out of a folder while the block runs; makes the folder.
+
+    The system frees the lock of a process that dies; its file, which is empty, stays. A folder may be held for several
+    things at a time.
+
+    Args:
+        what: is done, a word that is part of a hidden file's name.
+
+    Raises:
+        InUse: another process holds it; says which one, and since when.
+    """
+    make_folder(folder)
+    holder = folder / f".{what}.holder"
+    lock = FileLock(folder / f".{what}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        by = "another process"
+        with contextlib.suppress(FileNotFoundError):  # it holds the lock, and has not yet written who it is
+            by = read_text(holder)
+        raise InUse(f"{folder} is in use by {by}; wait until that has ended, or give another folder") from error
+    try:
+        since, command = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()} since {since} ({command[:200]})")
+        yield
+    finally:
+        remove(holder)
+        lock.release()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

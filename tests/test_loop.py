@@ -76,9 +76,9 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another_model(run_config, monke
         with pytest.raises(FileExistsError, match="resume"):
             train(run_config)
     other = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, dim=64))
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(UserError, match=r"do not fit another model\.encoder\.dim 64"):
         train(dataclasses.replace(run_config, model=other), resume=True)
-    with pytest.raises(UserError, match="of a run whose config differs in what is trained"):
+    with pytest.raises(UserError, match="do not fit another ema-decay"):
         train(dataclasses.replace(run_config, ema_decay=0.9), resume=True)
 
 

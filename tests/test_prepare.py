@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_sa_1b_goes_through_beam_to_array_record_and_back(tars, tmp_path, capsys
     assert numbers_of(pickle.loads(pickle.dumps(source))) == [0, 1, 2, 3, 4]
     train, validation = open_source(DataConfig(tmp_path / "out"))
     assert sorted(numbers_of(train) + numbers_of(validation)) == [0, 1, 2, 3, 4]
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".prepare.lock"]
 
 
 @pytest.mark.slow
@@ -147,6 +148,28 @@ def test_too_many_bad_records_are_an_error_and_leave_nothing_that_looks_finished
     assert not list((tmp_path / "out").glob("sam_*"))
     with pytest.raises(ValueError, match="looked for"):
         open_source(DataConfig(tmp_path / "out"))
+
+
+def test_a_preparation_killed_before_it_has_cleaned_up_is_finished(tars, tmp_path, monkeypatch):
+    from sam_jax.data import prepare as module
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_clean_up", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tars, tmp_path / "out")
+    partial, other = tmp_path / "out" / ".partial_sam_sa1b", tmp_path / "other"
+    shutil.copytree(tars, other)
+    with pytest.raises(FileExistsError, match="there already"):
+        prepare(other, tmp_path / "out")
+    result = prepare(tars, tmp_path / "out")
+    assert not partial.exists()
+    check_all(result.path, list(range(result.images)))
+    assert result.masks == 2 * result.images
+    with pytest.raises(FileExistsError, match="there already"):
+        prepare(tars, tmp_path / "out")
 
 
 def test_a_stopped_preparation_goes_on_and_a_changed_source_is_read_again(tars, tmp_path, monkeypatch):

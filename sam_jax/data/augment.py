@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from sam_jax.config import DataConfig
 from sam_jax.data.composition import Pasted, draw_example, draw_mosaic, paste_object, what_is_left
 from sam_jax.data.examples import Example, Source
+from sam_jax.data.mask_filters import NOT_SEEN, TOO_LARGE, TOO_SMALL, TOO_SMALL_BEFORE
 from sam_jax.data.views import Area, View, draw_view, read_counts
 from sam_jax.errors import BadRecord
 from sam_jax.ops.resample import Patch
@@ -26,6 +27,12 @@ class Row(NamedTuple):
     patches: tuple[Patch, ...]  # at most Q
     boxes: Float[np.ndarray, "q 4"]
     maps: dict[str, Float[np.ndarray, "h w C"]] | None = None  # of the image encoder, computed before
+    dropped: tuple[str, ...] = ()  # why each mask that was drawn, and is not among `patches`, is left out
+
+    @property
+    def masks(self) -> int:
+        """Returns the number of masks, repeated ones once."""
+        return len({id(patch) for patch in self.patches})
 
 
 def prepare_example(
@@ -93,28 +100,37 @@ def _with_masks(
 ) -> Row:
     """Draws the masks of a finished image: what was pasted on it, and of all others uniformly."""
     Q, to_loss = config.masks_per_image, loss_size / len(canvas)
-    patches = [pasted.patch] if pasted is not None else []
+    patches, dropped = [pasted.patch] if pasted is not None else [], []
     candidates = [(view, index) for view in views for index in range(len(view.example.masks))]
     for chosen in rng.permutation(len(candidates)):
         if len(patches) == Q:
             break
         view, index = candidates[chosen]
         counts, (H, W) = read_counts(view.example, index), view.example.size
-        if not config.min_original_area <= counts[1::2].sum() <= config.max_area_fraction * H * W:
+        if (original_area := counts[1::2].sum()) < config.min_original_area:
+            dropped.append(TOO_SMALL_BEFORE)
+            continue
+        if original_area > config.max_area_fraction * H * W:
+            dropped.append(TOO_LARGE)
             continue
         patch = view.patch(counts, to_loss)
-        if patch is None or patch.mask.sum() / to_loss**2 > config.max_area_fraction * view.area.h * view.area.w:
+        if patch is not None and patch.mask.sum() / to_loss**2 > config.max_area_fraction * view.area.h * view.area.w:
+            dropped.append(TOO_LARGE)
             continue
-        if pasted is not None:
+        if patch is not None and pasted is not None:
             patch = what_is_left(patch, pasted.covered)
-        if patch is not None and patch.mask.sum() / to_loss**2 >= config.min_area:
+        if patch is None:
+            dropped.append(NOT_SEEN)
+        elif patch.mask.sum() / to_loss**2 < config.min_area:
+            dropped.append(TOO_SMALL)
+        else:
             patches.append(patch)
     if config.repeat_masks and patches:
         patches = (patches * -(-Q // len(patches)))[:Q]
     boxes = [(left, top, left + mask.shape[1], top + mask.shape[0]) for mask, top, left in patches]
     # Inclusive pixel indices of the input frame.
     edges = np.array(boxes, np.float64).reshape(-1, 4) / to_loss - np.array([0.0, 0.0, 1.0, 1.0])
-    return Row(canvas, size, tuple(patches), edges.astype(np.float32))
+    return Row(canvas, size, tuple(patches), edges.astype(np.float32), dropped=tuple(dropped))
 
 
 def empty_row(image_size: int) -> Row:

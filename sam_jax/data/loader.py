@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from sam_jax.data.augment import Row, empty_row, prepare_example, stack_rows
 from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.cached_views import CachedViews, draw_masks
 from sam_jax.data.examples import Example, Source
+from sam_jax.data.mask_filters import MaskCounts
 from sam_jax.errors import BadRecord, MissingPackage, UserError
 from sam_jax.types import Batch
 
@@ -63,14 +64,10 @@ def make_loader(
 
     Raises:
         UserError: there are no images, or the batch cannot be divided among the processes. While iterating: too many
-            bad records.
+            bad records, or no masks.
         MissingPackage: Grain is not installed.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise MissingPackage("training reads its images with grain; pip install 'sam_jax[train]'") from error
-
+    grain = import_grain()
     if not len(source):
         raise UserError("expected at least one image with masks to train on, got none")
     if config.batch_size % process_count:
@@ -102,7 +99,20 @@ def make_loader(
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if bad_records is None:
         bad_records = BadRecords(config.max_bad_fraction)
-    return iter(dataset.map(_Report(bad_records)))
+    return iter(dataset.map(_Report(bad_records, MaskCounts(config, len(source)))))
+
+
+def import_grain() -> Any:
+    """Returns the library that reads the images of a training.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise MissingPackage("training reads its images with grain; pip install 'sam_jax[train]'") from error
+    return grain
 
 
 def check_batch_fits(config: DataConfig, image_size: int) -> None:
@@ -129,7 +139,7 @@ def fixed_batches(
     Images are drawn without repetition; the last batch is filled up with empty slots. Bad records are left out.
 
     Raises:
-        UserError: no image can be used.
+        UserError: no image can be used, or none of their masks.
     """
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
@@ -144,6 +154,9 @@ def fixed_batches(
             problem = error
     if not rows:
         raise UserError(f"no image to validate on out of {len(source)}" + (f": {problem}" if problem else ""))
+    masks = MaskCounts(config, len(rows), "validate on")
+    for row in rows:
+        masks.count(row.masks, row.dropped)
     while len(rows) % config.batch_size:
         rows.append(empty_row(model.image_size))
     starts = range(0, len(rows), config.batch_size)
@@ -222,10 +235,13 @@ class _Draw:
 
 
 class _Slots:
-    """Holds what was wrong with each image of a batch; Grain does not look into it."""
+    """Holds what was wrong with each image of a batch, its number of masks, and why it has no more of them.
 
-    def __init__(self, problems: Sequence[BadRecord | None]) -> None:
-        self.problems = tuple(problems)
+    Grain does not look into it.
+    """
+
+    def __init__(self, elements: Sequence[Element]) -> None:
+        self.contents = [(problem, row.masks, row.dropped) for row, problem in elements]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,18 +250,20 @@ class _Stack:
     loss_size: int
 
     def __call__(self, elements: Sequence[Element]) -> tuple[Batch, _Slots]:
-        rows, problems = zip(*elements, strict=True)
-        return stack_rows(rows, self.masks_per_image, self.loss_size), _Slots(problems)
+        rows = [row for row, _ in elements]
+        return stack_rows(rows, self.masks_per_image, self.loss_size), _Slots(elements)
 
 
 class _Report:
-    """Counts bad records in the training process, whichever process has read them."""
+    """Counts bad records, and masks, in the training process, whichever process has read them."""
 
-    def __init__(self, bad_records: BadRecords) -> None:
-        self.bad_records = bad_records
+    def __init__(self, bad_records: BadRecords, masks: MaskCounts) -> None:
+        self.bad_records, self.masks = bad_records, masks
 
     def __call__(self, element: tuple[Batch, _Slots]) -> Batch:
         batch, slots = element
-        for problem in slots.problems:
+        for problem, used, dropped in slots.contents:
             self.bad_records.count(problem)
+            if problem is None:
+                self.masks.count(used, dropped)
         return batch

@@ -19,12 +19,13 @@ from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
 from sam_jax.errors import AlreadyExists, BadRecord, MissingPackage, UserError
-from sam_jax.files import make_folder, open_to_write, remove, replacing
+from sam_jax.files import holding, make_folder, open_to_write, read_json, remove, replacing, write_atomically
 
 if TYPE_CHECKING:
     from sam_jax.data.builders import SourceBuilder
 
 BAD_RECORDS = "bad_records.jsonl"
+PREPARED = "prepared.json"  # among the unfinished files, once the data set is whole: what is returned for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ def prepare(
 
     Raises:
         AlreadyExists: the data set is there already.
+        InUse: another process prepares data there.
         UserError: there is nothing to read, or too many records are bad; they are listed all the same.
         MissingPackage: tensorflow_datasets or Beam is not installed.
     """
@@ -75,23 +77,41 @@ def prepare(
     if format == "prepared":
         raise UserError(f"{source} is prepared already; train with --data.path {source}")
     name, version = builders.BUILDERS[format].name, str(builders.SourceBuilder.VERSION)
-    target = out / name / version
-    if target.exists():
+    target, partial = out / name / version, out / f".partial_{name}"
+    with holding(out, "prepare"):
+        if target.exists():
+            return _clean_up(source, target, partial)
+        make_folder(partial)
+        remove(partial / PREPARED)
+        remove(partial / "tfds")  # of a run that was killed
+        if format == "sa1b":
+            report = _prepare_shards(source, images, out, partial, max_bad_fraction, beam_options, workers)
+        else:
+            splits = _open_splits(source, format, images, label_values)
+            options: dict[str, Any] = {"max_bad_fraction": max_bad_fraction, "data_dir": partial / "tfds"}
+            report = _prepare_splits(builders.BUILDERS[format](splits=splits, **options), out)
+        bad = dict(Counter(problem.reason for problem in report.problems))
+        counts = {"source": str(source.resolve()), "images": report.images, "masks": report.masks, "bad": bad}
+        write_atomically(partial / PREPARED, json.dumps(counts))
+        make_folder(target.parent)
+        (partial / "tfds" / name / version).rename(target)
+        return _clean_up(source, target, partial)
+
+
+def _clean_up(source: Path, target: Path, partial: Path) -> PreparedData:
+    """Removes what is not needed any more beside a data set that is whole.
+
+    Raises:
+        AlreadyExists: nothing says that it was made of this source, by this run or by one that was killed here.
+    """
+    counts = read_json(partial / PREPARED) if (partial / PREPARED).exists() else {}
+    if counts.get("source") != str(source.resolve()):
         raise AlreadyExists(f"{target} is there already; give another --out, or remove it")
-    partial = out / f".partial_{name}"
-    make_folder(partial)
-    remove(partial / "tfds")  # of a run that was killed
-    if format == "sa1b":
-        report = _prepare_shards(source, images, out, partial, max_bad_fraction, beam_options, workers)
-    else:
-        splits = _open_splits(source, format, images, label_values)
-        builder = builders.BUILDERS[format](splits=splits, max_bad_fraction=max_bad_fraction, data_dir=partial / "tfds")
-        report = _prepare_splits(builder, out)
-    make_folder(target.parent)
-    (partial / "tfds" / name / version).rename(target)
+    for path in partial.iterdir():
+        if path.name != PREPARED:  # the last to go: a kill before that is followed by this once more
+            remove(path)
     remove(partial)
-    bad = dict(Counter(problem.reason for problem in report.problems))
-    return PreparedData(target, report.images, report.masks, bad)
+    return PreparedData(target, counts["images"], counts["masks"], counts["bad"])
 
 
 def _open_splits(

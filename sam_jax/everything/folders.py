@@ -22,7 +22,7 @@ from sam_jax.errors import UserError
 from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.formats import FORMATS, AnnotatedImage
 from sam_jax.everything.generator import SamAutomaticMaskGenerator
-from sam_jax.files import make_folder, read_text, write_atomically
+from sam_jax.files import holding, make_folder, read_text, write_atomically
 from sam_jax.progress import ProgressBar
 
 WRITER_THREADS = 2
@@ -57,8 +57,20 @@ def segment_images(
 
     Raises:
         UserError: `out` holds results of other settings.
+        InUse: another process writes there.
         OSError: a result can't be written. What was finished is kept.
     """
+    with holding(out, "everything"):
+        return _segment_images(generator, image_files, out, format, settings)
+
+
+def _segment_images(
+    generator: SamAutomaticMaskGenerator,
+    image_files: Sequence[ImageFile],
+    out: Path,
+    format: str,
+    settings: Mapping[str, Any],
+) -> EverythingReport:
     form = FORMATS[format]
     _claim(out, dict(settings) | {"format": format})
     todo = [image_file for image_file in image_files if not form.target(out, image_file.name).exists()]

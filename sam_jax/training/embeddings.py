@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +22,14 @@ from sam_jax.progress import ProgressBar
 from sam_jax.types import Params
 
 
-def cache_embeddings(source: Source, params: Params, model: SamConfig, config: RunConfig, folder: Path) -> None:
+def cache_embeddings(
+    source: Source,
+    params: Params,
+    model: SamConfig,
+    config: RunConfig,
+    folder: Path,
+    check_stop: Callable[[], None] = lambda: None,
+) -> None:
     """Writes the embedding of each image, float16, to a file of its own in `folder`; those that are there stay.
 
     The processes of a run share the work, and the folder. An image that cannot be read gets no file: the loader finds
@@ -29,9 +37,11 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
 
     Args:
         params: of the whole model.
+        check_stop: called after every image.
 
     Raises:
-        ValueError: the config changes images from step to step.
+        UserError: the config changes images from step to step.
+        KeyboardInterrupt: `check_stop` raised it. What is encoded stays.
     """
     data = config.data
     if data.augments:
@@ -51,5 +61,6 @@ def cache_embeddings(source: Source, params: Params, model: SamConfig, config: R
         path = embedding_file(folder, index)
         with replacing(path) as temporary, open_to_write_bytes(temporary) as file:
             np.save(file, np.asarray(embedding, np.float16))
+        check_stop()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("embeddings")

@@ -36,7 +36,9 @@ AT_ONCE = 8  # images that pass the encoder together
 FREE_DATA_FIELDS = ("batch_size", "masks_per_image", "repeat_masks", "workers", "worker_processes", "max_bad_fraction")
 
 
-def cache_views(source: Source, params: Params, config: TrainConfig, folder: Path) -> CachedViews:
+def cache_views(
+    source: Source, params: Params, config: TrainConfig, folder: Path, check_stop: Callable[[], None] = lambda: None
+) -> CachedViews:
     """Writes the maps of `finetune.cache_views` augmented views of each image, float16; files that are there stay.
 
     The maps are those of the largest part of the encoder before all params that learn. A view follows from the seed and
@@ -44,8 +46,10 @@ def cache_views(source: Source, params: Params, config: TrainConfig, folder: Pat
 
     Args:
         params: of the whole model.
+        check_stop: called after every file.
 
     Raises:
+        KeyboardInterrupt: `check_stop` raised it. What is encoded stays.
         UserError: the maps would take more than `finetune.cache_gb`; params learn in the first part of the encoder;
             the folder has views of other images, with other augmentation, or of another encoder.
     """
@@ -72,6 +76,7 @@ def cache_views(source: Source, params: Params, config: TrainConfig, folder: Pat
             for file in todo:
                 rows = list(threads.map(functools.partial(_make_view, source, config), file.numbers))
                 file.write(_encode_rows(rows, encode, bar))
+                check_stop()
     return CachedViews(files)
 
 

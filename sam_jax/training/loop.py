@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 
 from sam_jax.config import RunConfig, SamConfig, TrainConfig
+from sam_jax.data.examples import Source
 from sam_jax.data.loader import check_batch_fits, fixed_batches, local_part, make_loader
 from sam_jax.data.sources import open_source
 from sam_jax.errors import NonFiniteGradients, WrongType
+from sam_jax.files import holding
 from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.progress import ProgressBar
@@ -21,7 +23,14 @@ from sam_jax.training.detector.task import start_detector
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.encoded_views import cache_views
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import Checkpoints, Restored, StopSignal, claim_folder, refuse_other_run
+from sam_jax.training.run import (
+    Checkpoints,
+    Restored,
+    StopSignal,
+    check_packages,
+    claim_folder,
+    refuse_other_run,
+)
 from sam_jax.training.sam import start_sam
 from sam_jax.training.step import init_state, model_params
 from sam_jax.training.task import TrainingTask
@@ -51,21 +60,41 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
 
     Raises:
         AlreadyExists: `config.out` holds a run and `resume` is False.
-        UserError: the run in `config.out` was started with another model; devices that do not fit the batch; data or a
-            model that cannot be read.
+        InUse: another process trains in `config.out`.
+        UserError: the run in `config.out` was started with another model, or other params learn; devices that do not
+            fit the batch; data or a model that cannot be read; no mask that could be used.
+        MissingPackage: a package is not installed that training takes.
         NonFiniteGradients: `max_skipped` updates in a row had no finite gradients.
+        KeyboardInterrupt: Ctrl-C or SIGTERM before the first step. What was encoded is kept.
     """
     start_processes(config.parallel)
     out, main = config.out.resolve(), jax.process_index() == 0
     if main:
         refuse_other_run(out, resume)
+    check_packages(["grain", "matplotlib", *(["array_record"] if config.finetune.cache_views else [])])
 
-    train_set, validation_set = open_source(config.data)
+    sources = open_source(config.data)
     task, params = start_task(config)
     check_batch_fits(config.data, task.frame.image_size)
     program = compile_program(task, params)
-    if main:
-        claim_folder(out, task.config, resume)
+    with holding(out, "training") if main else contextlib.nullcontext(), StopSignal() as stop:
+        if main:
+            claim_folder(out, task.config, resume)
+        return _train(task, params, program, sources, out, resume, stop)
+
+
+def _train(
+    task: TrainingTask,
+    params: Params,
+    program: Wrapped,
+    sources: tuple[Source, Source],
+    out: Path,
+    resume: bool,
+    stop: StopSignal,
+) -> TrainResult:
+    """Trains in a folder that is this run's. The arguments are those of `train`, read and compiled."""
+    config, main = task.config, jax.process_index() == 0
+    train_set, validation_set = sources
     ProgressBar.write(
         f"{len(train_set)} images to train on, {len(validation_set)} to validate, "
         f"on {program.devices} x {jax.devices()[0].device_kind}"
@@ -84,13 +113,13 @@ def train(config: RunConfig, *, resume: bool = False) -> TrainResult:
     embeddings = out / "embeddings" if config.finetune.cache_embeddings else None
     if embeddings is not None:
         assert isinstance(task.frame, SamConfig), "a detector's start refuses it"
-        cache_embeddings(train_set, params, task.frame, config, embeddings)
+        cache_embeddings(train_set, params, task.frame, config, embeddings, stop.check)
     views = None
     if config.finetune.cache_views:
         assert isinstance(task.config, TrainConfig), "a detector's start refuses it"
-        views = cache_views(train_set, params, task.config, config.finetune.cache_folder or out / "views")
+        views = cache_views(train_set, params, task.config, config.finetune.cache_folder or out / "views", stop.check)
 
-    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints, StopSignal() as stop:
+    with Checkpoints(out, config.keep_checkpoints, program) as checkpoints:
         state, first_step, key = (checkpoints.latest() if resume else None) or Restored(
             program.init(params), 0, jax.random.key(config.seed)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from sam_jax.errors import MissingPackage, UserError
 from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.folders import check_settings
 from sam_jax.everything.options import PAPER, GeneratorOptions
-from sam_jax.files import digest_file
+from sam_jax.files import digest_file, holding
 
 MANIFEST = "manifest.json"
 SETTINGS = "engine.settings.json"
@@ -76,21 +77,24 @@ def annotate_images(
 
     Raises:
         UserError: there are no images, `out` holds results of other settings, or a shard has too many bad images.
+        InUse: another process with the same number writes to `out`, a local folder.
         OSError: results can't be written, or an object store can't be reached. Finished results are kept.
         MissingPackage: Beam, or fsspec's package for a protocol, is not installed.
     """
-    pipeline = _import_pipeline()
-    job = _open_job(inputs, Folder.at(out), generator, shards, blur, max_bad_fraction)
-    all_shards = read_shards(job.out, shards)
-    if processes > len(all_shards):
-        raise UserError(
-            f"{processes} processes have but {len(all_shards)} shards; give --shards of {processes} or more"
-        )
-    pipeline.annotate(job, all_shards[process::processes], beam_options, workers)
-    reports = [report for report in job.read_reports(all_shards) if report is not None]
-    if len(reports) < len(all_shards):
-        return len(all_shards) - len(reports)
-    return _write_manifest(job, all_shards, reports)
+    pipeline, folder = _import_pipeline(), Folder.at(out)
+    # An object store has no locks: whoever uses one sees to it that each process has a number of its own.
+    with holding(Path(folder.shown), f"process_{process}") if folder.is_local else contextlib.nullcontext():
+        job = _open_job(inputs, folder, generator, shards, blur, max_bad_fraction)
+        all_shards = read_shards(job.out, shards)
+        if processes > len(all_shards):
+            raise UserError(
+                f"{processes} processes have but {len(all_shards)} shards; give --shards of {processes} or more"
+            )
+        pipeline.annotate(job, all_shards[process::processes], beam_options, workers)
+        reports = [report for report in job.read_reports(all_shards) if report is not None]
+        if len(reports) < len(all_shards):
+            return len(all_shards) - len(reports)
+        return _write_manifest(job, all_shards, reports)
 
 
 def _import_pipeline() -> ModuleType:

@@ -119,9 +119,33 @@ def test_every_annotator_has_images_of_their_own(client):
     for _ in range(2):  # again: the answer was lost
         assert client.post(f"/api/pictures/{third}/finish", params=ADA, json={}).status_code == 200
     assert client.get("/api/state", params=ADA).json()["progress"] == {"pictures": 4, "done": 1, "done_by_me": 1}
+    seen = None
     for expected in (third, first, None):
-        reopened = client.post("/api/back", params=ADA).json()["picture"]
-        assert (reopened and reopened["id"]) == expected
+        before = {} if seen is None else {"before": seen}
+        shown = client.get("/api/back", params=ADA | before).json()["picture"]
+        seen = shown and shown["id"]
+        assert seen == expected
+    fourth = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    strip = client.get("/api/strip", params=ADA).json()["pictures"]
+    expected = [(first, "skipped"), (third, "done"), (fourth, "open")]
+    assert [(image["id"], image["state"]) for image in strip][:3] == expected
+    assert client.post(f"/api/pictures/{third}/take", params=BOB).status_code == 409
+    assert client.post(f"/api/pictures/{third}/take", params=ADA).status_code == 200
+    assert client.get(f"/api/pictures/{third}").json()["picture"]["state"] == "open"
+    assert client.get(f"/api/pictures/{third}/thumbnail").content[:2] == b"\xff\xd8"
+
+
+def test_classes_are_the_categories_of_exports_in_their_order(client, store):
+    assert client.put("/api/classes", params=ADA, json={"names": ["dog", "cat"]}).json() == {"classes": ["dog", "cat"]}
+    assert client.get("/api/state", params=ADA).json()["classes"] == ["dog", "cat"]
+    assert client.put("/api/classes", params=ADA, json={"names": ["dog", "dog"]}).status_code == 409
+    image = client.post("/api/next", params=ADA).json()["picture"]["id"]
+    for name in ("bird", "cat"):
+        message = mask_message(name=name)
+        assert client.put(f"/api/pictures/{image}/masks/{name}", params=ADA, json=message).status_code == 200
+    exported = client.get("/api/export.json").json()
+    assert [category["name"] for category in exported["categories"]] == ["dog", "cat", "bird"]
+    assert [annotation["category_id"] for annotation in exported["annotations"]] == [3, 2]
 
 
 def test_proposed_masks_are_judged_and_keep_their_origin_and_model(client, store):

@@ -7,6 +7,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
+from cases.annotating import Annotating
 from cases.app import SIZE, mask_message, serve, wait_until, write_images
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
@@ -27,71 +28,6 @@ def project(browser, tmp_path_factory):
     yield store, address
     process.kill()
     process.wait()
-
-
-class Annotating:
-    """Drives the page as a user does, with positions in pixels of the image."""
-
-    def __init__(self, browser, address, annotator):
-        self.context = browser.new_context(viewport={"width": 1200, "height": 700}, accept_downloads=True)
-        self.page = self.context.new_page()
-        self.problems = []
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
-        self.page.on("dialog", self._dialog)
-        self.page.goto(address)
-        self.page.fill("#annotator", annotator)
-        self.page.click("#welcome button")
-        self.ready()
-
-    def _dialog(self, dialog):
-        if dialog.type != "beforeunload":
-            self.problems.append(f"a dialog: {dialog.message}")
-        dialog.accept()
-
-    def ready(self):
-        self.page.wait_for_selector("body[data-ready=true]", timeout=60_000)
-        box = self.page.locator("#canvas").bounding_box()
-        H, W = SIZE
-        scale = min((box["width"] - 48) / W, (box["height"] - 48) / H)
-        left, top = box["x"] + (box["width"] - W * scale) / 2, box["y"] + (box["height"] - H * scale) / 2
-        self.place = lambda x, y: (left + x * scale, top + y * scale)
-
-    def click(self, x, y, button="left"):
-        self.page.mouse.click(*self.place(x, y), button=button)
-
-    def drag(self, *points, button="left"):
-        self.page.mouse.move(*self.place(*points[0]))
-        self.page.mouse.down(button=button)
-        for point in points[1:]:
-            self.page.mouse.move(*self.place(*point))
-        self.page.mouse.up(button=button)
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    @property
-    def area(self):
-        return int(self.page.evaluate("document.body.dataset.area"))
-
-    def until(self, expression):
-        wait_until(self.page, expression)
-
-    def answered(self):
-        self.until("document.querySelectorAll('#candidates button').length === 4 && Number(document.body.dataset.area)")
-
-    def saved(self):
-        self.until("document.querySelector('#connection').dataset.state === 'ok'")
-
-    def colour(self, x, y):
-        """Returns the colour of the canvas at a position."""
-        x, y = self.place(x, y)
-        script = """([x, y]) => {
-          const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect();
-          return [...canvas.getContext("2d").getImageData(x - box.x, y - box.y, 1, 1).data];
-        }"""
-        return self.page.evaluate(script, [x, y])
 
 
 def test_click_choose_undo_save_reload_export(project, browser):
@@ -150,10 +86,13 @@ def test_click_choose_undo_save_reload_export(project, browser):
     page.until("document.querySelector('#picture-name').textContent === '0.png'")
     assert page.page.input_value("#saved li input") == ROGUE
     page.ready()
+    assert page.page.is_visible("#looking")
     page.press("p")
     page.until("document.querySelector('#toast').textContent.includes('no earlier image')")
+    assert [image.name for image in store.images("done")] == ["0.png"]  # to look at it does not open it
     page.press("n")
     page.until("document.querySelector('#picture-name').textContent === '1.png'")
+    assert page.page.is_hidden("#toast")  # what is said about an image leaves with it
     assert page.problems == []
     page.context.close()
 

@@ -16,6 +16,7 @@ import pytest
 from cases.app import read_events
 from sam_jax.engine.records import MaskRecord
 from sam_jax.engine.store import Store
+from sam_jax.errors import UserError
 from sam_jax.ops.rle import encode_rle
 
 HEIGHT, WIDTH = 12, 17
@@ -274,21 +275,41 @@ def test_an_open_image_comes_again_until_it_is_finished_skipped_or_released(stor
         store.finish(3, "ann")
 
 
-def test_going_back_opens_finished_and_skipped_images_the_last_first(store):
-    for outcome in ("done", "skipped"):
-        store.finish(store.claim("ann").id, "ann", outcome)
+def states(store, annotator):
+    return [(image.id, image.state) for image in store.work_of(annotator)]
+
+
+def test_looking_back_changes_nothing_and_taking_opens_again(store):
+    store.finish(store.claim("ann").id, "ann", "done")
+    store.finish(store.claim("ann").id, "ann", "skipped")
     assert store.claim("ann").id == 3
-    assert store.reopen_last("bea") is None  # of their own there are none
-    assert store.reopen_last("ann").id == store.claim("ann").id == 2
-    assert store.reopen_last("ann").id == store.claim("ann").id == 1
-    assert store.reopen_last("ann") is None
-    for expected in (1, 2, 3):  # forward again, to the one that was left for them
-        assert store.claim("ann").id == expected
-        store.finish(expected, "ann", "skipped" if expected == 2 else "done")
+    for _ in range(2):
+        assert states(store, "ann") == [(1, "done"), (2, "skipped"), (3, "open")]
+    assert states(store, "bea") == []
+    assert store.work_state(1) == ("done", "ann")
+    for _ in range(2):
+        store.take(1, "ann")
+        assert states(store, "ann") == [(2, "skipped"), (3, "open"), (1, "open")]
+    assert store.claim("ann").id == 1
+    store.finish(1, "ann")
+    store.take(2, "ann")
+    assert states(store, "ann") == [(3, "open"), (1, "done"), (2, "open")]
+    for image, state in ((3, "open"), (1, "done")):
+        with pytest.raises(UserError, match=f"expected image {image} to be bea's, it is {state} and ann's"):
+            store.take(image, "bea")
+    store.finish(2, "ann", "skipped")
     store.finish(store.claim("bea").id, "bea")  # 2, which ann skipped
-    assert store.reopen_last("ann").id == 3
-    assert store.reopen_last("ann").id == 1
-    assert store.reopen_last("ann") is None  # 2 is bea's
+    assert states(store, "ann") == [(3, "open"), (1, "done")]
+
+
+def test_a_project_has_a_list_of_classes(store):
+    assert store.classes == []
+    store.set_classes([" cat ", "dog"])
+    assert Store(store.folder).classes == ["cat", "dog"]
+    for wrong in (["cat", "cat"], [""], ["a\nb"], ["x" * 201], [7], "cat", [str(i) for i in range(201)]):
+        with pytest.raises(UserError, match="class"):
+            store.set_classes(wrong)
+    assert store.classes == ["cat", "dog"]
 
 
 def test_images_of_people_who_went_away_are_released_with_their_masks(store):

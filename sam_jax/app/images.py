@@ -20,6 +20,7 @@ from sam_jax.engine.records import StoredImage
 from sam_jax.errors import MissingFile, UserError
 
 JPEG_QUALITY = 92
+THUMBNAIL = 112  # pixels
 
 
 class ScannedFolder(NamedTuple):
@@ -108,6 +109,13 @@ def read_stored(stored: StoredImage, max_pixels: int) -> np.ndarray:
     except UserError as error:
         kind = MissingFile if isinstance(error, MissingFile) else UserError
         raise kind(str(error).replace(str(path), stored.name)) from error
+
+
+def encode_thumbnail(image: np.ndarray) -> bytes:
+    """Encodes a small version of an RGB image, of at most `THUMBNAIL` pixels a side, as JPEG."""
+    small = Image.fromarray(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return encode_jpeg(np.asarray(small))
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

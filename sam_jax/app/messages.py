@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sam_jax.engine.records import MAX_CLASSES
 from sam_jax.errors import UserError
 
 MAX_POINTS = 200  # clicks for one mask
@@ -124,6 +125,12 @@ class SaveRequest(Message):
     predicted_iou: Score | None = None
     stability_score: Score | None = None
     seconds: Seconds = Field(default=0.0, description="total time spent on this mask")
+
+
+class ClassesRequest(Message):
+    """The project's list of classes."""
+
+    names: list[Name] = Field(max_length=MAX_CLASSES)
 
 
 class FinishRequest(Message):

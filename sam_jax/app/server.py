@@ -3,8 +3,11 @@
     GET    /                                    the page; its files are under /assets
     GET    /api/state                           stage, model and progress
     POST   /api/next                            opens the annotator's next image, or the one that they left open
-    POST   /api/back                            reopens the image that they finished or skipped last
-    GET    /api/pictures/P                      an image's masks; /image its pixels, /sa1b.json for download
+    GET    /api/back?before=P                   the image that they finished or skipped before another one
+    GET    /api/strip                           their latest images and the next ones, with their states
+    PUT    /api/classes                         replaces the project's list of classes, which /api/state has
+    GET    /api/pictures/P                      an image's masks; /image its pixels, /thumbnail, /sa1b.json for download
+    POST   /api/pictures/P/take                 opens a free image, or reopens one that they finished or skipped
     POST   /api/pictures/P/embed                responds once clicks on the image are fast
     POST   /api/pictures/P/predict              masks for clicks and a box
     PUT    /api/pictures/P/masks/M              saves a mask under an id that the client chooses, or replaces it
@@ -13,15 +16,17 @@
     GET    /api/pictures/P/export/FORMAT        an image's masks in a format of `sam-jax everything`
     GET    /api/export/FORMAT                   all saved masks; /api/export.json is the COCO file
 
-Requests name the annotator with ?annotator=NAME. Changes by a PUT, POST or DELETE that returns 200 are on disk.
+Requests name the annotator with ?annotator=NAME. Looking at an image changes nothing; who changes one that is not open
+takes it first. Changes by a PUT, POST or DELETE that returns 200 are on disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,12 +36,13 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from sam_jax.app.exports import export_response, file_stem
-from sam_jax.app.images import encode_jpeg, read_stored
+from sam_jax.app.images import encode_jpeg, encode_thumbnail, read_stored
 from sam_jax.app.label_studio import label_studio_routes
 from sam_jax.app.label_studio_files import LabelStudio
 from sam_jax.app.messages import (
     MASK_ID,
     CandidateMessage,
+    ClassesRequest,
     FinishRequest,
     PredictRequest,
     PredictResponse,
@@ -56,9 +62,12 @@ from sam_jax.web.serving import PERSON, add_error_handlers, serve_page
 MAX_PIXELS = 50_000_000  # of an image: the page holds several arrays of this size
 READERS = 4  # images that are decoded at the same time, limited to save memory
 AHEAD = 2  # images of each annotator's queue that are embedded ahead
+STRIP, STRIP_AHEAD = 60, 12  # images of the strip: of the annotator's own, and of the next ones
+THUMBNAILS = 4096  # that are kept, a few kB each
 
 Annotator = Annotated[str, Query(pattern=PERSON, description="who annotates")]
 ImageId = Annotated[int, Path(ge=1, le=2**53)]
+ImageNumber = Annotated[int, Query(ge=1, le=2**53)]
 Format = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)}, pattern=f"^({'|'.join(FORMATS)})$")]
 MaskId = Annotated[str, Path(pattern=MASK_ID)]
 
@@ -135,28 +144,45 @@ def create_app(
 
     def describe(stored: StoredImage) -> dict[str, Any]:
         masks = [dataclasses.asdict(mask) for mask in store.masks(stored.id) if mask.state != "rejected"]
-        fields = ("id", "name", "width", "height")
-        return {"picture": {field: getattr(stored, field) for field in fields}, "masks": masks}
+        picture = {field: getattr(stored, field) for field in ("id", "name", "width", "height")}
+        picture["state"], picture["annotator"] = store.work_state(stored.id)
+        return {"picture": picture, "masks": masks}
 
     @app.get("/api/state")
     def state(annotator: Annotator) -> dict[str, Any]:
         formats = {name: form.description for name, form in FORMATS.items()}
-        progress = _progress(store, annotator)
-        return {"stage": store.stage, "model": model_version, "formats": formats, "progress": progress}
+        return {
+            "stage": store.stage,
+            "model": model_version,
+            "formats": formats,
+            "classes": store.classes,
+            "progress": _progress(store, annotator),
+        }
 
-    async def open_with(open_one: Callable[[str], StoredImage | None], annotator: str) -> dict[str, Any]:
-        stored, upcoming = await run_in_threadpool(lambda: (open_one(annotator), store.upcoming(annotator, AHEAD)))
+    @app.put("/api/classes")
+    def set_classes(annotator: Annotator, request: ClassesRequest) -> dict[str, Any]:
+        store.set_classes(request.names)
+        return {"classes": store.classes}
+
+    @app.post("/api/next")
+    async def next_image(annotator: Annotator) -> dict[str, Any]:
+        stored, upcoming = await run_in_threadpool(lambda: (store.claim(annotator), store.upcoming(annotator, AHEAD)))
         session.embed_ahead([p.id for p in ([stored] if stored else []) + upcoming])
         content = {"picture": None, "masks": []} if stored is None else await run_in_threadpool(describe, stored)
         return content | {"upcoming": [p.id for p in upcoming]}
 
-    @app.post("/api/next")
-    async def next_image(annotator: Annotator) -> dict[str, Any]:
-        return await open_with(store.claim, annotator)
+    @app.get("/api/back")
+    def back(annotator: Annotator, before: ImageNumber | None = None) -> dict[str, Any]:
+        left = [image.id for image in store.work_of(annotator) if image.state != "open" or image.id == before]
+        earlier = left[: left.index(before)] if before in left else left
+        return describe(store.image(earlier[-1])) if earlier else {"picture": None, "masks": []}
 
-    @app.post("/api/back")
-    async def back(annotator: Annotator) -> dict[str, Any]:
-        return await open_with(store.reopen_last, annotator)
+    @app.get("/api/strip")
+    def strip(annotator: Annotator) -> dict[str, Any]:
+        """Returns images by id, name and state: open, done or skipped, and then free ones."""
+        mine = [image._asdict() for image in store.work_of(annotator)[-STRIP:]]
+        upcoming = store.upcoming(annotator, STRIP_AHEAD)
+        return {"pictures": mine + [{"id": p.id, "name": p.name, "state": "free"} for p in upcoming]}
 
     @app.get("/api/pictures/{picture_id}")
     def one_image(picture_id: ImageId) -> dict[str, Any]:
@@ -167,6 +193,22 @@ def create_app(
         stored = image_or_404(picture_id)
         content = encode_jpeg(read(stored.id))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+
+    @functools.lru_cache(maxsize=THUMBNAILS)
+    def thumbnail_of(picture_id: int) -> bytes:
+        return encode_thumbnail(read(picture_id))
+
+    @app.get("/api/pictures/{picture_id}/thumbnail", response_class=Response)
+    def thumbnail(picture_id: ImageId) -> Response:
+        image_or_404(picture_id)
+        headers = {"Cache-Control": "private, max-age=86400"}
+        return Response(thumbnail_of(picture_id), media_type="image/jpeg", headers=headers)
+
+    @app.post("/api/pictures/{picture_id}/take")
+    def take(picture_id: ImageId, annotator: Annotator) -> dict[str, Any]:
+        image_or_404(picture_id)
+        store.take(picture_id, annotator)
+        return {"taken": picture_id}
 
     @app.post("/api/pictures/{picture_id}/embed")
     async def embed_image(picture_id: ImageId) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Annotate(CheckedFields):
     """assisted: start from clicks; semi: complete what the model proposes. Without it as the project says."""
     held_out: Rate = 0.0
     """Fraction of the images that models are evaluated on and never trained on."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of the keys 1 to 9 and of the categories of exports; the page can change them.
+    Without it as the project says."""
     host: str = "127.0.0.1"
     """Address to listen on. Other machines can reach any but 127.0.0.1 and localhost: a token is asked for then."""
     port: Port = 8009
@@ -82,6 +85,8 @@ class Annotate(CheckedFields):
         new = store.add_images(self.folder, found.names, self.held_out)
         if self.stage is not None:
             store.set_stage(STAGES[self.stage])
+        if self.classes:
+            store.set_classes(self.classes)
         max_pixels = round(self.max_megapixels * 1_000_000)
         app = create_app(store, model, access, model_version=version, max_pixels=max_pixels, label_studio=source)
         serve_app(app, access, self.port, f"{len(found.names)} images, {new} of them new, in {self.project}.")

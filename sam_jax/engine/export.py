@@ -90,9 +90,10 @@ def _decode(encoded: bytes, name: str) -> np.ndarray:
 
 
 def categories_of(store: Store) -> list[str]:
-    """Returns the names of all saved masks, in order of first appearance."""
+    """Returns the project's list of classes, and then the other names of saved masks, in order of first appearance."""
     masks = (mask for stored in store.images() for mask in store.masks(stored.id))
-    return list(dict.fromkeys(mask.name or OBJECT for mask in masks if mask.state in KEPT)) or [OBJECT]
+    names = [mask.name or OBJECT for mask in masks if mask.state in KEPT]
+    return list(dict.fromkeys([*store.classes, *names])) or [OBJECT]
 
 
 def write_masks(

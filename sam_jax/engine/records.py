@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from sam_jax.errors import UserError
 from sam_jax.ops.rle import Rle, counts_from_rle, rle_area, sa1b_bbox
@@ -22,6 +22,7 @@ Outcome = Literal["done", "skipped"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 KEPT: tuple[State, ...] = ("accepted", "edited")  # states of masks that are exported and trained on
 MAX_TEXT = 200  # characters of a name
+MAX_CLASSES = 200
 MAX_PROMPTS = 1_000_000  # characters of a mask's prompts as JSON
 
 Prompt = dict[str, Any]
@@ -45,6 +46,14 @@ class StoredImage:
     def path(self) -> Path:
         """Path of the image's file."""
         return self.root / self.name
+
+
+class WorkedImage(NamedTuple):
+    """An image on which an annotator works or has worked."""
+
+    id: int
+    name: str
+    state: Literal["open", "done", "skipped"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +134,21 @@ def check_annotator(annotator: str) -> None:
     """Raises a UserError if an annotator's name is empty or too long."""
     if not isinstance(annotator, str) or not annotator.strip() or len(annotator) > MAX_TEXT:
         raise UserError(f"expected an annotator's name of 1 to {MAX_TEXT} characters, got {str(annotator)[:80]!r}")
+
+
+def check_classes(names: Any) -> list[str]:
+    """Returns a list of classes without white space at their ends; raises a UserError if it is none."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"expected a list of names of classes, got {str(names)[:80]}")
+    classes = [name.strip() for name in names]
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"expected at most {MAX_CLASSES} classes, got {len(classes)}")
+    for name in classes:
+        if not name.isprintable() or not 1 <= len(name) <= MAX_TEXT:
+            raise UserError(f"expected classes with names of 1 to {MAX_TEXT} printable characters, got {name[:80]!r}")
+        if classes.count(name) > 1:
+            raise UserError(f"expected each class once, got {name!r} {classes.count(name)} times")
+    return classes
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:

@@ -11,12 +11,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sam_jax.engine.records import STAGES, MaskRecord, Stage, StoredImage
+from sam_jax.engine.records import STAGES, MaskRecord, Stage, StoredImage, check_classes
 from sam_jax.errors import UserError
 
 IMAGE = (
     "SELECT pictures.id, path AS root, name, width, height, split FROM pictures "
     "JOIN roots ON roots.id = pictures.root_id"
+)
+
+WORK = (
+    "SELECT id, name, state FROM ("
+    "SELECT id, name, state, coalesce(CASE state WHEN 'done' THEN finished ELSE opened END, '') AS at FROM pictures "
+    "WHERE annotator = :who UNION ALL "
+    "SELECT id, name, 'skipped', at FROM skips JOIN pictures ON id = picture_id "
+    "WHERE state = 'free' AND skips.annotator = :who) ORDER BY at"
 )
 
 
@@ -62,6 +70,13 @@ def stage_of(db: sqlite3.Connection) -> Stage:
     row = db.execute("SELECT value FROM settings WHERE key = 'stage'").fetchone()
     with reading_record("stage"):
         return STAGES[STAGES.index(row[0])]
+
+
+def classes_of(db: sqlite3.Connection) -> list[str]:
+    """Returns the project's list of classes; raises a UserError if that is damaged."""
+    row = db.execute("SELECT value FROM settings WHERE key = 'classes'").fetchone()
+    with reading_record("list of classes"):
+        return [] if row is None else check_classes(json.loads(row[0]))
 
 
 def to_image(row: sqlite3.Row) -> StoredImage:

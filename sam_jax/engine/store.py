@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from sam_jax.engine.records import (
     Outcome,
     Stage,
     StoredImage,
+    WorkedImage,
     check_annotator,
     check_choice,
+    check_classes,
     check_name,
     check_seconds,
 )
@@ -87,7 +89,7 @@ class Store:
         with schema.explaining(self._path):
             yield self._db()
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def rows(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         """Returns the rows of a query, without waiting for writers."""
         with self._reading() as db:
             return db.execute(query, values).fetchall()
@@ -255,25 +257,51 @@ class Store:
                 statements.free_image(db, row["id"])
         return [statements.to_image(row) for row in rows]
 
-    def reopen_last(self, annotator: str) -> StoredImage | None:
-        """Opens the image that the annotator finished or skipped last, so that `claim` returns it next.
+    def take(self, picture_id: int, annotator: str) -> None:
+        """Opens an image that the annotator has finished or skipped, or that is free. A repeated call changes nothing.
 
-        Returns:
-            The image; None if there is none, or if others have taken it since.
+        Raises:
+            UserError: somebody else has the image open, or has finished it.
         """
         check_annotator(annotator)
         with self.transaction() as db:
-            row = db.execute(
-                "SELECT id, finished AS at FROM pictures WHERE state = 'done' AND annotator = :who UNION ALL "
-                "SELECT id, at FROM skips JOIN pictures ON id = picture_id "
-                "WHERE state = 'free' AND skips.annotator = :who ORDER BY at DESC LIMIT 1",
-                {"who": annotator},
-            ).fetchone()
-            if row is None:
-                return None
-            db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (row["id"], annotator))
-            statements.open_image(db, row["id"], annotator)
-            return statements.image_of(db, row["id"])
+            state, holder = statements.work_state(db, picture_id)
+            if holder not in (None, annotator):
+                raise statements.held_by_another(picture_id, annotator, state, holder)
+            if state != "open":
+                db.execute("DELETE FROM skips WHERE picture_id = ? AND annotator = ?", (picture_id, annotator))
+                statements.open_image(db, picture_id, annotator)
+
+    def work_state(self, picture_id: int) -> tuple[str, str | None]:
+        """Returns an image's state (free, open or done) and its annotator, who is None if it is free."""
+        with self._reading() as db:
+            return statements.work_state(db, picture_id)
+
+    def work_of(self, annotator: str) -> list[WorkedImage]:
+        """Returns the images that an annotator has open, has finished, or has skipped and others have not taken.
+
+        They come in the order in which that happened. Looking at an image changes neither its state nor the order.
+        """
+        check_annotator(annotator)
+        return [WorkedImage(*row) for row in self.rows(statements.WORK, {"who": annotator})]
+
+    # Classes
+
+    @property
+    def classes(self) -> list[str]:
+        """The project's list of classes, which is offered as names for masks; empty if there is none."""
+        with self._reading() as db:
+            return statements.classes_of(db)
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Replaces the list of classes. The names of saved masks stay as they are.
+
+        Raises:
+            UserError: a name is empty, too long, or there twice, or there are too many.
+        """
+        classes = check_classes(names)
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO settings VALUES ('classes', ?)", (json.dumps(classes),))
 
     # Masks
 

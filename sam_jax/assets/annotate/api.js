@@ -8,9 +8,9 @@ export class ApiError extends Error {
 }
 
 /** JSON of an answer. Throws ApiError. */
-export async function call(method, path, annotator, body, signal) {
-  const address = `${path}?annotator=${encodeURIComponent(annotator)}`;
-  const options = {method, signal, headers: {}, cache: "no-store"};
+export async function call(method, path, annotator, body, query = {}) {
+  const address = `${path}?${new URLSearchParams({annotator, ...query})}`;
+  const options = {method, headers: {}, cache: "no-store"};
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
@@ -19,8 +19,7 @@ export async function call(method, path, annotator, body, signal) {
   try {
     answer = await fetch(address, options);
     text = await answer.text();
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+  } catch {
     throw new ApiError(0, "no connection to the server");
   }
   let content = null;

@@ -1,12 +1,15 @@
-// The page: which image, which masks, and what keys, pointer and buttons do.
+// The page: which image, which masks, and what becomes of them.
 
 import {ApiError, call, Outbox} from "./api.js";
+import {Classes} from "./classes.js";
 import {Clock} from "./clock.js";
 import {Edit} from "./edit.js";
+import {bindKeys} from "./keys.js";
 import {listMasks, colourOf} from "./list.js";
 import {Mask} from "./masks.js";
-import {busy, showCandidates, showConnection, toast} from "./panel.js";
+import {busy, hideToast, say, showCandidates, showConnection, toast} from "./panel.js";
 import {Pointer} from "./pointer.js";
+import {Strip} from "./strip.js";
 import {View} from "./view.js";
 
 const LONG = 30;       // seconds; the paper's annotators went on after half a minute
@@ -15,55 +18,87 @@ const $ = id => document.getElementById(id);
 const STAGES = {"assisted-manual": "assisted", "semi-automatic": "semi-automatic", "automatic": "automatic"};
 
 let annotator = localStorage.getItem("sam_jax.annotator") ?? "";
-let picture = null;    // of the server: id, name, width, height
+let picture = null;    // of the server: id, name, width, height, state, annotator
 let records = [];      // its masks: the server's fields, and mask, outline
 let numbered = 0;      // for colours that stay
 let deleted = [];      // records that Z brings back
 let hovered = null;
 let moving = false;    // between two images
+let leaving = false;   // as moving, or about to: what was asked before comes first
+let keeping = 0;       // masks to be saved once the model has answered
 
 const maskClock = new Clock(), pictureClock = new Clock();
-const api = (method, path, body, signal) => call(method, path, annotator, body, signal);
+const api = (method, path, body) => call(method, path, annotator, body);
 const view = new View($("canvas"));
-const outbox = new Outbox(showConnection, (item, error) => {
+const outbox = new Outbox(connection, (item, error) => {
   toast(`Not saved: ${error.message}`, "error");
   reload();
 });
-const edit = new Edit(
-  (request, signal) => api("POST", `/api/pictures/${picture.id}/predict`, request, signal), refresh,
-  error => toast(error.message, "error"),
-);
-const pointer = new Pointer(view, edit, $("size"), () => picture && !moving);
+const edit = new Edit(refresh, error => toast(error.message, "error"));
+const pointer = new Pointer(view, edit, $("size"), () => picture && !moving, say);
+const strip = new Strip($("strip"), id => leave(() => look(api("GET", `/api/pictures/${id}`))));
+const classes = new Classes($("classes"), $("name"), names => api("PUT", "/api/classes", {names}));
+
+function connection(waiting, problem) {
+  showConnection(waiting + keeping, problem);
+}
 
 // Images
 
-async function openNext() {
-  moving = true;
-  document.body.dataset.ready = "false";
+/** Leaves the image, unless there is work that is not saved. What was asked before, such as to save, comes first. */
+async function leave(act) {
+  if (leaving) return;
+  leaving = true;
   try {
-    await outbox.drained();  // what an earlier visit has left would be missing in the answer
-    await enter(await api("POST", "/api/next"));
+    while (edit.pending || keeping) await (edit.pending ? edit.answered() : saving);
+    if (edit.changed && edit.mask?.area) {
+      toast("This mask is not saved: Enter saves it, Esc drops it.");
+      return;
+    }
+    moving = true;
+    await outbox.drained();  // what is on its way would be missing in the answer
+    await act();
   } catch (error) {
     toast(error.message, "error");
-    if (error.status === 0 || error.status >= 500) setTimeout(openNext, 2000);
   } finally {
-    moving = false;
+    moving = leaving = false;
   }
 }
 
-async function enter(content) {
-  progress();
-  await show(content);
-  for (const id of content.upcoming) new Image().src = `/api/pictures/${id}/image`;  // into the browser's cache
+async function openNext() {
+  try {
+    const content = await api("POST", "/api/next");
+    await show(content);
+    for (const id of content.upcoming) new Image().src = `/api/pictures/${id}/image`;  // into the browser's cache
+  } catch (error) {
+    toast(error.message, "error");
+    if (error.status === 0 || error.status >= 500) setTimeout(() => leave(openNext), 2000);
+  }
+}
+
+/** Shows an image that was asked for. */
+async function look(asked) {
+  const content = await asked;
+  if (content.picture) await show(content);
+  else toast("There is no earlier image of yours.");
+}
+
+function goBack() {
+  leave(() => look(call("GET", "/api/back", annotator, undefined, picture ? {before: picture.id} : {})));
 }
 
 async function show(content) {
+  document.body.dataset.ready = "false";
+  hideToast();  // it was about the image before
+  progress();
   picture = content.picture;
   records = [];
   deleted = [];
+  hovered = null;
   view.clear();
   $("nothing").hidden = picture !== null;
   for (const id of ["skip", "next", "name"]) $(id).disabled = picture === null;
+  strip.show(picture?.id ?? null, () => api("GET", "/api/strip"));
   if (!picture) {
     busy(null);
     edit.reset();
@@ -72,27 +107,27 @@ async function show(content) {
   const shown = picture;
   busy("Opening the image");
   const image = new Image();
-  image.src = `/api/pictures/${picture.id}/image`;
+  image.src = `/api/pictures/${shown.id}/image`;
   try {
     await image.decode();
   } catch {
-    const problem = await api("POST", `/api/pictures/${picture.id}/embed`).catch(error => error);
+    const problem = await api("POST", `/api/pictures/${shown.id}/embed`).catch(error => error);
     busy(null);
     toast(`This image can't be shown: ${problem.message ?? "the browser can't read it"}. Skip it.`, "error", 0);
     edit.reset();
     return;
   }
-  picture.width = image.naturalWidth;
-  picture.height = image.naturalHeight;
-  edit.pixels = [picture.width, picture.height];
+  shown.width = image.naturalWidth;
+  shown.height = image.naturalHeight;
+  edit.open([shown.width, shown.height], request => api("POST", `/api/pictures/${shown.id}/predict`, request));
   view.setPicture(image);
   records = content.masks.map(withMask);
   pictureClock.restart();
   startMask();
   busy("The model looks at the image");
-  api("POST", `/api/pictures/${picture.id}/embed`).then(
+  api("POST", `/api/pictures/${shown.id}/embed`).then(
     () => { if (picture === shown) { busy(null); document.body.dataset.ready = "true"; } },
-    error => { busy(null); toast(error.message, "error"); },
+    error => { if (picture === shown) { busy(null); toast(error.message, "error"); } },
   );
 }
 
@@ -106,89 +141,99 @@ async function reload() {
   const shown = picture;
   if (!shown) return;
   try {
-    const {masks} = await api("GET", `/api/pictures/${shown.id}`);
+    const content = await api("GET", `/api/pictures/${shown.id}`);
     if (picture !== shown) return;
-    records = masks.map(withMask);
+    Object.assign(shown, {state: content.picture.state, annotator: content.picture.annotator});
+    records = content.masks.map(withMask);
     refresh();
   } catch (error) {
-    toast(error.message, "error");
+    if (picture === shown) toast(error.message, "error");
   }
 }
 
-/** Whether the image may be left. */
-function settled() {
-  if (moving) return false;
-  if (edit.changed && edit.mask?.area) {
-    toast("This mask is not saved: Enter saves it, Esc drops it.");
-    return false;
-  }
-  return true;
+const mine = () => picture.state === "open" && picture.annotator === annotator;
+
+/** Opens the image that is only looked at, before something changes on it. */
+function take() {
+  if (mine()) return;
+  outbox.push("POST", `/api/pictures/${picture.id}/take`, annotator);
+  Object.assign(picture, {state: "open", annotator});
+  strip.mark(picture.id, "open");
+  refresh();
 }
 
-async function finish(outcome) {
-  if (!picture || !settled()) return;
-  moving = true;
-  try {
-    await outbox.drained();
-    await api("POST", `/api/pictures/${picture.id}/finish`, {outcome, seconds: pictureClock.seconds});
-  } catch (error) {
-    moving = false;
-    toast(error.message, "error");
-    if (error.status !== 409) return;  // else it was given to somebody else meanwhile
-  }
-  await openNext();
-}
-
-async function goBack() {
-  if (!settled()) return;
-  moving = true;
-  try {
-    await outbox.drained();
-    const content = await api("POST", "/api/back");
-    if (!content.picture) toast("There is no earlier image of yours.");
-    else {
-      document.body.dataset.ready = "false";
-      await enter(content);
+function finish(outcome) {
+  if (!picture) return;
+  leave(async () => {
+    const {id, state} = picture;
+    if (state !== "done") {  // a finished image that was looked at stays as it is
+      take();
+      await outbox.drained();
+      try {
+        await api("POST", `/api/pictures/${id}/finish`, {outcome, seconds: pictureClock.seconds});
+      } catch (error) {
+        if (error.status !== 409) throw error;  // else it was given to somebody else meanwhile
+        await openNext();
+        toast(error.message, "error");
+        return;
+      }
     }
-  } catch (error) {
-    toast(error.message, "error");
-  } finally {
-    moving = false;
-  }
+    await openNext();
+  });
 }
 
 // Masks
 
 function startMask(record = null) {
   maskClock.restart();
-  $("name").value = record?.name ?? "";
+  classes.name(record ? record.name : classes.current);
   $("name").blur();
   edit.reset(record, record?.mask);
 }
 
-async function save() {
-  await edit.waiting;
-  const mask = edit.mask;
-  if (!mask?.area || moving) return;
-  const before = edit.record, name = $("name").value.trim() || null;
-  const untouched = before !== null && !edit.changed;
+let saving = Promise.resolve();
+
+/** Saves the mask as the page shows it, or as it will once the model has answered; masks are saved in order. */
+function save() {
+  if (!picture || moving || edit.empty || !(edit.pending || edit.mask?.area)) return;
+  const name = $("name").value.trim() || null, seconds = maskClock.seconds, waits = edit.pending, work = edit.detach();
+  startMask();
+  hideToast();
+  if (!waits && !keeping) {
+    keep(work, name, seconds);
+    return;
+  }
+  keeping++;
+  connection(outbox.items.length, null);
+  saving = saving.then(() => work.answered()).then(() => {
+    keeping--;
+    if (work.state.reply?.error) {
+      toast(`Not saved: ${work.state.reply.error.message}`, "error");
+      if (edit.empty) edit.resume(work);
+    } else if (work.mask?.area) keep(work, name, seconds);
+    else toast("The model found nothing there: no mask is saved.");
+    connection(outbox.items.length, null);
+  });
+}
+
+function keep(work, name, seconds) {
+  const {mask, record: before} = work;
+  const untouched = before !== null && !work.changed;
   const state = before === null || before.origin === "manual" ? "accepted"
     : untouched ? (before.state === "proposed" ? "accepted" : before.state) : "edited";
-  const record = {
+  put({
     id: before?.id ?? newId(), origin: before?.origin ?? "manual", state, name,
     rank: before && before.state !== "proposed" ? before.rank : kept().length,
-    segmentation: untouched ? before.segmentation : mask.toRle(), prompts: edit.prompts(), ...edit.scores(),
-    seconds: (before?.seconds ?? 0) + maskClock.seconds, mask, outline: mask.outline(), number: before?.number ?? numbered++,
-  };
-  put(record);
-  startMask();
-  $("toast").hidden = true;
+    segmentation: untouched ? before.segmentation : mask.toRle(), prompts: work.prompts(), ...work.scores(),
+    seconds: (before?.seconds ?? 0) + seconds, mask, outline: mask.outline(), number: before?.number ?? numbered++,
+  });
 }
 
 /** Into the list and to the server. */
 function put(record) {
   const at = records.findIndex(r => r.id === record.id);
   if (at < 0) records.push(record); else records[at] = record;
+  take();
   const {segmentation, state, name, rank, prompts, predicted_iou, stability_score, seconds} = record;
   outbox.push("PUT", `/api/pictures/${picture.id}/masks/${record.id}`, annotator,
               {segmentation, state, name, rank, prompts, predicted_iou, stability_score, seconds});
@@ -203,6 +248,7 @@ function remove(record) {
   if (record.state === "proposed") {
     judge(record, {state: "rejected"});
   } else {
+    take();
     outbox.push("DELETE", `/api/masks/${record.id}`, annotator);
     deleted.push(record);
     toast("Deleted. Z brings it back.");
@@ -216,6 +262,7 @@ function restore() {
   const record = deleted.pop();
   if (!record) return;
   records.push(record);
+  take();
   outbox.push("POST", `/api/masks/${record.id}/restore`, annotator);
   refresh();
 }
@@ -252,13 +299,15 @@ function newId() {
 // What is shown
 
 function refresh() {
-  const {mask, state} = edit;
+  const {mask, state, pending} = edit;
   view.points = state.points;
   view.box = state.box;
-  view.setCurrent(mask);
+  view.setCurrent(edit.live?.mask ?? mask);
   paintSaved();
   $("now-title").textContent = edit.record ? `Edit ${edit.record.name || "mask"}` : "New mask";
-  $("save").disabled = !mask?.area;
+  $("save").disabled = !mask?.area && !pending;
+  $("skip").disabled = !picture || picture.state === "done";
+  $("looking").hidden = !picture || mine();
   $("clear").disabled = edit.empty;
   $("undo").disabled = !edit.done.length && !deleted.length;
   $("redo").disabled = !edit.undone.length;
@@ -310,11 +359,10 @@ function tick() {
   const passed = picture && !edit.empty ? maskClock.seconds : 0, long = passed > LONG;
   $("timer").textContent = `${Math.floor(passed)} s`;
   $("timer").dataset.long = $("hint").dataset.long = long;
-  const {state} = edit;
   $("hint").textContent = !picture || edit.empty ? ""
     : long ? "Over half a minute: save it as it is, or leave it and go on."
-    : edit.waiting ? "…"
-    : edit.mask ? `${edit.mask.area.toLocaleString("en")} pixels` + (!state.answer ? "" : state.choice ? ` · ${state.choice} of the three` : " · all prompts together")
+    : edit.pending ? "The model is at it. What you do now comes on top of its mask."
+    : edit.mask ? `${edit.mask.area.toLocaleString("en")} pixels` + (!edit.answer ? "" : edit.choice ? ` · ${edit.choice} of the three` : " · all prompts together")
     : "";
 }
 
@@ -323,12 +371,13 @@ async function progress() {
     const state = await api("GET", "/api/state"), {pictures, done} = state.progress;
     formats = state.formats;
     showFormats();
+    classes.show(state.classes);
     $("stage").textContent = STAGES[state.stage] ?? state.stage;
     $("stage").title = `Model: ${state.model}`;
     $("progress-text").textContent = `${done} of ${pictures} images`;
     $("progress").max = Math.max(1, pictures);
     $("progress").value = done;
-    if (!outbox.items.length) showConnection(0, null);
+    if (!outbox.items.length) connection(0, null);
   } catch (error) {
     if (error instanceof ApiError && !outbox.items.length) {
       $("connection").dataset.state = "bad";
@@ -343,36 +392,24 @@ function undo() {
   if (!edit.undo()) restore();
 }
 
-const KEYS = {
-  c: () => pointer.use("click"), b: () => pointer.use("box"), d: () => pointer.use("brush"), e: () => pointer.use("eraser"),
+bindKeys(pointer, () => picture !== null, {
   z: undo, y: () => edit.redo(), f: () => view.fit(), h: () => $("masks").click(), "?": () => $("keys").showModal(),
-  "[": () => pointer.resize(0.8), "]": () => pointer.resize(1.25),
   "+": () => view.zoom(1.25), "=": () => view.zoom(1.25), "-": () => view.zoom(0.8),
-  1: () => edit.choose(1), 2: () => edit.choose(2), 3: () => edit.choose(3), 4: () => edit.choose(0),
+  ",": () => turn(-1), ".": () => turn(1), digit,
   Enter: save, Escape: () => startMask(), n: () => finish("done"), s: () => finish("skipped"), p: goBack, t: () => $("name").focus(),
   a: () => { if (proposed().length) accept(proposed()[0]); }, x: () => { if (proposed().length) remove(proposed()[0]); },
-};
-
-addEventListener("keydown", event => {
-  if (document.querySelector("dialog[open]")) return;
-  const typing = event.target instanceof HTMLInputElement && event.target.type !== "range";
-  if (typing) {
-    if (event.key === "Escape") event.target.blur();
-    if (event.key === "Enter") { event.target.blur(); if (event.target === $("name")) save(); event.preventDefault(); }
-    return;
-  }
-  const control = event.ctrlKey || event.metaKey, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (event.altKey || (control && !"zy".includes(key))) return;
-  if (key === " ") { pointer.holdPan(true); event.preventDefault(); return; }
-  const act = key === "z" && event.shiftKey ? () => edit.redo() : KEYS[key];
-  // A focused button has Enter for itself.
-  if (!act || (key === "Enter" && event.target instanceof HTMLButtonElement)) return;
-  if (event.repeat && !"zy[]+-=".includes(key)) return;
-  event.preventDefault();
-  if (picture || "?p".includes(key)) act();
 });
-addEventListener("keyup", event => { if (event.key === " ") pointer.holdPan(false); });
-addEventListener("blur", () => pointer.holdPan(false));
+
+/** A class, or in a project without classes one of the model's masks: 1 to 3, and 4 for that of all prompts together. */
+function digit(number) {
+  if (classes.names.length) classes.choose(number - 1);
+  else if (number <= 4) edit.choose(number % 4);
+}
+
+/** Goes through the model's masks. */
+function turn(by) {
+  if (edit.answer) edit.choose((edit.choice + by + 4) % 4);
+}
 
 for (const button of document.querySelectorAll("nav [data-tool]")) {
   button.addEventListener("click", () => { pointer.use(button.dataset.tool); button.blur(); });
@@ -391,10 +428,10 @@ $("clear").addEventListener("click", () => startMask());
 $("next").addEventListener("click", () => finish("done"));
 $("skip").addEventListener("click", () => finish("skipped"));
 $("back").addEventListener("click", goBack);
-$("again").addEventListener("click", openNext);
+$("again").addEventListener("click", () => leave(openNext));
 $("who").addEventListener("click", welcome);
 
-addEventListener("beforeunload", event => { if (outbox.items.length || edit.changed) event.preventDefault(); });
+addEventListener("beforeunload", event => { if (outbox.items.length || keeping || edit.changed) event.preventDefault(); });
 
 function welcome() {
   $("annotator").value = annotator;
@@ -408,6 +445,7 @@ $("welcome").addEventListener("close", async () => {
     $("welcome").showModal();
     return;
   }
+  while (keeping) await saving;
   await outbox.drained();
   annotator = name;
   localStorage.setItem("sam_jax.annotator", name);
@@ -416,7 +454,7 @@ $("welcome").addEventListener("close", async () => {
 
 function begin() {
   $("who").textContent = annotator;
-  openNext();
+  leave(openNext);
 }
 
 setInterval(tick, 500);

@@ -6,8 +6,9 @@ let candidatesOf = null;
 
 /** The masks of an answer to choose from, as thumbnails. */
 export function showCandidates(edit, view) {
-  const {answer, choice} = edit.state;
+  const {answer, choice} = edit;
   const parent = $("candidates");
+  if (edit.pending && candidatesOf) return;  // until the next ones are there
   if (!answer) {
     candidatesOf = null;
     const note = document.createElement("div");
@@ -24,7 +25,7 @@ export function showCandidates(edit, view) {
       button.type = "button";
       button.dataset.choice = index;
       button.setAttribute("role", "radio");
-      button.title = index ? `One of three readings of the prompt, predicted IoU ${predicted_iou.toFixed(2)}`
+      button.title = button.ariaLabel = index ? `One of three readings of the prompt, predicted IoU ${predicted_iou.toFixed(2)}`
         : `All prompts together, predicted IoU ${predicted_iou.toFixed(2)}`;
       button.disabled = !mask.area;
       key.textContent = index || 4;
@@ -51,6 +52,16 @@ export function toast(text, kind = "note", milliseconds = 5000) {
   $("toast").hidden = false;
   clearTimeout(toastTimer);
   if (milliseconds) toastTimer = setTimeout(() => { $("toast").hidden = true; }, milliseconds);
+}
+
+export function hideToast() {
+  $("toast").hidden = true;
+  clearTimeout(toastTimer);
+}
+
+/** For those who do not see the canvas. */
+export function say(text) {
+  $("said").textContent = text;
 }
 
 export function showConnection(waiting, problem) {

@@ -3,9 +3,10 @@
 const STILL = 5;  // screen pixels that a click may wander
 
 export class Pointer {
-  /** @param allowed () => whether there is an image to work on */
-  constructor(view, edit, sizePanel, allowed) {
-    Object.assign(this, {view, edit, sizePanel, allowed});
+  /** @param allowed () => whether there is an image to work on
+   *  @param say tells those who do not see the canvas */
+  constructor(view, edit, sizePanel, allowed, say) {
+    Object.assign(this, {view, edit, sizePanel, allowed, say});
     this.tool = "click";
     this.held = false;     // Space
     this.action = null;    // what the pressed button does
@@ -131,7 +132,39 @@ export class Pointer {
     this.view.redraw();
   }
 
+  /** Moves the cross of the keyboard by screen pixels; it begins in the middle of what is seen of the image. */
+  nudge(dx, dy) {
+    const {view} = this;
+    if (!view.picture) return;
+    const {naturalWidth: W, naturalHeight: H} = view.picture;
+    const {clientWidth, clientHeight} = view.canvas, clip = (value, end) => Math.min(end - 0.5, Math.max(0.5, value));
+    const [x, y] = view.cross ? [view.cross[0] + dx / view.scale, view.cross[1] + dy / view.scale]
+      : view.toPicture(clientWidth / 2, clientHeight / 2);
+    view.cross = [clip(x, W), clip(y, H)];
+    view.redraw();
+  }
+
+  /** Adds a point at the cross. */
+  place(label) {
+    if (!this.allowed()) return;
+    if (!this.view.cross) this.nudge(0, 0);
+    const [x, y] = this.view.cross.map(round);
+    this.edit.point(x, y, label);
+    this.say(`Point ${label ? "in" : "not in"} the object at ${x}, ${y}. ${this.edit.state.points.length} points.`);
+  }
+
+  /** Removes the point nearest to the cross; the last one if there is no cross. */
+  removePoint() {
+    const {points} = this.edit.state, {cross} = this.view;
+    if (!points.length || !this.allowed()) return;
+    const distance = ({x, y}) => Math.hypot(x - cross[0], y - cross[1]);
+    const point = cross ? points.reduce((a, b) => distance(b) <= distance(a) ? b : a) : points.at(-1);
+    this.edit.removePoint(point);
+    this.say(`Point at ${point.x}, ${point.y} removed. ${this.edit.state.points.length} points.`);
+  }
+
   paint(from) {
+    if (!this.edit.live) return;  // the mask was saved or dropped meanwhile
     this.view.paintPart(...this.edit.extendStroke(from));
   }
 

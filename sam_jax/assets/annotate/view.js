@@ -16,6 +16,7 @@ export class View {
     this.points = [];
     this.box = null;
     this.drag = null;      // a box that is being drawn
+    this.cross = null;     // [x, y]: where the keyboard is
     this.cursor = null;    // {x, y, size, erase}: the brush
     this.showMasks = true;
     this.scale = 1;
@@ -38,7 +39,7 @@ export class View {
   }
 
   clear() {
-    this.picture = null;
+    this.picture = this.cross = null;
     this.redraw();
   }
 
@@ -53,7 +54,7 @@ export class View {
   fit() {
     if (!this.picture) return;
     const {clientWidth: w, clientHeight: h} = this.canvas, {naturalWidth: W, naturalHeight: H} = this.picture;
-    const margin = 24;
+    const margin = w < 600 ? 6 : 24;
     this.scale = Math.min(LARGEST, Math.max(0.01, Math.min((w - 2 * margin) / W, (h - 2 * margin) / H)));
     this.left = (w - W * this.scale) / 2;
     this.top = (h - H * this.scale) / 2;
@@ -170,6 +171,15 @@ export class View {
       sign.lineTo(x + 3 * unit, y);
       if (label) { sign.moveTo(x, y - 3 * unit); sign.lineTo(x, y + 3 * unit); }
       line(c, sign, "#fff", 1.6 * unit);
+    }
+    if (this.cross) {
+      const sign = new Path2D(), [x, y] = this.cross, near = 4 * unit, far = 13 * unit;
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        sign.moveTo(x + near * dx, y + near * dy);
+        sign.lineTo(x + far * dx, y + far * dy);
+      }
+      line(c, sign, "rgba(0,0,0,.7)", 4 * unit);
+      line(c, sign, "#fff", 2 * unit);
     }
     if (this.cursor) {
       const ring = new Path2D();

@@ -294,11 +294,7 @@ class Store:
             return statements.classes_of(db)
 
     def set_classes(self, names: Sequence[str]) -> None:
-        """Replaces the list of classes. The names of saved masks stay as they are.
-
-        Raises:
-            UserError: a name is empty, too long, or there twice, or there are too many.
-        """
+        """Replaces the list of classes; names of saved masks stay. Raises a UserError if a name is empty or there twice."""
         classes = check_classes(names)
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES ('classes', ?)", (json.dumps(classes),))

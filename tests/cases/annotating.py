@@ -70,7 +70,7 @@ class Annotating:
     def hold(self, pattern="**/predict"):
         """Returns a list of requests that are held back from now on, to be let through or aborted."""
         held = []
-        self.context.route(pattern, held.append)
+        self.context.route(pattern, lambda route: held.append(route))
         return held
 
     def release(self, held, count=1):

@@ -294,7 +294,7 @@ class Store:
             return statements.classes_of(db)
 
     def set_classes(self, names: Sequence[str]) -> None:
-        """Replaces the list of classes; saved masks keep theirs. Raises a UserError for names that are empty or repeated."""
+        """Replaces the list of classes; saved masks keep theirs. Raises a UserError for empty or repeated ones."""
         classes = check_classes(names)
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES ('classes', ?)", (json.dumps(classes),))

@@ -67,7 +67,7 @@ class Annotating:
         """The id of the image that is shown."""
         return int(self.page.evaluate("document.querySelector('#export').href.match(/pictures\\/(\\d+)/)[1]"))
 
-    def hold(self, pattern="**/predict"):
+    def hold(self, pattern="**/predict?*"):
         """Returns a list of requests that are held back from now on, to be let through or aborted."""
         held = []
         self.context.route(pattern, lambda route: held.append(route))

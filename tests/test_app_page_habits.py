@@ -115,6 +115,7 @@ def test_what_is_asked_before_the_model_has_answered_is_applied_to_its_answer(pr
     assert page.area == 0
     # N waits, and does not leave work behind; P does not either.
     for key in "np":
+        page.page.evaluate("document.querySelector('#toast').textContent = ''")
         box()
         page.press(key)
         page.release(held)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,10 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from sam_jax.errors import BadRecord, InUse
+from sam_jax.errors import BadRecord, InUse, UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LEAST_FREE = 2**16  # bytes; with less than this, errors of libraries while they write are taken for a full disk
 
 # Reading
 
@@ -107,9 +111,41 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+@contextlib.contextmanager
+def finding_full_disk(path: Path) -> Iterator[None]:
+    """Turns whatever is raised on a full disk into the system's error, with the name of what was written.
+
+    Libraries raise errors of their own there (safetensors, PyTorch, ArrayRecord, TensorStore; numpy of a short write),
+    and the system's error names no file. Anything that has another cause goes on as it is.
+
+    Raises:
+        OSError: there is no space left for `path`, or no more quota, or a limit on the size of a file is reached.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _full_disk_errno(error, path)
+        if number is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _full_disk_errno(error: BaseException | None, path: Path) -> int | None:
+    while error is not None:
+        for number in FULL_DISK:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return errno.ENOSPC if there is not None and shutil.disk_usage(there).free < LEAST_FREE else None
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file's whole content, text as UTF-8; for what lies at a temporary name, see `replacing`."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with finding_full_disk(path):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def open_to_write(path: Path, newline: str | None = None) -> TextIO:
@@ -128,7 +164,7 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
     Args:
         sync: wait until the line is on disk, where losing it with the machine would lose somebody's work.
     """
-    with path.open("a", encoding="utf-8") as file:
+    with finding_full_disk(path), path.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
         if sync:
             file.flush()
@@ -144,7 +180,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary_name(path)
     try:
-        yield temporary
+        with finding_full_disk(path):
+            yield temporary
         temporary.replace(path)
     finally:
         remove(temporary)
@@ -168,8 +205,9 @@ def replacing_folder(path: Path, replaced: Sequence[str]) -> Iterator[Path]:
     temporary = _temporary_name(target)
     old = temporary.with_suffix(".old")
     try:
-        make_folder(temporary)
-        yield temporary
+        with finding_full_disk(target):
+            make_folder(temporary)
+            yield temporary
         if not target.exists():
             temporary.replace(target)
             return

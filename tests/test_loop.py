@@ -27,10 +27,10 @@ from sam_jax.data.loader import make_loader
 from sam_jax.errors import UserError
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.training import loop, sam
+from sam_jax.training.checkpoints import Checkpoints
 from sam_jax.training.export import load_run
 from sam_jax.training.loop import train
 from sam_jax.training.optimizer import learning_rate_schedule
-from sam_jax.training.run import Checkpoints
 from sam_jax.training.watch import read_metrics
 
 

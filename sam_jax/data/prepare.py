@@ -19,7 +19,16 @@ from sam_jax.data.shards import make_shards, run_beam
 from sam_jax.data.sources import detect_format, open_splits
 from sam_jax.data.training_sets import TRAINING_SETS, read_training_sets, split_validation
 from sam_jax.errors import AlreadyExists, BadRecord, MissingPackage, UserError
-from sam_jax.files import holding, make_folder, open_to_write, read_json, remove, replacing, write_atomically
+from sam_jax.files import (
+    finding_full_disk,
+    holding,
+    make_folder,
+    open_to_write,
+    read_json,
+    remove,
+    replacing,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from sam_jax.data.builders import SourceBuilder
@@ -65,6 +74,7 @@ def prepare(
     Raises:
         AlreadyExists: the data set is there already.
         InUse: another process prepares data there.
+        OSError: it cannot be written. The same call goes on once there is space.
         UserError: there is nothing to read, or too many records are bad; they are listed all the same.
         MissingPackage: tensorflow_datasets or Beam is not installed.
     """
@@ -78,7 +88,7 @@ def prepare(
         raise UserError(f"{source} is prepared already; train with --data.path {source}")
     name, version = builders.BUILDERS[format].name, str(builders.SourceBuilder.VERSION)
     target, partial = out / name / version, out / f".partial_{name}"
-    with holding(out, "prepare"):
+    with holding(out, "prepare"), finding_full_disk(out):
         if target.exists():
             return _clean_up(source, target, partial)
         make_folder(partial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -12,7 +12,8 @@ from jax.sharding import SingleDeviceSharding
 from sam_jax.config import EverythingOptions, FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import read_json
-from sam_jax.training.run import RECORD, best_step, checkpoint_options
+from sam_jax.training.checkpoints import best_step, check_state, open_checkpoints
+from sam_jax.training.run import RECORD
 from sam_jax.training.trainable import join_params, without_clip
 from sam_jax.types import Params
 
@@ -33,8 +34,8 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> RunModel:
         step: of the checkpoint; "best": the one that validated best; None: the last.
 
     Raises:
-        FileNotFoundError: no run there, or no checkpoint of that step.
-        ValueError: a `config.json` that is none of a run.
+        MissingFile: no run there, or no checkpoint of that step.
+        UserError: a `config.json` that is none of a run, or a checkpoint that is damaged.
     """
     record = run / RECORD
     if not record.is_file() or not (run / "checkpoints").is_dir():
@@ -48,19 +49,34 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> RunModel:
         raise UserError(f"expected the config of a training run in {record}: {error}") from error
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handlers.add("state", ocp.args.StandardRestore)
-    folder, options = run.resolve() / "checkpoints", checkpoint_options()
-    with ocp.CheckpointManager(folder, options=options, handler_registry=handlers) as manager:
+    handlers.add("data", ocp.args.JsonRestore)
+    folder = run.resolve() / "checkpoints"
+    with open_checkpoints(folder, handler_registry=handlers) as manager:
         if step == "best" and (step := best_step(manager)) is None:
             raise MissingFile(f"expected a checkpoint that was validated in {run}, there is none; leave out best")
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise MissingFile(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            manager.item_metadata(step).state,
-        )
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
+        try:
+            state = _restore_state(manager, step)
+        except Exception as error:  # of Orbax and the libraries below it: files that are damaged or not there
+            reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
+            raise UserError(
+                f"the checkpoint of step {step} in {folder} cannot be read ({reason}); there are those of steps "
+                f"{sorted(manager.all_steps())}, give another one"
+            ) from error
     trained = state["params"] if state["ema"] is None else state["ema"]
     params = jax.device_get(without_clip(join_params(trained, state["frozen"], finetune)))
     return RunModel(params, model, everything)
+
+
+def _restore_state(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Returns the state in a checkpoint, on one device."""
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), manager.item_metadata(step).state
+    )
+    items = {"state": ocp.args.StandardRestore(template), "data": ocp.args.JsonRestore()}
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    check_state(restored.state, restored.data)
+    return restored.state

@@ -18,19 +18,13 @@ from sam_jax.files import holding
 from sam_jax.parallel.start import start_processes
 from sam_jax.parallel.wrap import Wrapped, wrap
 from sam_jax.progress import ProgressBar
+from sam_jax.training.checkpoints import Checkpoints, Restored
 from sam_jax.training.detector.config import DetectorTrainConfig
 from sam_jax.training.detector.task import start_detector
 from sam_jax.training.embeddings import cache_embeddings
 from sam_jax.training.encoded_views import cache_views
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.run import (
-    Checkpoints,
-    Restored,
-    StopSignal,
-    check_packages,
-    claim_folder,
-    refuse_other_run,
-)
+from sam_jax.training.run import StopSignal, check_packages, claim_folder, refuse_other_run
 from sam_jax.training.sam import start_sam
 from sam_jax.training.step import init_state, model_params
 from sam_jax.training.task import TrainingTask

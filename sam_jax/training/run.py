@@ -1,126 +1,28 @@
-"""A run's folder, its checkpoints, and the signal that stops it."""
+"""A run's folder, the packages that it takes, and the signal that stops it."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
-import math
 import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Key
-from orbax.checkpoint import checkpoint_managers
 
 from sam_jax.errors import AlreadyExists, MissingPackage, UserError
 from sam_jax.files import make_folder, read_json, write_atomically
-from sam_jax.parallel.wrap import Wrapped
 from sam_jax.progress import ProgressBar
-from sam_jax.training.step import TrainState
 
 RECORD = "config.json"  # in a run's folder
-UNSCORED = -math.inf
 # The fields of a config that the params and moments in a checkpoint follow from; of OPTIONAL, whether they are None.
 FIXED = re.compile(r"(model\..*|finetune\.(trainable|lora_rank|lora_targets)|text\.clip)")
 OPTIONAL = ("ema_decay", "optimizer.clip_norm")
-
-
-class Restored(NamedTuple):
-    """What a checkpoint holds."""
-
-    state: TrainState  # placed on the devices
-    step: int  # steps that were taken, and so batches that were seen
-    key: Key[Array, ""]  # the run's
-
-
-class Checkpoints:
-    """A run's checkpoints, written while later steps run: state, run's key, and the place in the data.
-
-    The last ones are kept, and the one with the highest score by validation.
-    """
-
-    def __init__(self, out: Path, keep: int, program: Wrapped) -> None:
-        self._manager = ocp.CheckpointManager(out / "checkpoints", options=checkpoint_options(keep))
-        self._program = program
-        best = best_step(self._manager)
-        self._best = UNSCORED if best is None else read_score(self._manager.metrics(best))
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()  # what is being written is written to its end
-
-    def latest(self) -> Restored | None:
-        """Returns what the last checkpoint holds; None without one."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        restore = {"state": ocp.args.StandardRestore(self._program.template), "data": ocp.args.JsonRestore()}
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**restore))
-        except Exception as error:  # of Orbax: another tree, other shapes, damaged files
-            raise UserError(
-                f"the checkpoint of step {step} in {self._manager.directory} is damaged, or of a run whose config "
-                f"differs in what is trained, such as optimizer, EMA or finetune: {error}"
-            ) from error
-        key = jax.random.wrap_key_data(jnp.asarray(restored.data["key"], jnp.uint32))
-        return Restored(self._program.place(restored.state), restored.data["batches"], key)
-
-    def is_best(self, score: float | None) -> bool:
-        """Whether a score is higher than those of all checkpoints; one that is not a number never is."""
-        return score is not None and score > self._best
-
-    def save(
-        self, step: int, state: TrainState, key: Key[Array, ""], score: float | None = None, *, force: bool
-    ) -> None:
-        """Saves a state.
-
-        Args:
-            score: by validation, higher is better; None if the state was not validated.
-            force: save also where the manager would not.
-        """
-        position = {"batches": step, "key": np.asarray(jax.random.key_data(key)).tolist()}
-        saved = {"state": ocp.args.StandardSave(self._program.whole(state)), "data": ocp.args.JsonSave(position)}
-        metrics = {} if score is None or math.isnan(score) else {"score": score}
-        self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics, force=force)
-        self._best = max(self._best, read_score(metrics))
-
-
-def read_score(metrics: dict[str, float]) -> float:
-    """Returns the score that was saved with a checkpoint, and one below all others if it was not validated."""
-    return metrics.get("score", UNSCORED)
-
-
-def best_step(manager: ocp.CheckpointManager) -> int | None:
-    """Returns the step whose checkpoint has the highest score; None if no checkpoint was validated.
-
-    Args:
-        manager: with `checkpoint_options`.
-    """
-    step = manager.best_step()
-    return None if step is None or read_score(manager.metrics(step)) == UNSCORED else step
-
-
-def checkpoint_options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
-    """Options of a manager that knows the best checkpoint.
-
-    Args:
-        keep: last checkpoints to keep besides it; None: all.
-    """
-    last = checkpoint_managers.LatestN(keep)
-    best = checkpoint_managers.BestN(get_metric_fn=read_score, n=1, keep_checkpoints_without_metrics=False)
-    policy = checkpoint_managers.AnyPreservationPolicy([last, best])
-    return ocp.CheckpointManagerOptions(best_fn=read_score, preservation_policy=policy)
 
 
 class StopSignal:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +20,7 @@ from sam_jax.errors import MissingPackage, UserError
 from sam_jax.everything.filter_counts import FilterCounts
 from sam_jax.everything.folders import check_settings
 from sam_jax.everything.options import PAPER, GeneratorOptions
-from sam_jax.files import digest_file, holding
+from sam_jax.files import digest_file, finding_full_disk, holding
 
 MANIFEST = "manifest.json"
 SETTINGS = "engine.settings.json"
@@ -83,7 +83,7 @@ def annotate_images(
     """
     pipeline, folder = _import_pipeline(), Folder.at(out)
     # An object store has no locks: whoever uses one sees to it that each process has a number of its own.
-    with holding(Path(folder.shown), f"process_{process}") if folder.is_local else contextlib.nullcontext():
+    with _local_folder(Path(folder.shown), process) if folder.is_local else contextlib.nullcontext():
         job = _open_job(inputs, folder, generator, shards, blur, max_bad_fraction)
         all_shards = read_shards(job.out, shards)
         if processes > len(all_shards):
@@ -95,6 +95,13 @@ def annotate_images(
         if len(reports) < len(all_shards):
             return len(all_shards) - len(reports)
         return _write_manifest(job, all_shards, reports)
+
+
+@contextlib.contextmanager
+def _local_folder(folder: Path, process: int) -> Iterator[None]:
+    """Keeps a second process of the same number out of a folder, and says if its disk is full."""
+    with holding(folder, f"process_{process}"), finding_full_disk(folder):
+        yield
 
 
 def _import_pipeline() -> ModuleType:

@@ -127,7 +127,7 @@ def finding_full_disk(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = _full_disk_errno(error, path)
-        if number is None or (isinstance(error, OSError) and error.filename is not None):
+        if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 

@@ -184,6 +184,7 @@ def open_checkpoints(folder: Path, keep: int | None = None, **options: Any) -> o
     Raises:
         UserError: the file with the score of a checkpoint is damaged.
     """
+    logging.getLogger("absl").addFilter(_not_of_orbax)
     for path in folder.glob("*/metrics/metrics"):
         try:
             read_json(path)
@@ -194,3 +195,8 @@ def open_checkpoints(folder: Path, keep: int | None = None, **options: Any) -> o
     policy = checkpoint_managers.AnyPreservationPolicy([last, best])
     best_known = ocp.CheckpointManagerOptions(best_fn=read_score, preservation_policy=policy)
     return ocp.CheckpointManager(folder, options=best_known, **options)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Leaves out Orbax's errors: they come back as exceptions too, and it logs a traceback for each of its threads."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname

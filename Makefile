@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := examples
 
-.PHONY: demo demo-everything test lint types unit slow eval-small bench clean
+.PHONY: demo demo-everything test lint types unit slow campaign eval-small bench clean
 
 demo: $(VENV)/installed  ## objects cut out of photographs, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
@@ -26,6 +26,10 @@ unit: $(VENV)/test-installed
 
 slow: $(VENV)/test-installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
+
+SCALE ?= 1
+campaign: $(VENV)/test-installed  ## kills, full disks and 100,000 damaged inputs, see docs/campaign.md; SCALE=0.05 for a part
+	SCALE=$(SCALE) $(BIN)/pytest -m campaign -s tests/campaign
 
 eval-small: $(VENV)/eval-installed  ## the embedded model's clicks, boxes and proposals on a small held-out set
 	$(BIN)/sam-jax eval small --data $(DATA)

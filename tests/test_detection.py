@@ -234,6 +234,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_not_run(state, tmp_
         "numbers.pkl": pickle.dumps({"model": {"a": 3}}),
         "list.pkl": pickle.dumps([1, 2]),
         "cut.pkl": pickle.dumps({"model": state})[:1000],
+        "table.pkl": b"\x80\x02}r\xff\xff\xff\x3f.",  # an object with the number 2**30 - 1
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):

@@ -7,11 +7,12 @@ dicts need, which do nothing but note down type, shape and bytes; any other name
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,9 +30,9 @@ def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
             not hold a mapping from names to arrays.
     """
     with open_to_read(path) as file:
-        unpickler = _make_unpickler(file)
         try:
-            content = unpickler.load()
+            check_memo(file)
+            content = _make_unpickler(file).load()
         # Bad opcodes raise nearly anything: KeyError, IndexError, AttributeError, UnicodeDecodeError, ...
         except Exception as error:
             raise UserError(f"expected a pickle of arrays alone, cannot read {path} as one: {error}") from error
@@ -42,6 +43,21 @@ def read_pickled_tensors(path: Path) -> dict[str, np.ndarray]:
     if others := [name for name in state if name not in tensors or not isinstance(name, str)]:
         raise UserError(f"expected names with arrays in {path}, these are something else: {others[:8]}")
     return tensors
+
+
+def check_memo(file: BinaryIO) -> None:
+    """Refuses a pickle that gives an object a number which is above those of all its objects.
+
+    Python's unpickler makes a table up to that number: a few bytes could take all memory. Nothing of the pickle is run,
+    and the file is at its start again.
+
+    Raises:
+        Exception: it is so, or this is no pickle.
+    """
+    for count, (instruction, number, _) in enumerate(pickletools.genops(file)):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
+            raise pickle.UnpicklingError(f"object number {number} after {count} instructions")
+    file.seek(0)
 
 
 def _make_unpickler(file: Any) -> pickle.Unpickler:

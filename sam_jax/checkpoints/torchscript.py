@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sam_jax.checkpoints.pickles import check_memo
 from sam_jax.errors import UserError
 
 DTYPES: dict[str, Any] = {
@@ -59,7 +60,9 @@ def read_torchscript(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-            module = _Unpickler(archive.read(f"{root}data.pkl"), lambda key: archive.read(f"{root}data/{key}")).load()
+            data = io.BytesIO(archive.read(f"{root}data.pkl"))
+            check_memo(data)
+            module = _Unpickler(data, lambda key: archive.read(f"{root}data/{key}")).load()
     # Broken zips, pickles and tensors raise many kinds of errors.
     except Exception as error:
         raise UserError(f"expected a TorchScript archive of tensors, cannot read {path} as one: {error}") from error
@@ -69,8 +72,8 @@ def read_torchscript(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, read_storage: Callable[[str], bytes]) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: io.BytesIO, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(data)
         self._read_storage = read_storage
 
     def find_class(self, module: str, name: str) -> Any:

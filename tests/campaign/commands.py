@@ -149,8 +149,9 @@ class Train(Command):
         from sam_jax.training.watch import read_metrics
 
         out = folder / "out"
+        measured = ("second", "memory", "wait", "utilisation")  # by the clock
         records = [
-            {name: value for name, value in record.items() if "second" not in name and "memory" not in name}
+            {name: value for name, value in record.items() if not any(word in name for word in measured)}
             for record in read_metrics(out)
         ]
         steps = sorted(path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit())

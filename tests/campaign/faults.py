@@ -142,18 +142,21 @@ class Trial:
         broken = self.faults.run(lambda: self.command.run(self.work), fault, at, after=after)
         if wrong := self._judge(broken, fault):
             return f"{wrong}\n{broken.text[-1500:]}"
-        intact = self.faults.run(lambda: self.command.intact(self.work))
-        if intact.code != 0:
-            return f"after the fault:\n{intact.text[-1500:]}"
-        again = self.faults.run(lambda: self.command.run(self.work))
-        if again.code != 0 or again.value != 0:
-            return f"the same command again: exit {again.code or again.value}\n{again.text[-1500:]}"
+        again = self.faults.run(self._go_on)
+        if again.code != 0 or again.value[0] != 0:
+            return f"the same command again: exit {again.value[0] if again.value else again.code}\n{again.text[-1500:]}"
         if "Traceback" in again.text:
             return f"the same command again printed a traceback\n{again.text[-1500:]}"
-        result = self.faults.run(lambda: self.command.result(self.work))
-        if result.code != 0:
-            return f"no result after the same command\n{result.text[-1500:]}"
-        return "" if result.value == self.expected else "another result than that of the uninterrupted command"
+        result = again.value[1]
+        if result == self.expected:
+            return ""
+        return f"another result than that of the uninterrupted command\n{_difference(self.expected, result)}"
+
+    def _go_on(self) -> tuple[int, Any]:
+        """Looks at what the fault has left, runs the command again, and returns its exit code and its result."""
+        self.command.intact(self.work)
+        code = self.command.run(self.work)
+        return code, None if code else self.command.result(self.work)
 
     @staticmethod
     def _judge(broken: Ended, fault: str) -> str:
@@ -183,6 +186,17 @@ class Trial:
         if broken.code != 0 or broken.value != 2 or "Traceback" in broken.text:
             return f"exit {broken.code or broken.value}\n{broken.text[-1500:]}"
         return ""
+
+
+def _difference(expected: Any, found: Any) -> str:
+    if type(expected) is type(found) and isinstance(expected, dict) and expected.keys() == found.keys():
+        return "\n".join(
+            f"{key}: {_difference(expected[key], found[key])}" for key in expected if expected[key] != found[key]
+        )
+    if type(expected) is type(found) and isinstance(expected, list | tuple) and len(expected) == len(found):
+        pairs = enumerate(zip(expected, found, strict=True))
+        return "\n".join(f"{i}: {_difference(old, new)}" for i, (old, new) in pairs if old != new)
+    return f"expected {str(expected)[:300]}, got {str(found)[:300]}"
 
 
 def _mount(folder: Path) -> bool:

@@ -203,18 +203,18 @@ class Orbax:
         import orbax.checkpoint as ocp
 
         from campaign.train_config import get_config
-        from sam_jax.training.run import RECORD, checkpoint_options, claim_folder
+        from sam_jax.training.checkpoints import checksum, open_checkpoints
+        from sam_jax.training.run import RECORD, claim_folder
 
         config = dataclasses.replace(get_config(), out=folder / "run")
         claim_folder(config.out, config, resume=False)
         params = params_of(config.model)
         state = {"params": params, "frozen": {}, "ema": None}
-        with ocp.CheckpointManager(config.out / "checkpoints", options=checkpoint_options()) as manager:
+        data = {"batches": 2, "checksum": checksum(state)}
+        with open_checkpoints(config.out / "checkpoints") as manager:
             for step in (2, 4):
-                saved = ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"batches": step})
-                )
-                manager.save(step, args=saved, metrics={"score": 0.5})
+                items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
+                manager.save(step, args=ocp.args.Composite(**items), metrics={"score": 0.5})
         self.record = RECORD
         self.files = {p.relative_to(config.out): p.read_bytes() for p in config.out.rglob("*") if p.is_file()}
         self.sound = flatten_dict(params, sep="/")

@@ -50,7 +50,7 @@ class Page:
                 ("GET", path)
                 for path in ("/", "/assets/main.js", "/api/state", "/api/openapi.json", "/api/export.json")
             ),
-            *(("POST", path) for path in ("/api/next", "/api/back")),
+            *(("POST", "/api/next"), ("GET", "/api/back"), ("POST", "/api/pictures/1/take")),
             *(("GET", f"/api/pictures/1{end}") for end in ("", "/image", "/export/png", "/sa1b.json")),
             *(("POST", f"/api/pictures/1/{end}") for end in ("embed", "predict", "predict", "predict", "finish")),
             *[("PUT", "/api/pictures/1/masks/m")] * 4,

@@ -141,10 +141,55 @@ def test_an_object_that_is_none_is_left_out_and_told_and_the_image_is_read(tmp_p
     assert train(path) == [[300], [300]]
     assert "left out of" in caplog.text
     assert "annotation 3" in caplog.text
-    assert evaluate(path) == [None, [300]]  # a bad image of an evaluation, which is named in its report
+    assert evaluate(path) == [[300], [300]]
+    assert any("annotation 3" in str(problem) for problem in read_ground_truth(path).problems)
+    data["annotations"] = data["annotations"][1:]  # the only object of its image
+    assert evaluate(write(tmp_path, data)) == [[300]]
+    assert train(path) == [None, [300]]
 
 
-def test_bad_entries_are_left_out_of_training_and_counted_by_reason(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind in ("images", "annotations") for field in FIELDS[kind] if field != "category_id"],
+)
+def test_training_and_evaluation_read_the_same_objects_and_count_the_others_or_refuse_the_file(tmp_path, kind, field):
+    for value in [*WRONG, ...]:
+        data = content()
+        data[kind][0][field] = value
+        if value is ...:
+            del data[kind][0][field]
+        path = write(tmp_path, data)
+        if value is ... and field in data[kind][0]:  # which `write` has filled in
+            del data[kind][0][field]
+            path.write_text(json.dumps(data))
+        try:
+            ground_truth = read_ground_truth(path)
+        except UserError as error:
+            assert (kind, field) == ("images", "id"), (value, error)  # which are numbers in an evaluation
+            continue
+        objects = [[o for o in image.objects() if not o["iscrowd"]] for image in ground_truth.images.values()]
+        areas = [[int(decode_rle(o["segmentation"]).sum()) for o in of_image] for of_image in objects]
+        found = [sorted(filter(None, of_image)) for of_image in areas]
+        assert [of_image for of_image in found if of_image] == [of_image for of_image in train(path) if of_image], value
+        read = sum(map(len, areas)) + len(ground_truth.problems)
+        assert read >= 2 or data["annotations"][0].get("iscrowd"), value  # none is missing without a word
+
+
+@pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_lists_of_categories_of_lvis_that_are_none_leave_the_image_out(tmp_path, field):
+    for value in (7, "aa", [[1]], [None], {"a": 1}, [1.5], True):
+        path = write(tmp_path, content(image={field: value}))
+        assert evaluate(path) == train(path) == [[300]], value
+    assert evaluate(write(tmp_path, content(image={field: None}))) == [[300], [300]]
+
+
+def test_a_box_that_is_not_there_is_that_of_the_mask(tmp_path):
+    for box in (None, [], [1, 2, 3], "aaaa", [float("nan")] * 4):
+        (image, _) = read_ground_truth(write(tmp_path, content(annotation={"bbox": box}))).images.values()
+        assert image.objects()[0]["bbox"] == [10, 10, 20, 15]
+
+
+def test_bad_entries_are_left_out_and_counted_by_reason(tmp_path, caplog):
     data = content(image={"file_name": 7})
     data["annotations"].append({"id": 3, "image_id": "2", "category_id": 1, "segmentation": [SQUARE]})
     path = write(tmp_path, data)
@@ -154,7 +199,11 @@ def test_bad_entries_are_left_out_of_training_and_counted_by_reason(tmp_path, ca
     assert reasons.count("entry of images cannot be used") == 1
     assert reasons.count("annotation of no image of the file") == 2
     assert "2 x annotation of no image of the file" in caplog.text
-    with pytest.raises(UserError, match="file_name of images, number 0"):
+    assert evaluate(path) == [[300]]
+    assert [problem.reason for problem in read_ground_truth(path).problems] == reasons
+    data["annotations"] = [a | {"image_id": 9} for a in data["annotations"]]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="none on 1 images.*3 x annotation of no image of the file.*image_id 9"):
         read_ground_truth(path)
 
 

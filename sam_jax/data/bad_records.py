@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
+from collections.abc import Iterable
 
 from sam_jax.errors import BadRecord, UserError
 
@@ -11,6 +13,16 @@ logger = logging.getLogger(__name__)
 
 BAD_ALWAYS_ALLOWED = 10  # records, whatever fraction of all they are
 BAD_IN_A_ROW = 100
+
+
+def count_reasons(problems: Iterable[BadRecord]) -> list[str]:
+    """Formats how many problems there are for each reason, with the first of each, in the order in which they came."""
+    first: dict[str, BadRecord] = {}
+    counts: Counter[str] = Counter()
+    for problem in problems:
+        first.setdefault(problem.reason, problem)
+        counts[problem.reason] += 1
+    return [f"{count} x {reason}; the first: {first[reason]}" for reason, count in counts.items()]
 
 
 @dataclasses.dataclass

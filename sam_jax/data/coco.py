@@ -10,10 +10,11 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_jax.data.bad_records import count_reasons
 from sam_jax.data.examples import Example
 from sam_jax.data.images import MAX_PIXELS
 from sam_jax.data.segmentations import check_mask, is_image_size, read_mask
@@ -29,13 +30,14 @@ Entry = dict[str, Any]
 OTHER_KINDS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 NAME = "name of the file"  # of an image: `file_name`, or LVIS's `coco_url`
 INSTANCES: dict[str, tuple[str, ...]] = {"images": ("id", NAME), "annotations": ("image_id",)}  # what masks take
-OPTIONAL = ("category_id", "area", "iscrowd")  # of annotations: checked where they are, null is as if they were not
+# Checked where they are; null is as if they were not.
+OPTIONAL = ("category_id", "area", "iscrowd", "neg_category_ids", "not_exhaustive_category_ids")
 LOOKED_AT = 8  # images whose files tell the folder
 
 
 @dataclasses.dataclass(frozen=True)
 class CocoFile:
-    """The content of a COCO-format file, checked by `read_coco_file`; kinds that were not asked for are empty."""
+    """The entries of a COCO-format file that can be used; kinds that `read_coco_file` was not asked for are empty."""
 
     path: Path
     images: list[Entry]
@@ -44,11 +46,10 @@ class CocoFile:
     problems: tuple[BadRecord, ...] = ()  # entries that are left out
 
     def annotations_by_image(self) -> dict[Any, list[Entry]]:
-        """Returns the annotations of every image by its id, in the file's order; those of no image are left out."""
+        """Returns the annotations of every image by its id, in the file's order."""
         found: dict[Any, list[Entry]] = {image["id"]: [] for image in self.images}
         for annotation in self.annotations:
-            if annotation["image_id"] in found:
-                found[annotation["image_id"]].append(annotation)
+            found[annotation["image_id"]].append(annotation)
         return found
 
     def image_folder(self, given: Path | None, *, required: bool = True) -> Path:
@@ -62,20 +63,20 @@ def read_coco_file(
     fields: Mapping[str, Collection[str]] = INSTANCES,
     *,
     optional: Collection[str] = (),
-    references: bool = False,
 ) -> CocoFile:
     """Reads a COCO-format file and checks it; all parts of the package read such files here.
+
+    Entries that cannot be used, and annotations of an image or a category that is not in the file, are left out, and
+    how many for which reason is logged.
 
     Args:
         fields: the kinds of entries to read, and the fields that each of a kind must have; see `VALUES`. NAME stands
             for `file_name` or LVIS's `coco_url`. An `id` must be another one for each.
         optional: kinds that the file need not have.
-        references: refuse the file for any entry that cannot be used, and for annotations that belong to an image or
-            a category that is not in the file. False: leave such entries out, and tell how many of each kind.
 
     Raises:
         MissingFile: there is no such file.
-        UserError: it is no such file; says what is wrong with which entry.
+        UserError: it is no such file, or it has an id twice.
     """
     if not path.is_file():
         raise MissingFile(f"expected a file of annotations at {path.resolve()}, found none")
@@ -91,41 +92,69 @@ def read_coco_file(
                 _check_entry(entry, fields[kind], f"{kind}, number {number}, in {path}")
                 sound.append(entry)
             except UserError as error:
-                if references:
-                    raise
                 problems.append(BadRecord(f"entry of {kind} cannot be used", path, error))
         content[kind] = sound
-        ids = Counter(entry["id"] for entry in content[kind]) if "id" in fields[kind] else Counter()
-        if twice := [id_ for id_, count in ids.items() if count > 1]:
-            raise UserError(
-                f"expected different ids of {kind} in {path}, got {len(twice)} more than once, "
-                f"such as {', '.join(map(repr, twice[:5]))}"
-            )
-    if references:
-        _check_references(content, fields, path)
-    elif "annotations" in kinds and "images" in kinds:
-        known = {entry["id"] for entry in content["images"]}
-        problems += [
-            BadRecord("annotation of no image of the file", path, f"image_id {annotation['image_id']!r}"[:80])
-            for annotation in content["annotations"]
-            if annotation["image_id"] not in known
-        ]
+        if "id" in fields[kind]:
+            refuse_repeated_ids((entry["id"] for entry in sound), kind, path)
+    for kind, field, name in (("images", "image_id", "image"), ("categories", "category_id", "category")):
+        if kind in kinds and field in fields.get("annotations", ()):
+            known = {entry["id"] for entry in content[kind]}
+            problems += [
+                BadRecord(f"annotation of no {name} of the file", path, f"{field} {annotation[field]!r}"[:80])
+                for annotation in content["annotations"]
+                if annotation[field] not in known
+            ]
+            content["annotations"] = [a for a in content["annotations"] if a[field] in known]
     images, annotations, categories = (
         content[kind] if kind in kinds else [] for kind in ("images", "annotations", "categories")
     )
-    _tell(problems, path)
+    tell_problems(problems, path)
     return CocoFile(path, images, annotations, categories, tuple(problems))
 
 
-def _tell(problems: Sequence[BadRecord], path: Path) -> None:
+def tell_problems(problems: Sequence[BadRecord], path: Path) -> None:
     """Logs how many entries are left out for which reason, with the first of each."""
-    for reason, count in Counter(problem.reason for problem in problems).items():
-        first = next(problem for problem in problems if problem.reason == reason)
-        logger.warning("left out of %s: %d x %s; the first: %s", path, count, reason, first)
+    for line in count_reasons(problems):
+        logger.warning("left out of %s: %s", path, line)
 
 
-def _is_key(value: Any) -> bool:
+def refuse_repeated_ids(ids: Iterable[int | str], kind: str, path: Path) -> None:
+    """Refuses a file that has ids more than once.
+
+    Raises:
+        UserError: names some of them.
+    """
+    if twice := [id_ for id_, count in Counter(ids).items() if count > 1]:
+        raise UserError(
+            f"expected different ids of {kind} in {path}, got {len(twice)} more than once, "
+            f"such as {', '.join(map(repr, twice[:5]))}"
+        )
+
+
+def sound_masks(annotations: Iterable[Entry], size: tuple[Any, Any], where: str) -> tuple[list[Entry], list[BadRecord]]:
+    """Returns the annotations of an image whose masks can be read, and what is wrong with each of the others."""
+    sound, problems = [], []
+    for annotation in annotations:
+        try:
+            check_mask(annotation.get("segmentation"), size, f"{where}, annotation {str(annotation.get('id'))[:20]}")
+            sound.append(annotation)
+        except BadRecord as error:
+            problems.append(error)
+    return sound, problems
+
+
+def is_key(value: Any) -> bool:
+    """Says whether a value can be an id."""
     return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def is_box(value: Any) -> bool:
+    """Says whether a value is four numbers, as `bbox` has them."""
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _are_keys(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_key, value))
 
 
 def _is_length(value: Any) -> bool:
@@ -134,10 +163,6 @@ def _is_length(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_PIXELS
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
 def _is_file_name(value: Any) -> bool:
@@ -150,15 +175,16 @@ def _is_file_name(value: Any) -> bool:
 
 
 VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a field must be, wherever it is needed
-    "id": ("a number or a text", _is_key),
-    "image_id": ("a number or a text", _is_key),
-    "category_id": ("a number or a text", _is_key),
+    "id": ("a number or a text", is_key),
+    "image_id": ("a number or a text", is_key),
+    "category_id": ("a number or a text", is_key),
     "file_name": ("a text that names a file", _is_file_name),
     "coco_url": ("a text that names a file", _is_file_name),
     "height": ("a whole number of pixels", _is_length),
     "width": ("a whole number of pixels", _is_length),
-    "bbox": ("four numbers (x, y, w, h)", _is_box),
     "area": ("a number of pixels", _is_number),
+    "neg_category_ids": ("a list of ids", _are_keys),
+    "not_exhaustive_category_ids": ("a list of ids", _are_keys),
     "iscrowd": ("0 or 1", lambda value: isinstance(value, int) and value in (0, 1)),
 }
 
@@ -174,18 +200,6 @@ def _check_entry(entry: Any, needed: Collection[str], where: str) -> None:
             raise UserError(f"expected COCO-format JSON: {field} for {where}, which has only {', '.join(entry)}")
         if not fits(entry[field]):
             raise UserError(f"expected {field} of {where} to be {expected}, got {str(entry[field])[:60]}")
-
-
-def _check_references(content: dict[str, list[Entry]], fields: Mapping[str, Collection[str]], path: Path) -> None:
-    for kind, field, name in (("images", "image_id", "image"), ("categories", "category_id", "category")):
-        if field in fields["annotations"]:
-            known = {entry["id"] for entry in content[kind]}
-            for number, annotation in enumerate(content["annotations"]):
-                if annotation[field] not in known:
-                    raise UserError(
-                        f"annotation {annotation.get('id', f'number {number}')} of {path} belongs to {name} "
-                        f"{annotation[field]}, which is not in the file"
-                    )
 
 
 def image_name(image: Entry) -> str:
@@ -236,19 +250,14 @@ class CocoSource:
         for image in filter(keep_image, content.images):
             size: tuple[Any, Any] = image.get("height"), image.get("width")
             objects = [a for a in annotations[image["id"]] if not a.get("iscrowd")]
-            masks = []
-            for object_ in objects:
-                try:
-                    if is_image_size(*size):  # else the image is a bad record, when it is asked for
-                        where = f"{annotation_file}: {image_name(image)}, annotation {str(object_.get('id'))[:20]}"
-                        check_mask(object_.get("segmentation"), size, where)
-                    masks.append(object_.get("segmentation"))
-                except BadRecord as error:
-                    bad_objects.append(error)
-            if masks or objects:
-                masks = masks or [objects[0].get("segmentation")]  # which is what is wrong with the image
+            sound = objects
+            if is_image_size(*size):  # else the image is a bad record, when it is asked for
+                sound, problems = sound_masks(objects, size, f"{annotation_file}: {image_name(image)}")
+                bad_objects += problems
+            if objects:  # of which all may be bad: then the first is what is wrong with the image
+                masks = [a.get("segmentation") for a in sound or objects[:1]]
                 records.append((file_name(image), *size, masks))
-        _tell(bad_objects, annotation_file)
+        tell_problems(bad_objects, annotation_file)
         self.problems = [*content.problems, *bad_objects]
         self._records = [json.dumps(record) for record in records]
         names = [record[0] for record in records[:LOOKED_AT]]

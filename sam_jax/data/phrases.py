@@ -6,10 +6,18 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
-from sam_jax.data.coco import NAME, find_coco_files, image_name, locate_image, read_coco_file
+from sam_jax.data.coco import (
+    NAME,
+    find_coco_files,
+    image_name,
+    locate_image,
+    read_coco_file,
+    sound_masks,
+    tell_problems,
+)
 from sam_jax.data.examples import Example
 from sam_jax.data.segmentations import read_mask
-from sam_jax.errors import UserError
+from sam_jax.errors import BadRecord, UserError
 
 # Fields of an annotation that hold texts: one, a list of them, or a list of objects with one of `TEXT_KEYS` each.
 PHRASE_FIELDS = ("sentences", "expressions", "referring_expressions", "captions", "caption", "phrase", "text")
@@ -50,22 +58,25 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
         if len(files) != 1:
             raise UserError(f"expected one COCO-format file in {path}, found {[str(file) for file in files]}; name it")
         (path,) = files
-    content = read_coco_file(path, FIELDS, optional=("categories",), references=True)
+    content = read_coco_file(path, FIELDS, optional=("categories",))
     folder, annotations = content.image_folder(images), content.annotations_by_image()
     names = {category["id"]: str(category["name"]) for category in content.categories}
     referring = any(_phrases(annotation) for annotation in content.annotations)
-    rows = []
+    rows: list[PhrasedExample] = []
+    problems: list[BadRecord] = []
     for image in content.images:
         size, where = (int(image["height"]), int(image["width"])), f"{path}: {image_name(image)}"
         counts = Counter(annotation.get("category_id") for annotation in annotations[image["id"]])
         masks, texts = [], []
-        for annotation in annotations[image["id"]]:
+        sound, bad = sound_masks((a for a in annotations[image["id"]] if not a.get("iscrowd")), size, where)
+        problems += bad
+        for annotation in sound:
             if referring:
                 found = _phrases(annotation)
             else:
                 category = annotation.get("category_id")
                 found = [names[category]] if category in names and counts[category] == 1 else []
-            if not found or annotation.get("iscrowd"):
+            if not found:
                 continue
             rle, area = read_mask(annotation.get("segmentation"), size, where)
             if area >= min_area:
@@ -74,6 +85,7 @@ def read_phrases(path: Path, images: Path | None = None, *, min_area: int = 1) -
         if masks:
             example = Example(locate_image(folder, image_name(image)), size, tuple(masks), path.stem)
             rows.append(PhrasedExample(example, tuple(texts)))
+    tell_problems(problems, path)
     if not rows:
         raise UserError(
             f"found no texts in {path}: expected annotations with {', '.join(PHRASE_FIELDS)}, or categories with names"

@@ -14,10 +14,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.data.coco import NAME, image_name, locate_image, read_coco_file
+from sam_jax.data.bad_records import count_reasons
+from sam_jax.data.coco import (
+    NAME,
+    Entry,
+    image_name,
+    is_box,
+    is_key,
+    locate_image,
+    read_coco_file,
+    refuse_repeated_ids,
+    sound_masks,
+    tell_problems,
+)
 from sam_jax.data.examples import Example
-from sam_jax.data.segmentations import read_mask
-from sam_jax.errors import UserError
+from sam_jax.data.segmentations import is_image_size, read_mask
+from sam_jax.errors import BadRecord, UserError
+from sam_jax.ops.rle import coco_bbox
 
 AnnotatedObject = dict[str, Any]
 """One object of an image: `id`, `category_id`, `segmentation` (RLE), `bbox` (x, y, w, h), `area`, `iscrowd`."""
@@ -25,7 +38,7 @@ AnnotatedObject = dict[str, Any]
 ANY_CATEGORY = -1  # the single category of class-agnostic evaluation
 FIELDS = {
     "images": ("id", NAME, "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "annotations": ("image_id", "category_id"),
     "categories": ("id",),
 }
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
@@ -33,7 +46,11 @@ FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruthImage:
-    """One image and its annotations, unchanged from the file."""
+    """One image and its annotations, those of which the masks can be read.
+
+    They are as in the file, but for an `id` or a `bbox` that is not there or none: the number of the annotation in the
+    file, and the mask's box.
+    """
 
     id: int
     path: Path
@@ -86,6 +103,7 @@ class GroundTruth:
     images: dict[int, GroundTruthImage]  # by image id, in ascending order
     categories: dict[int, str]  # name of each category id
     frequencies: dict[int, str]  # LVIS: f, c or r for each category id; empty for COCO
+    problems: tuple[BadRecord, ...] = ()  # entries of the file that are left out
 
     @property
     def federated(self) -> bool:
@@ -121,24 +139,36 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruth:
 
     Raises:
         MissingFile: the file does not exist.
-        UserError: it is not a COCO or LVIS file, ids are duplicate or refer to nothing, or there are no objects; the
-            message names them.
+        UserError: it is not a COCO or LVIS file, ids are duplicate, or there are no objects that can be used; the
+            message says what is left out.
     """
-    content = read_coco_file(file, FIELDS, references=True)
+    content = read_coco_file(file, FIELDS)
     for kind in (content.images, content.categories):
         if texts := [entry["id"] for entry in kind if isinstance(entry["id"], str)]:
             raise UserError(f"expected numbers as ids of images and categories in {file}, got {shorten(texts)}")
     folder = content.image_folder(images, required=False)
     categories = {int(e["id"]): str(e.get("name", e["id"])) for e in content.categories}
-    frequencies = {e["id"]: e["frequency"] for e in content.categories if "frequency" in e}
+    frequencies = {e["id"]: str(e["frequency"]) for e in content.categories if "frequency" in e}
+    for number, annotation in enumerate(content.annotations):
+        if not is_key(annotation.get("id")):
+            annotation["id"] = f"number {number}"
+    refuse_repeated_ids((annotation["id"] for annotation in content.annotations), "annotations", file)
     annotations = content.annotations_by_image()
     entries = {e["id"]: e for e in content.images}
-    gt_images = {id_: _image(entries[id_], annotations[id_], folder) for id_ in sorted(entries)}
+    gt_images, problems = {}, list(content.problems)
+    for id_ in sorted(entries):
+        try:
+            gt_images[id_], bad = _image(entries[id_], annotations[id_], folder, file)
+            problems += bad
+        except BadRecord as error:
+            problems.append(error)
+    tell_problems(problems[len(content.problems) :], file)
     if frequencies and (len(frequencies) < len(categories) or not set(frequencies.values()) <= set(FREQUENCIES)):
         raise UserError(f"expected a frequency (f, c or r) for each of {len(categories)} categories in {file}")
     if not any(gt_image.annotations for gt_image in gt_images.values()):
-        raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images")
-    return GroundTruth(file, gt_images, categories, frequencies)
+        left_out = "".join(f"; left out: {line}" for line in count_reasons(problems))
+        raise UserError(f"expected annotated objects in {file}, got none on {len(gt_images)} images{left_out}")
+    return GroundTruth(file, gt_images, categories, frequencies, tuple(problems))
 
 
 def shorten(names: Iterable[Any], most: int = 5) -> str:
@@ -147,12 +177,29 @@ def shorten(names: Iterable[Any], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
-def _image(entry: dict[str, Any], annotations: list[dict], folder: Path) -> GroundTruthImage:
-    return GroundTruthImage(
+def _image(
+    entry: Entry, annotations: list[Entry], folder: Path, file: Path
+) -> tuple[GroundTruthImage, list[BadRecord]]:
+    """Returns an image with the annotations whose masks can be read, and what is wrong with the others.
+
+    Raises:
+        BadRecord: the image is larger than those that are read, or none of its masks can be.
+    """
+    size, where = (int(entry["height"]), int(entry["width"])), f"{file}: {image_name(entry)}"
+    if not is_image_size(*size):
+        raise BadRecord("image without a size", where, f"{size} (h, w)")
+    sound, problems = sound_masks(annotations, size, where)
+    if problems and not sound:  # everything that is found there would count as wrong
+        raise problems[0]
+    for annotation in sound:
+        if not is_box(annotation.get("bbox")):
+            annotation["bbox"] = coco_bbox(read_mask(annotation["segmentation"], size, where)[0])
+    gt_image = GroundTruthImage(
         int(entry["id"]),
         locate_image(folder, image_name(entry)),
-        (int(entry["height"]), int(entry["width"])),
-        tuple(annotations),
-        frozenset(entry.get("neg_category_ids", ())),
-        frozenset(entry.get("not_exhaustive_category_ids", ())),
+        size,
+        tuple(sound),
+        frozenset(entry.get("neg_category_ids") or ()),
+        frozenset(entry.get("not_exhaustive_category_ids") or ()),
     )
+    return gt_image, problems

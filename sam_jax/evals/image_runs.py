@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from sam_jax.data.bad_records import count_reasons
 from sam_jax.errors import BadRecord, UserError
 from sam_jax.evals.ground_truth import GroundTruthImage
 from sam_jax.evals.mask_scores import Result
@@ -94,11 +95,18 @@ def score_images(
     return outcomes
 
 
-def describe_failures(failures: dict[str, Failures]) -> str:
-    """Formats, for a report, the images that are left out of each method's figures."""
+def describe_failures(failures: dict[str, Failures], problems: Iterable[BadRecord] = ()) -> str:
+    """Formats, for a report, what is left out: entries of the file of annotations by reason, images by method."""
     return list_section(
         LEFT_OUT,
-        [f"{method}, {name}: {reason}" for method, by_name in failures.items() for name, reason in by_name.items()],
+        [
+            *count_reasons(problems),
+            *(
+                f"{method}, {name}: {reason}"
+                for method, by_name in failures.items()
+                for name, reason in by_name.items()
+            ),
+        ],
     )
 
 

@@ -148,7 +148,7 @@ class InstancesConfig(CheckedFields):
         if self.class_agnostic:
             title += ", categories left aside"
         tables = instances_table(results) + relative_sizes_table(results)
-        return EvalReport(title, tables + describe_failures(failures), results)
+        return EvalReport(title, tables + describe_failures(failures, ground_truth.problems), results)
 
     def _boxes(self, ground_truth: GroundTruth, detected: dict[int, list[Result]] | None) -> dict[int, list[Result]]:
         """Returns the boxes of each image that can be prompts, best first."""

@@ -153,7 +153,7 @@ class ProposalsConfig(CheckedFields):
                 "left_out": failures[method],
             }
         title = f"Proposals on {ground_truth.file.name}, {len(ground_truth.images)} images: mask AR in percent"
-        return EvalReport(title, proposals_table(results) + describe_failures(failures), results)
+        return EvalReport(title, proposals_table(results) + describe_failures(failures, ground_truth.problems), results)
 
     def _propose(self, method: str, ground_truth: GroundTruth, failures: Failures) -> dict[str, _ProposalsTask]:
         proposer: ProposalMethod

@@ -162,11 +162,11 @@ def test_training_and_evaluation_read_the_same_objects_and_count_the_others_or_r
         if value is ... and field in data[kind][0]:  # which `write` has filled in
             del data[kind][0][field]
             path.write_text(json.dumps(data))
-        try:
-            ground_truth = read_ground_truth(path)
-        except UserError as error:
-            assert (kind, field) == ("images", "id"), (value, error)  # which are numbers in an evaluation
+        if (kind, field) == ("images", "id") and isinstance(value, str):  # which are numbers in an evaluation
+            with pytest.raises(UserError, match="expected numbers as ids"):
+                read_ground_truth(path)
             continue
+        ground_truth = read_ground_truth(path)
         objects = [[o for o in image.objects() if not o["iscrowd"]] for image in ground_truth.images.values()]
         areas = [[int(decode_rle(o["segmentation"]).sum()) for o in of_image] for of_image in objects]
         found = [sorted(filter(None, of_image)) for of_image in areas]
@@ -203,7 +203,7 @@ def test_bad_entries_are_left_out_and_counted_by_reason(tmp_path, caplog):
     assert [problem.reason for problem in read_ground_truth(path).problems] == reasons
     data["annotations"] = [a | {"image_id": 9} for a in data["annotations"]]
     path.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="none on 1 images.*3 x annotation of no image of the file.*image_id 9"):
+    with pytest.raises(UserError, match=r"none on 1 images.*3 x annotation of no image of the file.*image_id 9"):
         read_ground_truth(path)
 
 

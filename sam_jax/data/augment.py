@@ -28,6 +28,7 @@ class Row(NamedTuple):
     boxes: Float[np.ndarray, "q 4"]
     maps: dict[str, Float[np.ndarray, "h w C"]] | None = None  # of the image encoder, computed before
     dropped: tuple[str, ...] = ()  # why each mask that was drawn, and is not among `patches`, is left out
+    unread: tuple[BadRecord, ...] = ()  # what is wrong with the masks that cannot be read
 
     @property
     def masks(self) -> int:

@@ -32,6 +32,12 @@ class PreparationReport:
     images: int = 0
     masks: int = 0
     problems: list[BadRecord] = dataclasses.field(default_factory=list)
+    mask_problems: list[BadRecord] = dataclasses.field(default_factory=list)  # of images that are prepared without them
+
+    @property
+    def left_out(self) -> list[BadRecord]:
+        """Returns what was wrong with each record and each mask."""
+        return self.problems + self.mask_problems
 
 
 class BadRecords:
@@ -47,6 +53,7 @@ class BadRecords:
         self.max_fraction, self.total, self.max_in_a_row = max_fraction, total, in_a_row
         self.records = self.bad = self.in_a_row = 0
         self.reasons: dict[str, int] = {}
+        self.masks: dict[str, int] = {}  # that are left out of images that are used, by reason
         self._told: set[str] = set()
 
     def count(self, problem: BadRecord | None) -> None:
@@ -62,10 +69,7 @@ class BadRecords:
         self.bad += 1
         self.in_a_row += 1
         self.reasons[problem.reason] = self.reasons.get(problem.reason, 0) + 1
-        few, milestone = self.bad <= BAD_ALWAYS_ALLOWED, self.bad & (self.bad - 1) == 0
-        if str(problem) not in self._told if few else milestone:  # the same record comes again, epoch by epoch
-            self._told.add(str(problem))
-            logger.warning("left out, %d so far: %s", self.bad, problem)
+        self._tell(problem, self.bad, "left out")
         too_many = self.bad > max(BAD_ALWAYS_ALLOWED, self.max_fraction * max(self.records, self.total))
         if too_many or self.in_a_row >= self.max_in_a_row:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
@@ -74,3 +78,14 @@ class BadRecords:
                 f"in a row; the last one: {problem}. Mend the data, or allow more with --data.max-bad-fraction "
                 "(sam-jax prepare: --max-bad-fraction)"
             )
+
+    def count_mask(self, problem: BadRecord) -> None:
+        """Counts one mask that is left out of an image that is used."""
+        self.masks[problem.reason] = self.masks.get(problem.reason, 0) + 1
+        self._tell(problem, sum(self.masks.values()), "mask left out")
+
+    def _tell(self, problem: BadRecord, so_far: int, what: str) -> None:
+        few, milestone = so_far <= BAD_ALWAYS_ALLOWED, so_far & (so_far - 1) == 0
+        if str(problem) not in self._told if few else milestone:  # the same record comes again, epoch by epoch
+            self._told.add(str(problem))
+            logger.warning("%s, %d so far: %s", what, so_far, problem)

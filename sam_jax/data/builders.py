@@ -102,13 +102,15 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         self.report.problems += getattr(source, "problems", ())
         for index in ProgressBar(range(len(source)), split, unit="image", smoothing=0.1):
             try:
-                record = to_record(source[index])
+                example = source[index]
+                record = to_record(example)
             except BadRecord as error:
                 self.report.problems.append(error)
                 self._bad_records.count(error)
                 problem = error
                 continue
             self._bad_records.count(None)
+            self.report.mask_problems += example.left_out
             self.report.images += 1
             self.report.masks += len(record["masks"])
             yield f"{index:012d}", record

@@ -31,6 +31,7 @@ class Example:
     span: tuple[int, int] | None = None  # (offset, length) of the image's bytes in the file; None: all of it
     encoded: bytes | None = None  # the image's bytes, if they are at hand
     member: str | None = None  # the image's name in a file that holds many
+    left_out: tuple[BadRecord, ...] = ()  # what is wrong with each of its masks that is not among `masks`
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from sam_jax.config import LabelValues
 from sam_jax.data.examples import Example
 from sam_jax.data.images import find_image, image_paths
 from sam_jax.errors import BadRecord, UserError, decoding
-from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
+from sam_jax.ops.rle import Rle, counts_from_mask, encode_rle, rle_from_counts
 
 CHECKED_MAPS = 16  # looked at when a folder is opened
 IMAGE_FOLDERS = ("images", "imgs", "JPEGImages")
@@ -69,16 +70,21 @@ class MaskSource:
 
     def __getitem__(self, index: int) -> Example:
         image_path, folder = self._files[index]
-        masks: list[dict] = []
+        masks, left_out = dict[Path, Rle](), list[BadRecord]()
         for path in sorted(folder.glob("*.png")):
-            mask = read_labels(path) > 0
-            if masks and tuple(masks[0]["size"]) != mask.shape:
-                raise BadRecord("masks of another size", path, f"{mask.shape} beside {tuple(masks[0]['size'])} (h, w)")
-            if mask.any():
-                masks.append(encode_rle(mask))
+            try:
+                mask = read_labels(path) > 0
+                if mask.any():
+                    masks[path] = encode_rle(mask)
+            except BadRecord as error:
+                left_out.append(error)
         if not masks:
-            raise BadRecord("no masks", folder)
-        return Example(image_path, tuple(masks[0]["size"]), tuple(masks), "masks")
+            raise left_out[0] if left_out else BadRecord("no masks", folder)
+        ((size, _),) = Counter(tuple(rle["size"]) for rle in masks.values()).most_common(1)
+        others = {path: tuple(rle["size"]) for path, rle in masks.items() if tuple(rle["size"]) != size}
+        left_out += [BadRecord("masks of another size", p, f"{s} beside {size} (h, w)") for p, s in others.items()]
+        kept = tuple(rle for path, rle in masks.items() if path not in others)
+        return Example(image_path, size, kept, "masks", left_out=tuple(left_out))
 
 
 def read_labels(path: Path) -> Int[np.ndarray, "H W"]:

@@ -207,7 +207,7 @@ class _Prepare:
             if isinstance(record, BadRecord):
                 raise record
             args = self.model.image_size, self.config, self.loss_size, self.augment
-            row = prepare_example(record, rng, *args, others=self.source)
+            row = prepare_example(record, rng, *args, others=self.source)._replace(unread=record.left_out)
             problem: BadRecord | None = None
         except BadRecord as error:
             row = empty_row(self.model.image_size)
@@ -241,7 +241,7 @@ class _Slots:
     """
 
     def __init__(self, elements: Sequence[Element]) -> None:
-        self.contents = [(problem, row.masks, row.dropped) for row, problem in elements]
+        self.contents = [(problem, row.masks, row.dropped, row.unread) for row, problem in elements]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +262,10 @@ class _Report:
 
     def __call__(self, element: tuple[Batch, _Slots]) -> Batch:
         batch, slots = element
-        for problem, used, dropped in slots.contents:
+        for problem, used, dropped, unread in slots.contents:
             self.bad_records.count(problem)
+            for bad_mask in unread:
+                self.bad_records.count_mask(bad_mask)
             if problem is None:
                 self.masks.count(used, dropped)
         return batch

@@ -100,7 +100,7 @@ def prepare(
             splits = _open_splits(source, format, images, label_values)
             options: dict[str, Any] = {"max_bad_fraction": max_bad_fraction, "data_dir": partial / "tfds"}
             report = _prepare_splits(builders.BUILDERS[format](splits=splits, **options), out)
-        bad = dict(Counter(problem.reason for problem in report.problems))
+        bad = dict(Counter(problem.reason for problem in report.left_out))
         counts = {"source": str(source.resolve()), "images": report.images, "masks": report.masks, "bad": bad}
         write_atomically(partial / PREPARED, json.dumps(counts))
         make_folder(target.parent)
@@ -139,7 +139,7 @@ def _prepare_splits(builder: SourceBuilder, out: Path) -> PreparationReport:
     try:
         _run(builder)
     finally:
-        _list_problems(out, builder.report.problems)
+        _list_problems(out, builder.report.left_out)
     return builder.report
 
 
@@ -169,9 +169,10 @@ def _prepare_shards(
         report.images += part.images
         report.masks += part.masks
         report.problems += part.problems
+        report.mask_problems += part.mask_problems
         if part.images:
             written.append(shard.target)
-    _list_problems(out, report.problems)
+    _list_problems(out, report.left_out)
     total = report.images + len(report.problems)
     check = BadRecords(max_bad_fraction, total, in_a_row=total + 1)
     for problem in report.problems:
@@ -192,7 +193,7 @@ def _run(builder: Any) -> None:
 
 
 def _list_problems(out: Path, problems: Sequence[BadRecord]) -> None:
-    """Writes one JSON object per line for each bad record; no file if there is none."""
+    """Writes one JSON object per line for each bad record or mask; no file if there is none."""
     path = out / BAD_RECORDS
     if not problems:
         remove(path)

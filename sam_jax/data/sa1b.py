@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ class Sa1bSource:
 
 
 def parse_record(text: bytes, image: Example) -> Example:
-    """Returns the example of an image and its JSON.
+    """Returns the example of an image and its JSON, with those of the masks that can be read.
 
     The JSON is {"image": {height, width}, "annotations": [{"segmentation": RLE}, ...]}.
 
@@ -80,22 +81,32 @@ def parse_record(text: bytes, image: Example) -> Example:
         image: the example without size and masks, which come from the JSON.
 
     Raises:
-        BadRecord: the JSON is another one, all its masks are empty, or their size is not the image's.
+        BadRecord: the JSON is another one, all its masks are empty, or none can be read.
     """
     content = parse_json(text, image.where)
     try:
         size = (content["image"]["height"], content["image"]["width"])
-        masks = [annotation["segmentation"] for annotation in content["annotations"]]
+        annotations = list(content["annotations"])
     except (KeyError, TypeError) as error:
         raise BadRecord(
             "JSON of another kind", image.where, f"expected image and annotations; {type(error).__name__} {error}"
         ) from error
     if not is_image_size(*size):
         raise BadRecord("image without a size", image.where, f"{str(size)[:60]} (h, w)")
-    kept = tuple(rle for rle in masks if check_rle(rle, size, image.where))
+    size = int(size[0]), int(size[1])
+    kept, left_out = [], []
+    for number, annotation in enumerate(annotations):
+        where = f"{image.where}, mask {number}"
+        try:
+            if not isinstance(annotation, dict) or annotation.get("segmentation") is None:
+                raise BadRecord("annotation without a segmentation", where)
+            if check_rle(annotation["segmentation"], size, where):
+                kept.append(annotation["segmentation"])
+        except BadRecord as error:
+            left_out.append(error)
     if not kept:
-        raise BadRecord("no masks", image.where)
-    return Example(image.path, size, kept, image.dataset, span=image.span, member=image.member, encoded=image.encoded)
+        raise left_out[0] if left_out else BadRecord("no masks", image.where)
+    return dataclasses.replace(image, size=size, masks=tuple(kept), left_out=tuple(left_out))
 
 
 class Pair(NamedTuple):

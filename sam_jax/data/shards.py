@@ -45,9 +45,10 @@ class RecordShard:
 
     def read_report(self) -> PreparationReport:
         content = read_json(self.report)
-        return PreparationReport(
-            content["pictures"], content["masks"], [BadRecord(*parts) for parts in content["problems"]]
+        problems, mask_problems = (
+            [BadRecord(*parts) for parts in content.get(kind, ())] for kind in ("problems", "mask_problems")
         )
+        return PreparationReport(content["pictures"], content["masks"], problems, mask_problems)
 
 
 def make_shards(tars: Sequence[Path], pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[RecordShard]:
@@ -65,17 +66,19 @@ def write_shard(shard: RecordShard) -> None:
 
     spec = features()
     source = Sa1bSource(shard.tars, shard.pairs)
-    problems = list(source.problems)
+    problems, mask_problems = list(source.problems), list[BadRecord]()
     images = masks = 0
     with replacing(shard.target) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one image is read at a time
         for index in range(len(source)):
             try:
-                record = to_record(source[index])
+                example = source[index]
+                record = to_record(example)
             except BadRecord as error:
                 problems.append(error)
                 continue
             writer.write(spec.serialize_example(record))
+            mask_problems += example.left_out
             images += 1
             masks += len(record["masks"])
         writer.close()
@@ -83,7 +86,8 @@ def write_shard(shard: RecordShard) -> None:
         "fingerprint": shard.fingerprint(),
         "pictures": images,
         "masks": masks,
-        "problems": [[problem.reason, problem.where, problem.detail] for problem in problems],
+        "problems": [problem.args for problem in problems],
+        "mask_problems": [problem.args for problem in mask_problems],
     }
     write_atomically(shard.report, json.dumps(content))
 

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from cases.bsds import write_ground_truth
+from sam_jax.errors import UserError
 from sam_jax.evals.boundaries import COSTS_PER_PIXEL, OUTLIER_COST, match_boundaries, thin
 from sam_jax.evals.bsds import (
     count_human_matches,
@@ -186,9 +187,9 @@ def folders(tmp_path):
 def test_files_score_alike_with_any_workers_and_again_from_what_is_kept(folders, monkeypatch):
     ground_truths = find_ground_truth(folders, "test")
     maps = find_edge_maps(folders / "maps", list(ground_truths))
-    whole = score_folder(maps, ground_truths, folders / "one", workers=1)
+    whole = score_folder(maps, ground_truths, folders / "one", {}, workers=1)
     assert whole.shape == (3, 99, 4)
-    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "two", workers=2), whole)
+    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "two", {}, workers=2), whole)
     np.testing.assert_array_equal(
         whole[1], count_matches(read_edge_map(maps["1"]), read_boundaries(ground_truths["1"]))
     )
@@ -196,10 +197,10 @@ def test_files_score_alike_with_any_workers_and_again_from_what_is_kept(folders,
     counted = []
     monkeypatch.setattr("sam_jax.evals.bsds.count_matches", lambda e, t: counted.append(e) or count_matches(e, t))
     (folders / "one" / "2.json").unlink()  # stopped before it
-    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "one"), whole)
+    np.testing.assert_array_equal(score_folder(maps, ground_truths, folders / "one", {}), whole)
     assert len(counted) == 1
     Image.fromarray(CROSS.astype(np.uint8) * 255).save(maps["0"])  # another map
-    again = score_folder(maps, ground_truths, folders / "one")
+    again = score_folder(maps, ground_truths, folders / "one", {})
     assert len(counted) == 2
     assert (again[0] != whole[0]).any()
     np.testing.assert_array_equal(again[1:], whole[1:])
@@ -215,10 +216,16 @@ def test_what_is_wrong_with_files_is_said_with_their_names(folders):
     with pytest.raises(ValueError, match=r"each of 5 images in .*, 2 are missing: 7, 8"):
         find_edge_maps(folders / "maps", [*ground_truths, "7", "8"])
     Image.new("L", (5, 5)).save(folders / "maps" / "1.png")
-    with pytest.raises(
-        ValueError, match=r"1: expected an edge map of the ground truth's size \(8, 11\) \(h, w\), got \(5, 5\)"
-    ):
-        score_folder(find_edge_maps(folders / "maps", list(ground_truths)), ground_truths, folders / "out")
+    maps, failures = find_edge_maps(folders / "maps", list(ground_truths)), {}
+    assert len(score_folder(maps, ground_truths, folders / "out", failures)) == 2  # the others are scored
+    assert list(failures) == ["1"]
+    assert "expected an edge map of the ground truth's size (8, 11) (h, w), got (5, 5)" in failures["1"]
+    ground_truths["0"].write_bytes(b"no MATLAB file")
+    maps["2"].unlink()
+    with pytest.raises(UserError, match="scoring: none of 3 images can be scored; the first: 1: expected an edge"):
+        score_folder(maps, ground_truths, folders / "out", failures)
+    assert set(failures) == {"0", "1", "2"}
+    Image.new("L", (11, 8)).save(maps["2"])
     Image.new("RGB", (11, 8)).save(folders / "maps" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has mode RGB"):
         read_edge_map(folders / "maps" / "1.png")

@@ -27,7 +27,7 @@ from sam_jax.config import DataConfig
 from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.coco import NAME, CocoSource, find_coco_files, read_coco_file
 from sam_jax.data.examples import Example
-from sam_jax.data.folders import LabelSource
+from sam_jax.data.folders import LabelSource, MaskSource
 from sam_jax.data.sa1b import Sa1bSource, find_sa1b
 from sam_jax.data.sources import detect_format, open_source, open_splits
 from sam_jax.errors import BadRecord, UserError
@@ -148,6 +148,50 @@ def test_a_bad_record_is_named_by_its_kind_and_file(tmp_path, kind, in_tar):
         source[0].pil_image()
     assert caught.value.reason == kind
     assert pickle.loads(pickle.dumps(caught.value)).reason == kind
+
+
+BAD_MASKS = [
+    *(None, 7, "", [], {}, [[1, 2, 3, 4, 5, 6]], {"size": [60, 90], "counts": "zz~"}, {"size": [60, 90]}),
+    *({"size": [90, 60], "counts": [5400]}, {"size": ["60", "90"], "counts": "0"}, {"size": [60, 90], "counts": [10]}),
+    {"size": [60, 90], "counts": [-1, 5401]},
+]
+
+
+@pytest.mark.parametrize("segmentation", BAD_MASKS)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_one_bad_mask_of_sa1b_is_left_out_and_the_image_is_read(tmp_path, segmentation, at):
+    files = sa1b_files(range(1))
+    content = json.loads(files["sa_0.json"])
+    content["annotations"].insert(at, {"segmentation": segmentation})
+    files["sa_0.json"] = json.dumps(content).encode()
+    example = Sa1bSource([write_tar(tmp_path / "sa.tar", files)])[0]
+    check(example, 0)
+    (problem,) = example.left_out
+    assert problem.where.endswith(f"sa_0.jpg, mask {at}")
+
+
+@pytest.mark.parametrize("annotation", [None, 7, "text", [], {}, {"bbox": [0, 0, 1, 1]}])
+def test_entries_of_sa1b_that_are_no_masks_are_left_out(tmp_path, annotation):
+    files = sa1b_files(range(1))
+    content = json.loads(files["sa_0.json"])
+    content["annotations"].append(annotation)
+    files["sa_0.json"] = json.dumps(content).encode()
+    example = Sa1bSource(pairs=find_sa1b(write_files(tmp_path, files))[1])[0]
+    check(example, 0)
+    assert [problem.reason for problem in example.left_out] == ["annotation without a segmentation"]
+
+
+@pytest.mark.parametrize("bad", [b"", b"no image", "cut", "small", "colours"])
+def test_one_bad_file_of_a_folder_of_masks_is_left_out_and_the_image_is_read(tmp_path, bad):
+    image, masks = make_image(0)
+    small = {"small": np.ones((9, 9), bool), "colours": image}
+    wrong = encoded(small[bad], "PNG") if bad in small else encoded(masks[0], "PNG")[:-40] if bad == "cut" else bad
+    files = {"0.jpg": encoded(image), "0.masks/0.png": wrong}
+    files |= {f"0.masks/{1 + i}.png": encoded(mask, "PNG") for i, mask in enumerate(masks)}
+    example = MaskSource(tmp_path, write_files(tmp_path, files))[0]
+    check(example, 0)
+    assert len(example.left_out) == 1
+    assert "0.png" in str(example.left_out[0])
 
 
 def test_images_of_another_size_than_their_masks_are_bad_but_exif_turned_ones_are_not(tmp_path):

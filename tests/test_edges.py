@@ -167,6 +167,26 @@ def test_maps_made_elsewhere_are_scored_from_the_command_line(config, tmp_path, 
     assert results["mine"] == by_method
 
 
+@pytest.mark.parametrize("kind", ["empty", "cut", "another size", "no image", "missing", "ground truth"])
+def test_one_bad_image_is_named_and_the_others_are_scored(config, kind):
+    path = config.data / "images" / "test" / "0.jpg"
+    if kind == "missing":
+        path.unlink()
+    elif kind == "another size":
+        Image.new("RGB", (20, 30)).save(path)
+    elif kind == "ground truth":
+        (config.data / "groundTruth" / "test" / "0.mat").write_bytes(b"no MATLAB file")
+    else:
+        path.write_bytes({"empty": b"", "cut": path.read_bytes()[:200], "no image": b"text"}[kind])
+    config = dataclasses.replace(config, methods=("Canny", "human") if kind == "ground truth" else ("Canny",))
+    report = config.evaluate()
+    for method in config.methods:
+        assert report.results[method]["pictures"] == 1
+        assert list(report.results[method]["left_out"]) == ["0"]
+        assert f"- {method}, 0: " in report.table
+    assert config.evaluate() == report
+
+
 def test_a_config_that_is_no_evaluation_and_data_that_is_not_there_are_said(config, tmp_path, capsys):
     arguments = [str(tmp_path / "config.py"), "--data", str(tmp_path / "nowhere")]
     assert cli.main(["eval", *arguments]) == 2

@@ -137,6 +137,16 @@ def test_a_bad_record_leaves_its_slot_empty_and_all_others_as_they_were(tmp_path
     assert len(bad_records.reasons) == 1
 
 
+def test_masks_that_cannot_be_read_are_counted_and_their_images_are_used(tmp_path):
+    files = sa1b_files(range(4))
+    content = json.loads(files["sa_2.json"])
+    content["annotations"].append({"segmentation": {"size": [48, 64], "counts": "zz~"}})
+    files["sa_2.json"] = json.dumps(content).encode()
+    bad_records = BadRecords(0.0)
+    take(loader(Sa1bSource([write_tar(tmp_path / "sa.tar", files)]), bad_records=bad_records), 3)
+    assert (bad_records.bad, bad_records.masks) == (0, {"run lengths cannot be read": 3})
+
+
 def test_only_bad_records_stop_the_run(tmp_path, source):
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()

@@ -133,6 +133,19 @@ def test_bad_records_are_left_out_counted_and_listed(tars, tmp_path, capsys):
     check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", [0, 1, 2, 3, 4])
 
 
+def test_masks_that_cannot_be_read_are_listed_and_do_not_count_as_records(tmp_path, capsys):
+    files = sa1b_files(range(12))
+    for number in range(12):
+        content = json.loads(files[f"sa_{number}.json"])
+        content["annotations"].append({"segmentation": {"size": [1, 1], "counts": "1"}})
+        files[f"sa_{number}.json"] = json.dumps(content).encode()
+    write_tar(tmp_path / "in" / "sa_000000.tar", files)
+    assert cli.main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert "12 left out (masks of another size)" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "bad_records.jsonl").read_text().splitlines()) == 12
+    check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", range(12))
+
+
 @pytest.mark.parametrize("format", ["sa1b", "coco"])
 def test_too_many_bad_records_are_an_error_and_leave_nothing_that_looks_finished(tmp_path, format, capsys):
     files = sa1b_files(range(14))

@@ -18,8 +18,9 @@ import scipy.io
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from sam_jax.errors import MissingFile, UserError
+from sam_jax.errors import EXPECTED_ERRORS, MissingFile, UserError
 from sam_jax.evals.boundaries import match_boundaries, thin
+from sam_jax.evals.image_runs import Failures, refuse_nothing
 from sam_jax.evals.intervals import Interval, draw_images, percentile_interval
 from sam_jax.files import make_folder, read_bytes, read_json, write_atomically
 from sam_jax.parallel.gather import shard_by_process, sync_processes
@@ -220,7 +221,13 @@ def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def score_folder(
-    maps: dict[str, Path], ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "scoring"
+    maps: dict[str, Path],
+    ground_truths: dict[str, Path],
+    out: Path,
+    failures: Failures,
+    *,
+    workers: int = 2,
+    label: str = "scoring",
 ) -> Int[np.ndarray, "N K 4"]:
     """Scores edge maps in files with `count_matches`, several at a time.
 
@@ -229,31 +236,41 @@ def score_folder(
     Args:
         maps: PNG file of each id.
         ground_truths: .mat file of each id.
+        failures: images of which the map or the ground truth cannot be used are added.
 
     Returns:
-        The counts of each image, in the order of `maps`.
+        The counts of each other image, in the order of `maps`.
 
     Raises:
-        UserError: a map or ground truth cannot be used; the message names it.
+        UserError: no image can be scored; names the first.
     """
 
     def count(id_: str) -> np.ndarray:
         return count_matches(read_edge_map(maps[id_]), read_boundaries(ground_truths[id_]))
 
     files = {id_: (maps[id_], ground_truths[id_]) for id_ in maps}
-    return _each_image(files, count, out, workers, label)
+    return _each_image(files, count, out, failures, workers, label)
 
 
 def score_humans(
-    ground_truths: dict[str, Path], out: Path, *, workers: int = 2, label: str = "human"
+    ground_truths: dict[str, Path], out: Path, failures: Failures, *, workers: int = 2, label: str = "human"
 ) -> Int[np.ndarray, "N 1 4"]:
     """Scores human performance with `count_human_matches`; counts are kept as `score_folder` keeps them."""
+
+    def count(id_: str) -> np.ndarray:
+        return count_human_matches(read_boundaries(ground_truths[id_]))
+
     files = {id_: (path,) for id_, path in ground_truths.items()}
-    return _each_image(files, lambda id_: count_human_matches(read_boundaries(ground_truths[id_])), out, workers, label)
+    return _each_image(files, count, out, failures, workers, label)
 
 
 def _each_image(
-    files: Mapping[str, tuple[Path, ...]], count: Callable[[str], np.ndarray], out: Path, workers: int, label: str
+    files: Mapping[str, tuple[Path, ...]],
+    count: Callable[[str], np.ndarray],
+    out: Path,
+    failures: Failures,
+    workers: int,
+    label: str,
 ) -> np.ndarray:
     """Returns the counts of each image: read from disk if they are of the same files, else computed in threads.
 
@@ -261,10 +278,14 @@ def _each_image(
     """
     make_folder(out)
 
-    def count_or_read(id_: str) -> np.ndarray:
+    def count_or_read(id_: str) -> np.ndarray | str:
+        """Returns the counts, or why there are none."""
         digest = hashlib.sha256()
-        for path in files[id_]:
-            digest.update(hashlib.sha256(read_bytes(path)).digest())
+        try:
+            for path in files[id_]:
+                digest.update(hashlib.sha256(read_bytes(path)).digest())
+        except OSError as error:
+            return str(error)
         kept = out / f"{id_}.json"
         if kept.exists():
             content = read_json(kept)
@@ -272,8 +293,8 @@ def _each_image(
                 return np.array(content["counts"])
         try:
             counts = count(id_)
-        except UserError as error:
-            raise UserError(f"{id_}: {error}") from error
+        except EXPECTED_ERRORS as error:
+            return str(error)
         write_atomically(kept, json.dumps({"files": digest.hexdigest(), "counts": counts.tolist()}))
         return counts
 
@@ -281,7 +302,11 @@ def _each_image(
     with sync_processes(), ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             done = ProgressBar(pool.map(count_or_read, mine), total=len(mine), desc=label, unit="image")
-            counts = dict(zip(mine, done, strict=True))
+            outcomes = dict(zip(mine, done, strict=True))
         finally:
             pool.shutdown(cancel_futures=True)
-    return np.stack([counts[id_] if id_ in counts else count_or_read(id_) for id_ in files])
+    outcomes = {id_: outcomes[id_] if id_ in outcomes else count_or_read(id_) for id_ in files}
+    failures |= {id_: outcome for id_, outcome in outcomes.items() if isinstance(outcome, str)}
+    counts = [outcome for outcome in outcomes.values() if not isinstance(outcome, str)]
+    refuse_nothing(counts, failures, label)
+    return np.stack(counts)

@@ -23,7 +23,7 @@ from sam_jax.bounds import CheckedFields, CountOrNone, Fraction, GridSide, Threa
 from sam_jax.checkpoints.hub import EMBEDDED, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.data.images import read_image
-from sam_jax.errors import UserError
+from sam_jax.errors import EXPECTED_ERRORS, UserError
 from sam_jax.evals.bsds import (
     THRESHOLDS,
     find_edge_maps,
@@ -36,6 +36,7 @@ from sam_jax.evals.bsds import (
 )
 from sam_jax.evals.curves import plot_precision_recall
 from sam_jax.evals.edge_baselines import BASELINES
+from sam_jax.evals.image_runs import Failures, describe_failures
 from sam_jax.evals.intervals import Interval, show_estimate
 from sam_jax.evals.report import EvalReport
 from sam_jax.files import make_folder, write_atomically
@@ -45,7 +46,7 @@ from sam_jax.ops.edges import Planes, mask_boxes, normalize_edges, strongest_edg
 from sam_jax.ops.grids import point_grid
 from sam_jax.ops.masks import frame_matrices
 from sam_jax.ops.transforms import as_rgb
-from sam_jax.parallel.gather import shard_by_process, sync_processes
+from sam_jax.parallel.gather import all_gather, shard_by_process, sync_processes
 from sam_jax.parallel.start import start_processes
 from sam_jax.predictor import embed
 from sam_jax.progress import ProgressBar
@@ -158,16 +159,18 @@ class EdgesConfig(CheckedFields):
         """Detects edges with every method, scores them, and plots the precision-recall curves.
 
         Edge maps are kept in out/METHOD-HASH/maps and counts in out/METHOD-HASH/counts; neither is computed twice.
+        Images whose files cannot be used are left out and named in the report.
 
         Raises:
-            UserError: a method is unknown, or an edge map or ground truth cannot be used.
+            UserError: a method is unknown, edge maps are missing, or no image can be scored.
             MissingFile: images, ground truth or edge maps are not there.
         """
         start_processes(self.parallel)
         ground_truths = find_ground_truth(self.data, self.split)
         ground_truths = dict(list(ground_truths.items())[: self.max_images or None])
         results: dict[str, Any] = {}
-        for label, counts in self._counts(ground_truths).items():
+        failures: dict[str, Failures] = {}
+        for label, counts in self._counts(ground_truths, failures).items():
             precision, recall = precision_recall(counts.sum(0))
             if counts.shape[1] == len(THRESHOLDS):
                 scores: dict[str, float | None] = dict(score_counts(counts)._asdict())
@@ -177,35 +180,34 @@ class EdgesConfig(CheckedFields):
             curve = {"precision": precision.tolist(), "recall": recall.tolist()}
             intervals = {"ods": ods_interval(counts)}
             results[label] = {"pictures": len(counts), **scores, "intervals": intervals, "curve": curve}
+            results[label]["left_out"] = failures[label]
         plot_precision_recall({label: result["curve"] for label, result in results.items()}, self.out / "curves.png")
         title = f"Edges on BSDS500 {self.split}, {len(ground_truths)} images"
-        return EvalReport(
-            title,
-            edges_table(results, EMBEDDED_NOTE if self.model == EMBEDDED and SamEdges.name in results else ""),
-            results,
-        )
+        table = edges_table(results, EMBEDDED_NOTE if self.model == EMBEDDED and SamEdges.name in results else "")
+        return EvalReport(title, table + describe_failures(failures), results)
 
-    def _counts(self, ground_truths: dict[str, Path]) -> dict[str, np.ndarray]:
+    def _counts(self, ground_truths: dict[str, Path], failures: dict[str, Failures]) -> dict[str, np.ndarray]:
+        """Returns the counts of each method; its failures are added."""
         if self.maps is not None:
             maps = find_edge_maps(self.maps, list(ground_truths))
             label = self.maps.resolve().name
-            return {
-                label: score_folder(maps, ground_truths, self.out / label / "counts", workers=self.workers, label=label)
-            }
+            out, failures[label] = self.out / label / "counts", {}
+            return {label: score_folder(maps, ground_truths, out, failures[label], workers=self.workers, label=label)}
         unknown = sorted(set(self.methods) - {SamEdges.name, HUMAN, *BASELINES})
         if unknown:
             raise UserError(f"unknown methods {unknown}; known are {[SamEdges.name, *BASELINES, HUMAN]}")
         counts = {}
         for method in self.methods:
+            bad = failures[method] = {}
             if method == HUMAN:
-                counts[method] = score_humans(ground_truths, self.out / method / "counts", workers=self.workers)
+                counts[method] = score_humans(ground_truths, self.out / method / "counts", bad, workers=self.workers)
                 continue
             detector = self._detector(method)
             folder = self.out / f"{method}-{hashlib.sha256(detector.identity.encode()).hexdigest()[:8]}"
             images = {id_: self.data / "images" / self.split / f"{id_}.jpg" for id_ in ground_truths}
-            maps = detect_folder(detector, images, folder / "maps")
+            maps = detect_folder(detector, images, folder / "maps", bad)
             counts[method] = score_folder(
-                maps, ground_truths, folder / "counts", workers=self.workers, label=f"{method}: score"
+                maps, ground_truths, folder / "counts", bad, workers=self.workers, label=f"{method}: score"
             )
         return counts
 
@@ -215,31 +217,36 @@ class EdgesConfig(CheckedFields):
         return BASELINES[method]()
 
 
-def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path) -> dict[str, Path]:
+def detect_folder(detector: EdgeDetector, images: dict[str, Path], out: Path, failures: Failures) -> dict[str, Path]:
     """Writes the edge maps of image files as out/ID.png, 8-bit greyscale as the benchmark expects; keeps existing ones.
 
     Several processes that see the same folder divide the images among them.
 
     Args:
         images: file of each image id.
+        failures: images that cannot be read are added.
 
     Returns:
-        The edge map file of each image id.
-
-    Raises:
-        FileNotFoundError: an image does not exist.
-        UserError: an image cannot be read.
+        The edge map file of each other image id.
     """
     make_folder(out)
     maps = {id_: out / f"{id_}.png" for id_ in images}
     todo = [id_ for id_ in shard_by_process(maps) if not maps[id_].exists()]
+    mine: Failures = {}
     with sync_processes():
         for id_ in ProgressBar(todo, desc=f"{detector.name}: detect", unit="image"):
-            edges = detector.detect(read_image(images[id_]))
+            try:
+                image = read_image(images[id_])
+            except EXPECTED_ERRORS as error:
+                mine[id_] = str(error)
+                continue
+            edges = detector.detect(image)
             file = io.BytesIO()
             Image.fromarray(np.rint(edges * 255).astype(np.uint8)).save(file, "png")
             write_atomically(maps[id_], file.getvalue())
-    return maps
+    for part in all_gather(mine):
+        failures |= part
+    return {id_: path for id_, path in maps.items() if id_ not in failures}
 
 
 def edges_table(results: dict[str, dict[str, Any]], note: str = "") -> str:

@@ -78,7 +78,7 @@ def score_images(
         failures: images for which `score` raises a UserError are added; their outcome is left out.
 
     Raises:
-        ValueError: no image can be scored.
+        UserError: no image can be scored.
     """
     outcomes = []
     done = _each(_Attempt(score), list(tasks.values()), workers)
@@ -89,10 +89,19 @@ def score_images(
             failures[name] = outcome.reason
         else:
             outcomes.append(outcome)
-    if not outcomes:
-        first = next(iter(failures.items()), None)
-        raise UserError(f"{label}: none of {len(failures)} images can be scored; the first: {first}")
+    refuse_nothing(outcomes, failures, label)
     return outcomes
+
+
+def refuse_nothing(outcomes: Sequence[object], failures: Failures, label: str) -> None:
+    """Refuses an evaluation of no image.
+
+    Raises:
+        UserError: there are no outcomes; says why the first image has none.
+    """
+    if not outcomes:
+        first = next((f"{name}: {reason}" for name, reason in failures.items()), None)
+        raise UserError(f"{label}: none of {len(failures)} images can be scored; the first: {first}")
 
 
 def describe_failures(failures: dict[str, Failures], problems: Iterable[BadRecord] = ()) -> str:

@@ -143,7 +143,7 @@ def test_masks_that_cannot_be_read_are_listed_and_do_not_count_as_records(tmp_pa
     assert cli.main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     assert "12 left out (masks of another size)" in capsys.readouterr().out
     assert len((tmp_path / "out" / "bad_records.jsonl").read_text().splitlines()) == 12
-    check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", range(12))
+    check_all(tmp_path / "out" / "sam_sa1b" / "1.0.0", [*range(12)])
 
 
 @pytest.mark.parametrize("format", ["sa1b", "coco"])

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     boxes: Float[np.ndarray, "q 4"]
     maps: dict[str, Float[np.ndarray, "h w C"]] | None = None  # of the image encoder, computed before
     dropped: tuple[str, ...] = ()  # why each mask that was drawn, and is not among `patches`, is left out
-    unread: tuple[BadRecord, ...] = ()  # what is wrong with the masks that cannot be read
+    unread: tuple[BadRecord, ...] = ()  # what is wrong with the example's masks that cannot be read
 
     @property
     def masks(self) -> int:
@@ -86,8 +86,8 @@ def prepare_example(
     )
     if mosaic or paste:
         with contextlib.suppress(BadRecord):  # of another example, or of this one: alone it raises it again
-            return compose(mosaic, paste)
-    return compose(False, False)
+            return compose(mosaic, paste)._replace(unread=example.left_out)
+    return compose(False, False)._replace(unread=example.left_out)
 
 
 def _with_masks(

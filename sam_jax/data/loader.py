@@ -157,6 +157,8 @@ def fixed_batches(
     masks = MaskCounts(config, len(rows), "validate on")
     for row in rows:
         masks.count(row.masks, row.dropped)
+        for bad_mask in row.unread:
+            logger.warning("not used for validation: %s", bad_mask)
     while len(rows) % config.batch_size:
         rows.append(empty_row(model.image_size))
     starts = range(0, len(rows), config.batch_size)
@@ -207,7 +209,7 @@ class _Prepare:
             if isinstance(record, BadRecord):
                 raise record
             args = self.model.image_size, self.config, self.loss_size, self.augment
-            row = prepare_example(record, rng, *args, others=self.source)._replace(unread=record.left_out)
+            row = prepare_example(record, rng, *args, others=self.source)
             problem: BadRecord | None = None
         except BadRecord as error:
             row = empty_row(self.model.image_size)

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from sam_jax.config import MOST_MASKS, TrainConfig
 from sam_jax.data.augment import Row, prepare_example
+from sam_jax.data.bad_records import BadRecords
 from sam_jax.data.cached_views import CachedViews, ViewFiles, encode_problem, encode_row
 from sam_jax.data.examples import Source
 from sam_jax.errors import BadRecord, UserError
@@ -65,6 +66,7 @@ def cache_views(
         )
     with sync_processes():
         _claim(folder, _origin(source, params, config, part))
+        bad_records = BadRecords(config.data.max_bad_fraction)
         todo = [file for file in shard_by_process(files) if not file.path.exists()]
         encode = _compile_encoder(params, config, part)
         with (
@@ -75,6 +77,8 @@ def cache_views(
         ):
             for file in todo:
                 rows = list(threads.map(functools.partial(_make_view, source, config), file.numbers))
+                for bad_mask in (problem for row in rows if isinstance(row, Row) for problem in row.unread):
+                    bad_records.count_mask(bad_mask)
                 file.write(_encode_rows(rows, encode, bar))
                 check_stop()
     return CachedViews(files)

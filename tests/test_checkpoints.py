@@ -93,6 +93,13 @@ def test_a_damaged_score_is_named_with_what_to_do(run, content):
         assert checkpoints.is_best(0.1)
 
 
+@pytest.mark.parametrize("content", ['{"commit_timestamp_nsecs": "x"}', '{"metrics": 7}'])
+def test_damaged_facts_of_a_checkpoint_are_named(run, content):
+    (run / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA is damaged"):
+        Checkpoints(run, 3, PROGRAM)
+
+
 def test_a_checkpoint_without_a_checksum_is_of_an_earlier_version_and_read(run):
     position = run / "checkpoints" / "2" / "data" / "metadata"
     content = position.read_text()

@@ -182,7 +182,7 @@ def open_checkpoints(folder: Path, keep: int | None = None, **options: Any) -> o
         options: of the manager.
 
     Raises:
-        UserError: the file with the score of a checkpoint is damaged.
+        UserError: a file that says when a checkpoint was made, or its score, is damaged.
     """
     logging.getLogger("absl").addFilter(_not_of_orbax)
     for path in folder.glob("*/metrics/metrics"):
@@ -194,7 +194,17 @@ def open_checkpoints(folder: Path, keep: int | None = None, **options: Any) -> o
     best = checkpoint_managers.BestN(get_metric_fn=read_score, n=1, keep_checkpoints_without_metrics=False)
     policy = checkpoint_managers.AnyPreservationPolicy([last, best])
     best_known = ocp.CheckpointManagerOptions(best_fn=read_score, preservation_policy=policy)
-    return ocp.CheckpointManager(folder, options=best_known, **options)
+    try:
+        return ocp.CheckpointManager(folder, options=best_known, **options)
+    except OSError:  # no space, no permission
+        raise
+    except Exception as error:  # of Orbax: a _CHECKPOINT_METADATA of something else
+        reason = str(error).partition("\n")[0][:300]
+        raise UserError(
+            f"the checkpoints in {folder} cannot be listed ({reason}): of those in "
+            f"{', '.join(sorted(path.parent.name for path in folder.glob('*/_CHECKPOINT_METADATA')))} a file "
+            "_CHECKPOINT_METADATA is damaged; move that checkpoint elsewhere"
+        ) from error
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

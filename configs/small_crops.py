@@ -1,4 +1,4 @@
-"""Trains the `small` model at first: on crops of half its size, four times as fast. `small` says how, and goes on.
+"""Trains the `small` model at first: on crops of a third of its size, fast. `small` says how; `small_512` goes on.
 
 With positions as fractions of the frame, what is learned here holds at full size.
 """

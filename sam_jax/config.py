@@ -364,7 +364,7 @@ VIT_H = SamConfig("vit_h", ViTConfig(dim=1280, depth=32, heads=16, global_attent
 # Ours, with an image encoder that runs well on a CPU.
 SMALL = SamConfig(
     name="small",
-    encoder=EfficientNetLiteConfig(),
+    encoder=EfficientNetLiteConfig(image_size=768),
     prompt_dim=128,
     decoder_heads=4,
     decoder_mlp_dim=512,

@@ -195,5 +195,5 @@ def test_the_default_model_is_light():
     shapes = jax.eval_shape(lambda: init_params(DEFAULT, jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert 2 * count < 16 * 2**20  # float16, bytes
-    assert (DEFAULT.embedding_dim, DEFAULT.grid_size) == (512, 32)
-    assert 5e9 < encoder_flops(DEFAULT) < 7e9
+    assert (DEFAULT.embedding_dim, DEFAULT.grid_size) == (512, 48)
+    assert 11e9 < encoder_flops(DEFAULT) < 16e9

@@ -13,6 +13,7 @@ import numpy as np
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
 from sam_jax.ops.draw import add_caption, cut_out, draw_masks, tile
+from sam_jax.ops.regions import remove_small_regions
 from sam_jax.prompting.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -54,14 +55,15 @@ class Demo:
         from sam_jax.checkpoints.hub import load_model
         from sam_jax.predictor import SamPredictor
 
-        predictor = SamPredictor(load_model(self.model))
+        model = load_model(self.model)
+        predictor, speck = SamPredictor(model), model.everything.min_mask_region_area or 0
         rows, records = [], []
         for file_name, prompts in DEMO_PROMPTS.items():
             image = _photograph(file_name)
             predictor.set_image(image)
             result = predictor.predict_prompts(list(prompts.values()))
             best = result.iou_predictions.argmax(-1)
-            masks = [result.masks[q, m] for q, m in enumerate(best)]
+            masks = [_without_specks(result.masks[q, m], speck) for q, m in enumerate(best)]
             scores = [float(result.iou_predictions[q, m]) for q, m in enumerate(best)]
             named = [f"{name} {score:.2f}" for name, score in zip(prompts, scores, strict=True)]
             rows.append(
@@ -75,7 +77,7 @@ class Demo:
                 {"image": file_name, "name": name} | record
                 for name, record in zip(prompts, mask_records(masks, scores), strict=True)
             ]
-        rows.append(_three_answers(predictor, *AMBIGUOUS))
+        rows.append(_three_answers(predictor, *AMBIGUOUS, speck))
         files = {"demo.png": tile(rows), "demo.json": {"model": self.model, "masks": records}}
         write_files(self.out, files)
 
@@ -96,11 +98,18 @@ def _draw_prompts(image: np.ndarray, prompts: Iterable[Prompt], masks: Sequence[
     return draw_masks(image, masks, points, labels, boxes)
 
 
-def _three_answers(predictor: SamPredictor, file_name: str, prompt: Prompt) -> list[np.ndarray]:
+def _without_specks(mask: np.ndarray, speck: int) -> np.ndarray:
+    """Returns a mask without holes and islands of fewer than `speck` pixels, as everything mode gives it."""
+    filled, _ = remove_small_regions(mask, speck, "holes")
+    return remove_small_regions(filled, speck, "islands")[0]
+
+
+def _three_answers(predictor: SamPredictor, file_name: str, prompt: Prompt, speck: int) -> list[np.ndarray]:
     """Returns the masks that the model gives to a click that can mean several things, the smallest first."""
     image = _photograph(file_name)
     predictor.set_image(image)
     masks, scores, _ = predictor.predict(prompt.points, prompt.labels)
+    masks = np.array([_without_specks(mask, speck) for mask in masks])
     return [
         add_caption(
             _draw_prompts(image, [prompt], [masks[m]]), f"One click, mask {i} of {len(masks)}: {float(scores[m]):.2f}"

@@ -260,17 +260,20 @@ def holding(folder: Path, what: str) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it; says which one, and since when.
+        OSError: it can't be written.
     """
-    make_folder(folder)
     holder = folder / f".{what}.holder"
     lock = FileLock(folder / f".{what}.lock", timeout=0)
     try:
+        make_folder(folder)
         lock.acquire()
     except Timeout as error:
         by = "another process"
         with contextlib.suppress(FileNotFoundError):  # it holds the lock, and has not yet written who it is
             by = read_text(holder)
         raise InUse(f"{folder} is in use by {by}; wait until that has ended, or give another folder") from error
+    except OSError as error:
+        raise OSError(f"the output folder {folder} can't be written: {error.strerror or error}") from error
     try:
         since, command = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()} since {since} ({command[:200]})")

@@ -99,7 +99,7 @@ def test_an_evaluation_by_hand_stops_at_the_highest_target_and_ignores_the_void(
     assert "| GrabCut | RITM HRNet32, COCO+LVIS | | | 1.46 | 1.56 | | | | published |" in report.table
     assert "- growing, GrabCut: no mask: " in report.table
     assert "Get Berkeley from the release page" in report.table
-    assert set(report.results["missing"]) == {"Berkeley", "DAVIS", "grabcut20"}
+    assert set(report.results["missing"]) == {"Berkeley", "DAVIS", "grabcut20", "photographs"}
     assert (tmp_path / "out/GrabCut/growing.jsonl").exists()
 
 

@@ -82,6 +82,8 @@ def annotate_images(
         MissingPackage: Beam, or fsspec's package for a protocol, is not installed.
     """
     pipeline, folder = _import_pipeline(), Folder.at(out)
+    if blur:
+        load_blur(blur)  # a mistake in it is found before hours of work
     # An object store has no locks: whoever uses one sees to it that each process has a number of its own.
     with _local_folder(Path(folder.shown), process) if folder.is_local else contextlib.nullcontext():
         job = _open_job(inputs, folder, generator, shards, blur, max_bad_fraction)
@@ -125,9 +127,7 @@ def _open_job(
     blur: str | None,
     max_bad_fraction: float,
 ) -> AnnotationJob:
-    """Validates the arguments before hours of work; writes settings and images, or compares them with earlier ones."""
-    if blur:
-        load_blur(blur)
+    """Writes settings and images, or compares them with earlier ones."""
     settings = {
         "inputs": list(inputs),
         "shards": shards,

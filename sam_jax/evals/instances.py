@@ -1,8 +1,8 @@
 """Zero-shot instance segmentation: masks for the boxes of a detector or of the annotations, scored by COCO or LVIS AP.
 
 Reference: paper, sections 7.4 and D.4. Where the paper does not say: the first pass predicts three masks and the second
-pass one; a mask keeps the score of its detection. Annotated boxes have no score, so the predicted IoU is used; crowds
-are not prompted.
+pass one, and the more confident answer counts; a mask keeps the score of its detection. Annotated boxes have no score,
+so the predicted IoU is used; crowds are not prompted.
 """
 
 from __future__ import annotations

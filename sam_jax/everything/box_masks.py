@@ -54,7 +54,8 @@ class SamBoxes:
     """Prompts a model with the box, and once more with the box and the best of the three masks that came.
 
     A box alone is one prompt, so three masks come; box and mask are two, so the second answer is the single mask
-    (paper, section A). Logits stay on the device until the last masks are chosen.
+    (paper, section A). The result is the one of the two in which the model has more confidence. Logits stay on the
+    device until the last masks are chosen.
 
     Args:
         refine: prompt the second time; else the best of the three masks is the answer.
@@ -143,13 +144,18 @@ class SamBoxes:
         return results
 
     def _decode(self, embeddings: Array, prompts: Prompts) -> tuple[Float[Array, "B Q S S"], Float[Array, "B Q"]]:
-        first = self.model.decode(embeddings, prompts)  # the single mask, and the three
-        best = jnp.argmax(first.iou_predictions[:, :, 1:], -1, keepdims=True) + 1
-        logits = jnp.take_along_axis(first.low_res_logits, best[..., None, None], 2)[:, :, 0]
+        three = self.model.decode(embeddings, prompts)  # after the single mask, which is not for a box alone
+        best = jnp.argmax(three.iou_predictions[:, :, 1:], -1, keepdims=True) + 1
+        logits = jnp.take_along_axis(three.low_res_logits, best[..., None, None], 2)[:, :, 0]
+        iou = jnp.take_along_axis(three.iou_predictions, best, 2)[:, :, 0]
         if not self.refine:
-            return logits, jnp.take_along_axis(first.iou_predictions, best, 2)[:, :, 0]
-        second = self.model.decode(embeddings, prompts._replace(mask_logits=logits))
-        return second.low_res_logits[:, :, 0], second.iou_predictions[:, :, 0]
+            return logits, iou
+        again = self.model.decode(embeddings, prompts._replace(mask_logits=logits))
+        better = again.iou_predictions[:, :, 0] > iou
+        return (
+            jnp.where(better[..., None, None], again.low_res_logits[:, :, 0], logits),
+            jnp.maximum(again.iou_predictions[:, :, 0], iou),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -266,6 +266,7 @@ class SamConfig(ModelConfig):
     iou_head_depth: Annotated[int, Within(1, 1000), Layers(tensors=2)] = 3  # layers of the MLP that predicts IoUs
     iou_head_hidden_dim: Width = 256  # hidden width of that MLP
     high_res_features: bool = False  # maps twice and four times as fine as the embedding are added in the up-scaling
+    iou_sees_mask: bool = False  # the predicted IoU of a mask depends on how certain its logits are, too
     text_dim: WidthOrNone = 0  # width of the CLIP embedding that a text prompt is; 0: the model has no text prompt
     text_encoder: str = ""  # name of the CLIP that the text prompt was trained with
 
@@ -321,10 +322,11 @@ class SamConfig(ModelConfig):
         return dataclasses.replace(self, text_dim=0, text_encoder="")
 
     def to_fields(self) -> dict[str, Any]:
-        """Returns the fields; a model without a text prompt or finer maps is written as before there were any."""
+        """Returns the fields; what a model does not have is left out, so that it is written as before there was any."""
         fields = super().to_fields()
-        if not self.high_res_features:
-            del fields["high_res_features"]
+        for name in ("high_res_features", "iou_sees_mask"):
+            if not fields[name]:
+                del fields[name]
         if not self.text_dim:
             del fields["text_dim"], fields["text_encoder"]
         return fields
@@ -477,6 +479,7 @@ class LossConfig(CheckedFields):
     focal_gamma: Annotated[float, Within(0, 100)] = 2.0  # exponent of the focal loss
     iou_of_all_masks: bool = False  # learn the predicted IoU of every mask, as SAM 2, and not of the best alone
     single_mask_first: bool = False  # the single mask learns from first prompts too, as from those of later rounds
+    trusted: Fraction = 0.0  # part of focal and dice that is of the mask with the highest predicted IoU, not the best
     size: Side = 1024  # side at which logits and target masks are compared, pixels; the input frame scaled
 
 

@@ -13,7 +13,7 @@ from sam_jax.errors import UserError
 from sam_jax.everything.box_masks import SamBoxes
 from sam_jax.model import Sam
 from sam_jax.modeling import init_params
-from sam_jax.ops.boxes import zoom_window
+from sam_jax.ops.boxes import box_pixels, zoom_window
 from sam_jax.ops.rle import decode_rle, encode_rle
 from sam_jax.types import Prediction
 
@@ -29,6 +29,12 @@ def test_a_window_lies_in_its_image_around_the_box(H, W, data):
         least = max(64, 3 * max(x1 - x0, y1 - y0))
         for length, limit in ((right - left, W), (bottom - top, H)):
             assert min(least, limit) <= length <= min(1.25 * least + 1, limit)
+
+
+def test_pixels_of_boxes_by_hand():
+    assert box_pixels(np.array([10.4, 20.6, 30.4, 30.6]), (50, 60)) == (10, 21, 30, 31)
+    assert box_pixels(np.array([10, 20, 30, 30]), (50, 60), 0.1) == (8, 19, 32, 31)
+    assert box_pixels(np.array([-5, 2, 70, 49]), (50, 60), 0.5) == (0, 0, 60, 50)
 
 
 def test_windows_by_hand():
@@ -107,9 +113,29 @@ def test_boxes_of_all_sizes_keep_their_order_and_only_the_small_ones_change():
     assert near[1][0]["predicted_iou"] == pytest.approx(alone["predicted_iou"], abs=1e-5)
 
 
-def test_the_zoom_is_part_of_what_masks_depend_on_and_is_checked():
+@pytest.mark.parametrize("zoom", [None, 0.05])
+def test_a_mask_ends_with_its_box_where_it_is_asked_to(zoom):
+    image, box = np.zeros((200, 400, 3), np.uint8), np.array([150.0, 60, 171, 90])
+    model = HalfPlane(SMALL, {}, edge=0)  # all that is right of x0
+    finders = [SamBoxes(model, batch_size=1, zoom=zoom, margin=margin) for margin in (None, 0.0, 0.1)]
+    whole, inside, wider = (
+        decode_rle(finder.segment([image], [box[None]])[0][0]["segmentation"]) for finder in finders
+    )
+    expected = np.zeros((200, 400), bool)
+    expected[60:90, 150:171] = True
+    np.testing.assert_array_equal(inside, expected)
+    expected[57:93, 150:173] = True
+    np.testing.assert_array_equal(wider, expected)
+    assert whole.sum() > 2 * wider.sum()
+
+
+def test_options_are_part_of_what_masks_depend_on_and_are_checked():
     model = HalfPlane(SMALL, {})
     assert SamBoxes(model, zoom=0.01).identity != SamBoxes(model, zoom=0.02).identity != SamBoxes(model).identity
     assert SamBoxes(model, zoom=0.01).name == "sam zoom"
+    assert SamBoxes(model, margin=0.0).identity != SamBoxes(model, margin=0.1).identity != SamBoxes(model).identity
+    assert SamBoxes(model, refine=False, zoom=0.01, margin=0.0).name == "sam one pass zoom inside"
     with pytest.raises(UserError, match=r"in \(0, 1\], got 0"):
         SamBoxes(model, zoom=0)
+    with pytest.raises(UserError, match="of at least 0, got -1"):
+        SamBoxes(model, margin=-1)

@@ -73,6 +73,11 @@ def test_segment_looks_at_a_small_box_from_near(checkpoint, tmp_path):
         assert mask.shape == (200, 300)
         assert not mask[:, :228].any()
         assert not mask[:123].any()
+    for margin, (x0, y0, x1, y1) in (("0", (250, 150, 270, 160)), ("0.1", (248, 149, 272, 161))):
+        assert run("segment", tmp_path / "large.png", *box, *out, "--margin", margin) == 0
+        for record in json.loads((tmp_path / "large.json").read_text())["masks"]:
+            mask = decode_rle(record["segmentation"])
+            assert mask.sum() == mask[y0:y1, x0:x1].sum()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,7 @@ def test_convert_writes_what_load_reads_and_overwrites_only_when_asked(checkpoin
         (["segment", "PHOTO", "--point", "nan,1"], "finite"),
         (["segment", "PHOTO", "--box", "9,9,3,12"], "x1 > x0"),
         (["segment", "PHOTO", "--box", "1,1,5,5", "--point", "2,2", "--zoom", "0.1"], "--zoom goes with --box alone"),
+        (["segment", "PHOTO", "--point", "2,2", "--margin", "0"], "--margin goes with --box"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "vit_x"], "vit_x"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "PHOTO"], "photo.jpg"),
         (["segment", "PHOTO", "--point", "1,1", "--model", "MODEL", "--out", "PHOTO"], "photo.jpg"),

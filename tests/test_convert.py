@@ -35,6 +35,7 @@ from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_h
 from sam_jax.checkpoints.sam import SHARED_MATRIX, SHARED_MATRIX_ALIAS, guess_config
 from sam_jax.config import SIZES, VIT_B, VIT_H, VIT_L, EverythingOptions, ViTConfig
 from sam_jax.errors import UserError
+from sam_jax.modeling import init_params
 
 # No published number in it, so that no default can stand in for one.
 ODD = dataclasses.replace(
@@ -313,6 +314,16 @@ def test_what_hugging_face_cannot_express_is_refused(change):
     (field,) = change
     with pytest.raises(ValueError, match=field):
         config_to_huggingface(dataclasses.replace(ODD, **change))
+
+
+def test_a_predicted_iou_that_sees_the_mask_stays_in_our_own_format(tmp_path):
+    config = dataclasses.replace(TINY, iou_sees_mask=True)
+    params = init_params(config, jax.random.key(0))
+    for name in ("model.pth", "folder"):
+        with pytest.raises(UserError, match="no other format has iou_sees_mask"):
+            export_checkpoint(tmp_path / name, params, config)
+    save_checkpoint(tmp_path / "model.safetensors", params, config)
+    assert load_checkpoint(tmp_path / "model.safetensors")[1] == config
 
 
 @pytest.mark.parametrize("naming", ["official", "huggingface"])

@@ -1,5 +1,6 @@
 """The pure functions give the same numbers under jit, vmap, pmap and on a mesh; batching and padding are neutral."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from cases.models import SMALL
 from sam_jax.modeling import decode_masks, encode_image, encode_prompts, init_params, normalize_images, predict_masks
+from sam_jax.modeling.mask_decoder import mask_statistics
 from sam_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
 from sam_jax.types import FOREGROUND, NOT_A_POINT, PAD, Prompts
 
@@ -129,6 +131,30 @@ def test_prompts_in_chunks_equal_all_at_once(params, monkeypatch, with_masks):
     mapped = jax.make_jaxpr(functools.partial(decode_masks, config=SMALL))(params, embeddings, encoded)
     assert "scan" in str(mapped)
     assert_same(decode_masks(params, embeddings, encoded, SMALL), whole)
+
+
+def test_statistics_of_masks_by_hand():
+    logits = np.full((1, 3, 4, 4), -3.0, np.float32)
+    logits[0, 0, :2, :2] = [[0.5, 2.0], [2.0, 2.0]]  # 4 of 16 pixels, 3 of them above 1
+    logits[0, 1, 0] = -0.5  # no mask, though 4 pixels are above -1
+    found = mask_statistics(logits)
+    certainty = (np.tanh(0.25) + 3 * np.tanh(1.0)) / 4
+    np.testing.assert_allclose(found, [[[certainty, 0.75, 0.5], [0, 0, 0], [0, 0, 0]]], rtol=1e-6)
+    assert not np.any(jax.grad(lambda logits: mask_statistics(logits).sum())(logits))
+
+
+def test_the_predicted_iou_may_depend_on_the_mask(params, images, prompts, expected):
+    config = dataclasses.replace(SMALL, iou_sees_mask=True)
+    assert "iou_sees_mask" in config.to_fields()
+    assert "iou_sees_mask" not in SMALL.to_fields()
+    new = init_params(config, jax.random.key(0))["mask_decoder"]["iou_statistics"]
+    assert not np.any(new)  # a model goes on with the head that it has
+    weights = np.array([0.5, 0.2, -0.3, 0.1], np.float32)
+    params = params | {"mask_decoder": params["mask_decoder"] | {"iou_statistics": weights}}
+    found = jax.device_get(jax.jit(functools.partial(predict_masks, config=config))(params, images, prompts))
+    np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, **TOLERANCE)
+    change = np.asarray(mask_statistics(expected.low_res_logits)) @ weights[:3] + weights[3]
+    np.testing.assert_allclose(found.iou_predictions, expected.iou_predictions + change, atol=1e-3)
 
 
 def test_bfloat16_stays_near_float32(params, images, prompts, predict, expected):

@@ -71,6 +71,24 @@ def test_only_the_best_of_three_masks_receives_gradient():
     assert float(terms["oracle_iou"][0, 0]) == 1.0
 
 
+def test_a_part_of_the_loss_can_be_of_the_mask_that_the_model_trusts():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((1, 2, 4, 4)) > 0.5).astype(np.float32)
+    logits = jnp.asarray(np.stack([-truth, 6 * truth - 3, 2 - truth], 2))
+    iou_predictions = jnp.array([[[0.9, 0.5, 0.1], [0.5, 0.9, 0.1]]])  # first a bad mask is trusted, then the best
+    pixels = np.ones((1, 4, 4))
+
+    def loss(logits, trusted):
+        return segmentation_loss(logits, iou_predictions, truth, pixels, LossConfig(iou=0.0, trusted=trusted))[0]
+
+    own = focal_loss(logits, truth[:, :, None], pixels) * 20 + dice_loss(logits, truth[:, :, None], pixels)
+    np.testing.assert_allclose(
+        loss(logits, 0.25)[0], [0.75 * own[0, 0, 1] + 0.25 * own[0, 0, 0], own[0, 1, 1]], rtol=1e-6
+    )
+    grads = jax.grad(lambda logits: loss(logits, 0.25).sum())(logits)
+    assert np.any(grads, (-2, -1))[0].tolist() == [[True, True, False], [False, True, False]]
+
+
 def test_the_learning_rate_warms_up_and_steps_down():
     schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_steps=(100, 200)))
     assert [float(schedule(step)) for step in (0, 4, 9, 50, 101, 201)] == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.01])

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sam_jax.checkpoints.family import ENCODER, PYTORCH_RULES, Family, Naming, Rules, Shape, rename
 from sam_jax.checkpoints.huggingface import config_from_huggingface, config_to_huggingface, preprocessor_to_huggingface
 from sam_jax.checkpoints.published import (
@@ -189,14 +191,26 @@ def _read_huggingface_config(published: Published) -> SamConfig | None:
     return config_from_huggingface(read_json_object(path), processor, str(path), processor_source)
 
 
-def _write_pytorch(path: Path, params: Params, config: SamConfig) -> None:
+def _published_state(params: Params, config: SamConfig, naming: str) -> tuple[Mapping[str, np.ndarray], SamConfig]:
+    """Returns the tensors and the config of a model in a format that others read, which lacks the text prompt.
+
+    Raises:
+        UserError: the format cannot say what the model does.
+    """
     params, config = without_text_prompt(params, config)
-    write_pytorch(path, SAM.state_from_params(params, config, SAM.naming("official")), config.to_json())
+    state = SAM.state_from_params(params, config, SAM.naming(naming))
+    if config.iou_sees_mask:
+        raise UserError("no other format has iou_sees_mask, the IoU that depends on the mask; keep it as *.safetensors")
+    return state, config
+
+
+def _write_pytorch(path: Path, params: Params, config: SamConfig) -> None:
+    state, config = _published_state(params, config, "official")
+    write_pytorch(path, state, config.to_json())
 
 
 def _write_huggingface(folder: Path, params: Params, config: SamConfig) -> None:
-    params, config = without_text_prompt(params, config)
-    state = SAM.state_from_params(params, config, SAM.naming("huggingface"))
+    state, config = _published_state(params, config, "huggingface")
     contents = {
         "config.json": config_to_huggingface(config),
         "preprocessor_config.json": preprocessor_to_huggingface(config),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from sam_jax.bounds import CheckedFields, Share
+from sam_jax.bounds import CheckedFields, Factor, Share
 from sam_jax.commands.results import mask_records, write_files
 from sam_jax.data.images import read_image
 from sam_jax.errors import UserError
@@ -50,9 +50,13 @@ class Segment(CheckedFields):
     zoom: Share | None = None
     """With --box alone: if it covers less of the image than this (0-1), such as 0.05, only what is near is encoded."""
 
+    margin: Factor | None = None
+    """With --box: masks end so far beyond it, in parts of its sides at each end; 0: at the box itself."""
+
     def run(self) -> None:
         """Writes the masks of the prompt into the output folder."""
         from sam_jax.checkpoints.hub import load_model, load_text_clip
+        from sam_jax.everything.box_masks import end_at_box
         from sam_jax.predictor import SamPredictor
 
         image = read_image(self.image)
@@ -70,6 +74,8 @@ class Segment(CheckedFields):
                 raise UserError("--zoom goes with --box alone: points and texts are looked for in the whole image")
             x0, y0, x1, y1 = zoom_window(box, image.shape[:2], self.zoom)
             prompt = Prompt(box=box - np.array([x0, y0, x0, y0]))
+        if self.margin is not None and box is None:
+            raise UserError("--margin goes with --box, around which masks end")
         model, clip = load_model(self.model), None
         if self.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
             clip = load_text_clip(model, self.clip)
@@ -79,6 +85,8 @@ class Segment(CheckedFields):
         order = np.argsort(-result.iou_predictions[0], kind="stable")
         outside = ((y0, image.shape[0] - y1), (x0, image.shape[1] - x1))
         masks = [np.pad(mask, outside) for mask in result.masks[0][order]]
+        if self.margin is not None and box is not None:
+            masks = [end_at_box(mask, box, self.margin) for mask in masks]
         scores = result.iou_predictions[0][order]
         stem = self.image.stem
         files = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from sam_jax.bounds import Batch, Boxes, CheckedFields, CountOrNone, Fraction, Threads
+from sam_jax.bounds import Batch, Boxes, CheckedFields, CountOrNone, Factor, Fraction, Threads
 from sam_jax.checkpoints.hub import load_detector, load_model
 from sam_jax.config import ParallelConfig
 from sam_jax.detection.run import DetectionInput, detect_images
@@ -38,11 +39,9 @@ from sam_jax.prompting.prompts import Prompt
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # results per image and category
 LVIS_MAX_DETECTIONS = (300,)  # results per image
-SAM_METHODS = {  # whether the model is asked twice, and whether small boxes are zoomed
-    "sam": (True, False),
-    "sam zoom": (True, True),
-    "sam one pass": (False, False),
-    "sam one pass zoom": (False, True),
+SAM_METHODS = {  # whether the model is asked twice, whether small boxes are zoomed, and whether masks end at their box
+    "sam" + ("" if refine else " one pass") + " zoom" * zoom + " inside" * inside: (refine, zoom, inside)
+    for refine, zoom, inside in itertools.product((True, False), (False, True), (False, True))
 }
 METHODS = (*SAM_METHODS, FilledBox.name)
 RELATIVE_SIZES = {  # the part of its image that an object covers, from and below
@@ -72,8 +71,9 @@ class InstancesConfig(CheckedFields):
     class_agnostic: bool = False  # treat all objects as one category
     results: Path | None = None  # masks in COCO's result format, scored instead of `methods`
     model: str = "small"  # name of a released model, path of a checkpoint, or OWNER/NAME on the Hugging Face Hub
-    methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself; also sam zoom, sam one pass zoom
-    zoom: Fraction = 0.05  # of these: boxes that cover less of their image than this get an embedding of their own
+    methods: tuple[str, ...] = ("sam", "sam one pass", "box")  # box: the box itself; sam also with " zoom", " inside"
+    zoom: Fraction = 0.05  # of " zoom": boxes that cover less of their image than this get an embedding of their own
+    margin: Factor = 0.0  # of " inside": how far masks may reach beyond their box at each end, in parts of its sides
     max_boxes: Boxes | None = None  # most boxes per image, by score; None: 100, and 300 for LVIS
     max_images: CountOrNone = 0  # evaluate only the first images; 0 means all
     images_per_batch: Batch = 4  # images that are encoded together
@@ -187,8 +187,14 @@ class InstancesConfig(CheckedFields):
         if method == FilledBox.name:
             segmenter = FilledBox()
         else:
-            refine, zoom = SAM_METHODS[method]
-            segmenter = SamBoxes(load_model(self.model), refine, self.images_per_batch, self.zoom if zoom else None)
+            refine, zoom, inside = SAM_METHODS[method]
+            segmenter = SamBoxes(
+                load_model(self.model),
+                refine,
+                self.images_per_batch,
+                self.zoom if zoom else None,
+                self.margin if inside else None,
+            )
 
         def predict(gt_images: list[GroundTruthImage], images: list[np.ndarray]) -> list[list[Result]]:
             asked = [boxes[gt_image.id] for gt_image in gt_images]

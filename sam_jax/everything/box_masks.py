@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from sam_jax.errors import UserError
 from sam_jax.model import Sam, model_identity
-from sam_jax.ops.boxes import zoom_window
+from sam_jax.ops.boxes import box_pixels, zoom_window
 from sam_jax.ops.masks import to_original_frame
 from sam_jax.ops.rle import counts_from_mask, encode_rle, rle_from_counts
 from sam_jax.predictor import embed
@@ -62,27 +62,34 @@ class SamBoxes:
         batch_size: images that pass the model together. The last ones are filled up to it: one shape to compile.
         zoom: the part of the image, 0-1, below which the area of a box is small. Each small box gets an embedding of
             its own, of a window around it (`zoom_window`), and its mask ends with the window. None: no box does.
+        margin: how far a mask may reach beyond its box at each end, in parts of the box's sides; 0 for boxes that are
+            known to hold the whole object. None: as far as the model says, as in the paper.
 
     Raises:
-        UserError: `zoom` is not in (0, 1].
+        UserError: `zoom` is not in (0, 1], or `margin` is negative.
     """
 
     model: Sam
     refine: bool = True
     batch_size: int = 4
     zoom: float | None = None
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         if self.zoom is not None and not 0 < self.zoom <= 1:
             raise UserError(f"expected zoom, a part of the image, in (0, 1], got {self.zoom}")
+        if self.margin is not None and not self.margin >= 0:
+            raise UserError(f"expected margin, in parts of a box's sides, of at least 0, got {self.margin}")
 
     @property
     def name(self) -> str:
-        return "sam" + ("" if self.refine else " one pass") + ("" if self.zoom is None else " zoom")
+        options = {" one pass": not self.refine, " zoom": self.zoom is not None, " inside": self.margin is not None}
+        return "sam" + "".join(word for word, used in options.items() if used)
 
     @property
     def identity(self) -> str:
-        return " ".join([self.name, *([] if self.zoom is None else [f"{self.zoom:g}"]), model_identity(self.model)])
+        values = [f"{value:g}" for value in (self.zoom, self.margin) if value is not None]
+        return " ".join([self.name, *values, model_identity(self.model)])
 
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
@@ -131,7 +138,10 @@ class SamBoxes:
             logits, iou = self._decode(embeddings, pack_prompts(rows, sizes, self.model.config))
             for b, (view, found) in enumerate(zip(views, results, strict=True)):
                 if rows[b]:
-                    masks = np.asarray(to_original_frame(logits[b], sizes[b], self.model.config))[: len(rows[b])]
+                    masks = list(np.asarray(to_original_frame(logits[b], sizes[b], self.model.config))[: len(rows[b])])
+                    if self.margin is not None:
+                        own_boxes = boxes[view.image][view.rows[start : start + at_once]] - np.tile(view.window[:2], 2)
+                        masks = [end_at_box(*pair, self.margin) for pair in zip(masks, own_boxes, strict=True)]
                     scores = np.asarray(iou[b]).round(6).tolist()
                     size = images[view.image].shape[:2]
                     found += [
@@ -158,6 +168,14 @@ class SamBoxes:
         )
 
 
+def end_at_box(mask: Bool[np.ndarray, "H W"], box: Float[np.ndarray, "4"], margin: float) -> Bool[np.ndarray, "H W"]:
+    """Returns the part of a mask that lies in a box (x0, y0, x1, y1), or within `margin` of its sides around it."""
+    x0, y0, x1, y1 = box_pixels(box, mask.shape, margin)
+    ended = np.zeros_like(mask)
+    ended[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
+    return ended
+
+
 @dataclasses.dataclass(frozen=True)
 class FilledBox:
     """Takes the whole box as the mask, the baseline that every model should beat."""
@@ -171,8 +189,7 @@ class FilledBox:
         results: list[list[dict[str, Any]]] = []
         for image, row in zip(images, boxes, strict=True):
             results.append([])
-            for x0, y0, x1, y1 in np.rint(row).astype(int).clip(0):
-                mask = np.zeros(image.shape[:2], bool)
-                mask[y0:y1, x0:x1] = True
+            for box in row:
+                mask = end_at_box(np.ones(image.shape[:2], bool), box, 0.0)
                 results[-1].append({"segmentation": encode_rle(mask), "predicted_iou": 1.0})
         return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
@@ -37,7 +38,7 @@ class MaskDecoder(nn.Module):
     """Returns logits and IoU predictions of the M mask tokens in `outputs`.
 
     There are four; that of index 0 is the single-mask output. Finer maps in the embeddings (`FineNeck`) are added in
-    the up-scaling.
+    the up-scaling. With `iou_sees_mask` the predicted IoU is that of SAM's head plus weighted `mask_statistics`.
     """
 
     config: SamConfig
@@ -100,4 +101,27 @@ class MaskDecoder(nn.Module):
         # The many pixels are the left factor, as they lie in memory; only the few masks are moved.
         logits = einsum_float32("bqnxyd,bqmd->bqnxym", x, hyper)
         logits = logits.reshape(B, Q, h, w, 2, 2, 2, 2, -1).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
-        return logits.reshape(B, Q, -1, 4 * h, 4 * w), iou_predictions.astype(jnp.float32)
+        logits = logits.reshape(B, Q, -1, 4 * h, 4 * w)
+        iou_predictions = iou_predictions.astype(jnp.float32)
+        if c.iou_sees_mask:
+            weights = self.param("iou_statistics", nn.initializers.zeros, (4,))
+            iou_predictions += mask_statistics(logits) @ weights[:3] + weights[3]
+        return logits, iou_predictions
+
+
+def mask_statistics(logits: Float32[AnyArray, "*batch H W"]) -> Float32[Array, "*batch 3"]:
+    """Returns what tells good masks from bad ones besides the tokens: how certain and stable a mask is, and its size.
+
+    These are the mean of |2 p - 1| over the mask, where p is the probability of a pixel; the area at logits above 1 in
+    parts of that above -1; and the root of the mask's part of the frame. An empty mask has zeros. No gradient passes.
+    """
+    logits = jax.lax.stop_gradient(logits)
+
+    def area(threshold: float) -> Array:
+        return jnp.sum(logits > threshold, (-2, -1), dtype=jnp.float32)
+
+    inside = jnp.where(logits > 0, jnp.tanh(logits / 2), 0.0)
+    certainty = inside.sum((-2, -1)) / jnp.maximum(area(0.0), 1.0)
+    stability = area(1.0) / jnp.maximum(area(-1.0), 1.0)
+    size = jnp.sqrt(area(0.0) / (logits.shape[-2] * logits.shape[-1]))
+    return jnp.stack([certainty, stability, size], -1)

@@ -49,6 +49,20 @@ def mask_box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]])
 
 
+def box_pixels(box: Real[np.ndarray, "4"], size: tuple[int, int], margin: float = 0.0) -> tuple[int, int, int, int]:
+    """Returns the pixels (x0, y0, x1, y1), the last two exclusive, that a box covers in an image.
+
+    Args:
+        box: (x0, y0, x1, y1), pixels; what lies outside of the image is cut off.
+        size: (H, W) of the image, pixels.
+        margin: by which part of its sides the box is longer at each end.
+    """
+    H, W = size
+    sides = np.tile(np.asarray(box[2:]) - np.asarray(box[:2]), 2)
+    x0, y0, x1, y1 = np.rint(np.clip(box + margin * sides * (-1, -1, 1, 1), 0, (W, H, W, H))).astype(int).tolist()
+    return x0, y0, x1, y1
+
+
 def zoom_window(
     box: Real[np.ndarray, "4"], size: tuple[int, int], zoom: float | None = None
 ) -> tuple[int, int, int, int]:

@@ -74,6 +74,8 @@ def segmentation_loss(
 ) -> tuple[Float[Array, "B Q"], dict[str, Float[Array, "B Q"]]]:
     """Returns the loss of each prompt: that of its best mask by 20 focal + dice, plus the error of its predicted IoU.
 
+    A part of it, `trusted`, is of the mask that the model trusts most, whichever that is: it is what a user gets.
+
     Returns:
         the loss, and its terms: focal, dice, iou_error, iou (of the mask that the model trusts most), oracle_iou.
 
@@ -83,7 +85,8 @@ def segmentation_loss(
     focal = focal_loss(logits, target_masks, pixels, alpha=config.focal_alpha, gamma=config.focal_gamma)
     dice = dice_loss(logits, target_masks, pixels)
     iou = jax.lax.stop_gradient(mask_iou(logits, target_masks, pixels))
-    best = jnp.argmin(config.focal * focal + config.dice * dice, -1)
+    mask_loss = config.focal * focal + config.dice * dice
+    best = jnp.argmin(mask_loss, -1)
     trusted = jnp.argmax(iou_predictions, -1)
 
     def pick(values: Array, index: Array) -> Array:
@@ -95,5 +98,6 @@ def segmentation_loss(
         "dice": pick(dice, best),
         "iou_error": iou_error.mean(-1) if config.iou_of_all_masks else pick(iou_error, best),
     }
-    loss = config.focal * terms["focal"] + config.dice * terms["dice"] + config.iou * terms["iou_error"]
+    loss = (1 - config.trusted) * pick(mask_loss, best) + config.trusted * pick(mask_loss, trusted)
+    loss += config.iou * terms["iou_error"]
     return loss, terms | {"iou": pick(iou, trusted), "oracle_iou": iou.max(-1)}

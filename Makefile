@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := examples
 
-.PHONY: demo demo-everything test lint types unit slow campaign eval-small bench clean
+.PHONY: demo demo-everything test lint types docs unit slow campaign eval-small bench clean
 
 demo: $(VENV)/installed  ## objects cut out of photographs, into demo_output/
 	$(BIN)/sam-jax demo --out demo_output
@@ -12,7 +12,7 @@ demo: $(VENV)/installed  ## objects cut out of photographs, into demo_output/
 demo-everything: $(VENV)/installed  ## all masks of the same photographs, into demo_output/everything/
 	$(BIN)/sam-jax everything sam_jax/assets/demo --out demo_output/everything --format overlay
 
-test: lint types unit  ## what CI runs
+test: lint types docs unit  ## what CI runs
 
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
@@ -20,6 +20,9 @@ lint: $(VENV)/test-installed
 
 types: $(VENV)/test-installed
 	$(BIN)/mypy
+
+docs: $(VENV)/test-installed  ## the site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/site
 
 unit: $(VENV)/test-installed
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -237,10 +237,12 @@ def prompts_from_nested(
     """Returns the prompts of each image from the nested lists that transformers' `SamProcessor` takes.
 
     Example:
+        ```python
         predict_batch(model, images, prompts_from_nested([[[450, 600]]]))
+        ```
 
     Args:
-        input_points: for each image one object's points [[x, y], ...], or [object][point] with a level more; pixels of
+        input_points: for each image one object's points [[x, y], ...], or those of each object, a level more; pixels of
             the image.
         input_labels: likewise, without the last level: 1 foreground, 0 background, -10 no point. None: all foreground.
         input_boxes: for each image a list of boxes [x0, y0, x1, y1], an object each.

@@ -39,9 +39,11 @@ class SamPredictor:
     mixture. A thread that needs an image of its own makes a predictor of its own; any number may share a model.
 
     Example:
+        ```python
         predictor = SamPredictor(load_model("vit_b"))
         predictor.set_image(image)
         masks, iou_predictions, low_res_logits = predictor.predict(np.array([[320, 210]]), np.array([1]))
+        ```
     """
 
     def __init__(self, model: Sam, clip: Clip | None = None) -> None:

@@ -1,11 +1,13 @@
-"""README's commands: they parse, and run as written in an empty folder with the wheel and no clone."""
+"""The programs and commands of the guides run as written: commands in an empty folder with the wheel and no clone."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -14,36 +16,33 @@ from typing import NamedTuple
 
 import pytest
 
-from cases.readme import install_wheel, read_blocks, serving, write_data, write_models
+from cases.readme import ROOT, install_wheel, read_commands, read_program, serving, write_data, write_models
 from sam_jax.commands.main import parse
 from sam_jax.config_file import load_config
 from sam_jax.engine.store import Store
 
-SECTIONS = ("Use", "Convert", "Train", "Evaluate", "Annotate")
+GUIDES = ("prompts", "everything", "convert", "train", "evaluate", "annotate")
+PAGES = {name: f"docs/guides/{name}.md" for name in GUIDES}
 NOT_HERE = {"sam-jax train vit_h": "takes 256 chips"}
-NAMES = """
-import jax.numpy as jnp, numpy as np
-from sam_jax import load_model
-from sam_jax.prompting.prompts import Prompt, pack_prompts
-model = load_model("vit_b")
-params, config, side = model.params, model.config, model.config.image_size
-images = jnp.zeros((1, side, side, 3))
-prompts = pack_prompts([[Prompt(np.array([[9, 9]]), np.array([1]))]], [(side, side)], config)
-"""  # what the text before an example says that there is
 
 
-def commands(section: str) -> list[str]:
-    lines = [line for language, lines in read_blocks(section) if not language for line in lines]
-    return [command for line in lines for command in line.split(" && ")]
-
-
-@pytest.mark.parametrize("command", [c for section in SECTIONS for c in commands(section) if c.startswith("sam-jax")])
+@pytest.mark.parametrize("command", [c for p in PAGES.values() for c in read_commands(p) if c.startswith("sam-jax")])
 def test_every_command_parses(command):
     _, name, *rest = shlex.split(command)
     if name in ("train", "eval"):
         load_config([part for part in rest if part != "--resume"], name)
     else:
         parse([name, *rest])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", PAGES["prompts"], PAGES["everything"]])
+def test_every_program_runs_as_it_is_written(page, tmp_path):
+    shutil.copy(ROOT / "sam_jax" / "assets" / "demo" / "kitten.jpg", tmp_path / "photo.jpg")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    program = [sys.executable, "-c", read_program(page)]
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "savefig" not in program[-1] or list(tmp_path.glob("*.png"))
 
 
 class Place(NamedTuple):
@@ -162,25 +161,22 @@ def annotate(place, command: str) -> None:
 SPECIAL = {"sam-jax train": train, "sam-jax rate serve": rate, "sam-jax annotate": annotate}
 
 
-def follow(place, section: str) -> None:
-    for language, lines in read_blocks(section):
-        if language == "python":
-            run(place, ["python", "-c", (NAMES if "params" in lines[0] else "") + lines[0]])
+def follow(place, name: str) -> None:
+    for command in read_commands(PAGES[name]):
+        if any(command.startswith(part) for part in NOT_HERE):
             continue
-        for command in [command for line in lines for command in line.split(" && ")]:
-            if any(command.startswith(name) for name in NOT_HERE):
-                continue
-            special = next((act for name, act in SPECIAL.items() if command.startswith(name)), None)
-            if special:
-                special(place, command)
-            else:
-                refused = command.startswith("sam-jax engine promote")  # 1: the model is not better, which is an answer
-                run(place, command, (0, 1) if refused else (0,))
+        special = next((act for part, act in SPECIAL.items() if command.startswith(part)), None)
+        if special:
+            special(place, command)
+        else:
+            refused = command.startswith("sam-jax engine promote")  # 1: the model is not better, which is an answer
+            run(place, command, (0, 1) if refused else (0,))
 
 
 @pytest.mark.slow
 def test_use(place):
-    follow(place, "Use")
+    follow(place, "prompts")
+    follow(place, "everything")
     work = place.work
     assert (work / "masks" / "photo_overlay.png").exists()
     assert len(list((work / "masks").glob("*.json"))) >= 15
@@ -189,13 +185,13 @@ def test_use(place):
 
 @pytest.mark.slow
 def test_convert(place):
-    follow(place, "Convert")
+    follow(place, "convert")
     assert (place.work / "sam_vit_b.pth").exists()
 
 
 @pytest.mark.slow
 def test_train(place):
-    follow(place, "Train")
+    follow(place, "train")
     assert (place.work / "sam.pth").exists()
     assert list((place.work / "sa1b").rglob("dataset_info.json"))
 
@@ -209,12 +205,10 @@ def test_evaluate(place):
         for name, path in zip("ab", results[:2], strict=True):
             os.link(path, work / f"{name}.json")
 
-    for _, lines in read_blocks("Evaluate"):
-        for line in lines:
-            for command in line.split(" && "):
-                if command.startswith("sam-jax rate sample"):
-                    make_results()
-                rate(place, command) if command.startswith("sam-jax rate serve") else run(place, command)
+    for command in read_commands(PAGES["evaluate"]):
+        if command.startswith("sam-jax rate sample"):
+            make_results()
+        rate(place, command) if command.startswith("sam-jax rate serve") else run(place, command)
     for name in ("single_point", "noc", "zero_shot", "edges", "proposals", "instances", "text"):
         assert (work / f"runs/eval_{name}/report.md").exists(), name
     assert (work / "rating/report.md").exists()
@@ -222,6 +216,6 @@ def test_evaluate(place):
 
 @pytest.mark.slow
 def test_annotate(place):
-    follow(place, "Annotate")
+    follow(place, "annotate")
     assert (place.work / "annotated/manifest.json").exists()
     assert (place.work / "fruits/report/report.md").exists()

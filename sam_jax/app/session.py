@@ -59,9 +59,11 @@ class ModelSession:
     """Embeds images and decodes prompts for many clients at the same time.
 
     Example:
+        ```python
         session = ModelSession(model, read)
         session.start()  # on the event loop
         predicted = await session.predict(7, Prompt(points, labels))
+        ```
 
     Args:
         model: predicts the masks.

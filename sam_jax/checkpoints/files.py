@@ -137,7 +137,8 @@ def export_checkpoint(
         dst: `*.safetensors`: ours; of a SAM also `*.pth` or `*.pt`: official, needs PyTorch; any other name: a Hugging
             Face folder. Only ours holds a text prompt and what is said of everything mode; others get the model without
             them. A `.pth` holds the model's config beside its tensors, where the official code does not see it.
-        dtype, everything: see `save_checkpoint`; `dtype` counts in our format alone.
+        dtype: see `save_checkpoint`; counts in our format alone.
+        everything: see `save_checkpoint`.
         overwrite: replace `dst`, all at once; in a folder, the files that a Hugging Face folder has.
 
     Raises:
@@ -170,7 +171,9 @@ def convert_checkpoint(
 
     Args:
         src: see `load_checkpoint`.
-        dst, dtype, overwrite: see `export_checkpoint`.
+        dst: see `export_checkpoint`.
+        dtype: likewise.
+        overwrite: likewise.
         config: the config of a file that does not hold its own.
         everything: what to say of everything mode, in place of what `src` says.
 

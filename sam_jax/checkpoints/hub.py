@@ -168,7 +168,9 @@ def load_clip(
         name_or_path: `clip_b32`, `clip_b16`, `clip_l14`, `clip_l14_336` (downloaded once, from OpenAI; no PyTorch
             needed), the path of a checkpoint (ours, OpenAI's, or a Hugging Face folder), or OWNER/NAME of a `CLIPModel`
             on the Hugging Face Hub.
-        dtype, cache_dir, releases: as for `load_model`.
+        dtype: as for `load_model`.
+        cache_dir: likewise.
+        releases: likewise.
 
     Raises:
         UserError, DownloadFailed, MissingPackage: as `load_model`.

@@ -94,6 +94,7 @@ class SamBoxes:
     def segment(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], boxes: Sequence[Float[np.ndarray, "Q 4"]]
     ) -> list[list[dict[str, Any]]]:
+        """Finds a mask for each box, as `BoxSegmenter.segment` says."""
         results: list[list[dict[str, Any]]] = [[{}] * len(row) for row in boxes]
         whole, near = self._views([image.shape[:2] for image in images], boxes)
         for views in (whole, near):  # apart, because a window has one prompt and an image may have many

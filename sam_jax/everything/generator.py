@@ -66,8 +66,10 @@ class SamAutomaticMaskGenerator:
     """Finds all masks of an image. The name and methods are the official code's.
 
     Example:
+        ```python
         generator = SamAutomaticMaskGenerator(load_model("vit_b"), points_per_side=16)
         records = generator.generate(image)
+        ```
 
     Args:
         model: the model that predicts the masks.

@@ -1,5 +1,5 @@
-"""What README's commands need: its own text cut into commands, data, and small stand-ins for published weights and long
-trainings."""
+"""What the commands of the guides need: their text cut into commands, data, and small stand-ins for published weights
+and long trainings."""
 
 import contextlib
 import dataclasses
@@ -35,18 +35,20 @@ STEPS = 10  # of the engine's trainings, which are hundreds
 SCALE = 6  # of the images of shapes
 
 
-def read_blocks(section: str) -> list[tuple[str, list[str]]]:
-    """Returns the code blocks of one of README's sections: "python" with one program, or "" with commands."""
-    text = (ROOT / "README.md").read_text()
-    body = re.split(r"^## ", text, flags=re.M)
-    (found,) = [part for part in body if part.startswith(f"{section}\n")]
-    blocks = []
-    for language, code in re.findall(r"^```(\w*)\n(.*?)^```", found, re.M | re.S):
-        if language == "python":
-            blocks.append((language, [code]))
-        else:
-            blocks.append((language, [re.sub(r"\s+#\s.*", "", line) for line in code.splitlines() if line.strip()]))
-    return blocks
+def read_commands(page: str) -> list[str]:
+    """Returns the commands of a page, a path in the repository, in their order."""
+    lines = [line for code in _blocks(page, "") for line in code.splitlines() if line.strip()]
+    return [command for line in lines for command in re.sub(r"\s+#\s.*", "", line).split(" && ")]
+
+
+def read_program(page: str) -> str:
+    """Returns the Python blocks of a page as one program: later ones go on from the earlier."""
+    return "\n".join(_blocks(page, "python"))
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    return [code for own, code in found if own == language]
 
 
 def write_coco(folder: Path, images: str, count: int, seed: int) -> dict:

@@ -21,7 +21,7 @@ from sam_jax.commands.main import parse
 from sam_jax.config_file import load_config
 from sam_jax.engine.store import Store
 
-GUIDES = ("prompts", "everything", "convert", "train", "evaluate", "annotate")
+GUIDES = ("prompts", "everything", "export", "convert", "train", "evaluate", "annotate")
 PAGES = {name: f"docs/guides/{name}.md" for name in GUIDES}
 NOT_HERE = {"sam-jax train vit_h": "takes 256 chips"}
 
@@ -35,10 +35,20 @@ def test_every_command_parses(command):
         parse([name, *rest])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", PAGES["prompts"], PAGES["everything"]])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", PAGES["prompts"], PAGES["everything"], PAGES["export"]])
 def test_every_program_runs_as_it_is_written(page, tmp_path):
     shutil.copy(ROOT / "sam_jax" / "assets" / "demo" / "kitten.jpg", tmp_path / "photo.jpg")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    if page == PAGES["export"]:  # its program loads what its commands write
+        sam_jax = [sys.executable, "-m", "sam_jax"]
+        for command in read_commands(page):
+            words = [
+                word
+                for name in shlex.split(command)
+                for word in {"sam-jax": sam_jax, "python": [sys.executable]}.get(name, [name])
+            ]
+            subprocess.run(words, cwd=tmp_path, env=environment, check=True)
+        assert (tmp_path / "mask.png").exists()
     program = [sys.executable, "-c", read_program(page)]
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

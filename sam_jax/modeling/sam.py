@@ -176,8 +176,11 @@ def decode_masks(
             )
         )
 
+    Q = prompts.sparse.shape[1]
+    if key is not None or Q == 1:  # so the number of images may be a symbol, for export
+        return decode(prompts)
     at_once = max(1, CPU_DECODER_ELEMENTS // (math.prod(embeddings.shape[:3]) * config.prompt_dim))
-    if key is not None or prompts.sparse.shape[1] <= at_once:
+    if at_once >= Q:
         return decode(prompts)
     return jax.lax.platform_dependent(prompts, cpu=lambda p: _map_over_prompts(decode, p, at_once), default=decode)
 

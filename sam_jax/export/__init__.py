@@ -1,0 +1,1 @@
+"""Writes models as programs that run without this package: ONNX and StableHLO."""

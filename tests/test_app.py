@@ -200,6 +200,8 @@ def test_every_format_is_offered_for_an_image_and_for_all(client):
         "overlay": "0.png",
         "png": ["0.masks/0.png", "0.masks/metadata.csv"],
         "yolo": ["data.yaml", "labels/0.txt"],
+        "labelme": "0.json",
+        "geojson": "0.geojson",
     }
     assert set(expected) == set(FORMATS)
     for format, files in expected.items():

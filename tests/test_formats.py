@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from matplotlib.path import Path
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from sam_jax.everything.formats import FORMATS, AnnotatedImage
+from sam_jax.everything.formats.geojson import pixel_polygons
 from sam_jax.ops.regions import mask_polygon
 from sam_jax.ops.rle import coco_bbox, encode_rle, rle_area, rle_iou, sa1b_bbox
 
@@ -94,6 +96,52 @@ def test_the_yolo_writer_has_a_polygon_per_mask_and_names_the_classes(tmp_path):
     assert rasterize(lines[2])[PARTS].all()
     data = (tmp_path / "data.yaml").read_text()
     assert data.splitlines()[1:] == ["train: images", "val: images", "names:", '  0: "object"', r'  1: "a \"cup\""']
+
+
+def test_the_labelme_writer_has_polygons_that_give_the_masks_again(tmp_path):
+    ring = make_mask((4, 4, 20, 20))
+    ring[9:14, 9:14] = False
+    masks = (PIXEL, np.zeros(SIZE, bool), RECTANGLE, PARTS, ring)
+    FORMATS["labelme"].save(tmp_path, annotate(*masks, names=(None, None, "cup", None, None)))
+    content = json.loads((tmp_path / "deep" / "a.json").read_text())
+    assert (content["imagePath"], content["imageHeight"], content["imageWidth"]) == ("a.jpg", *SIZE)
+    shapes = content["shapes"]
+    assert [shape["label"] for shape in shapes] == ["object", "cup", "object", "object", "object"]
+    assert [shape["group_id"] for shape in shapes] == [None, None, 3, 3, None]
+    drawn = []
+    for shape in shapes:  # as LabelMe draws a polygon
+        assert len(shape["points"]) >= 3
+        picture = Image.new("L", SIZE[::-1])
+        ImageDraw.Draw(picture).polygon([tuple(point) for point in shape["points"]], fill=1, outline=1)
+        drawn.append(np.asarray(picture) > 0)
+    for found, mask in zip((*drawn[:2], drawn[2] | drawn[3], drawn[4]), (PIXEL, RECTANGLE, PARTS, ring), strict=True):
+        assert (found & mask).sum() / (found | mask).sum() > 0.95
+
+
+def test_the_geojson_writer_has_a_feature_per_mask(tmp_path):
+    FORMATS["geojson"].save(tmp_path, annotate(PIXEL, np.zeros(SIZE, bool), PARTS, names=(None, None, "cup")))
+    content = json.loads((tmp_path / "deep" / "a.geojson").read_text())
+    pixel, parts = content["features"]
+    assert content["type"] == "FeatureCollection"
+    assert parts["properties"] == {"name": "cup", "predicted_iou": 0.9}
+    ((ring,),) = pixel["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    assert sorted(ring[1:]) == [[5, 7], [5, 8], [6, 7], [6, 8]]
+    assert [len(polygon) for polygon in parts["geometry"]["coordinates"]] == [1, 1]
+
+
+@given(data=st.data(), size=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_edges_of_pixels_hold_exactly_the_pixels_of_a_mask(data, size):
+    pixels = st.lists(st.booleans(), min_size=size[0] * size[1], max_size=size[0] * size[1])
+    mask = np.array(data.draw(pixels)).reshape(size)
+    centres = np.stack(np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5), -1).reshape(-1, 2)
+    found = np.zeros(mask.size, bool)
+    for polygon in pixel_polygons(mask):
+        for ring in polygon:
+            found ^= Path(ring).contains_points(centres)
+            steps = np.diff(ring, axis=0)
+            assert (np.count_nonzero(steps, axis=1) == 1).all()  # along edges, never across a pixel
+    np.testing.assert_array_equal(found.reshape(size), mask)
 
 
 @pytest.mark.parametrize("format", FORMATS)

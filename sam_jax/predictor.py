@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from sam_jax.clip.model import Clip
+from sam_jax.embedding_files import load_embedding, save_embedding
 from sam_jax.errors import UserError
 from sam_jax.model import Sam, check_model
 from sam_jax.ops.masks import to_original_frame
@@ -115,6 +118,25 @@ class SamPredictor:
         if embedding.shape != expected:
             raise UserError(f"expected an embedding of shape {expected}, got {embedding.shape}")
         self._image = PredictorImage(embedding, original_size)
+
+    def save_embedding(self, path: str | Path) -> None:
+        """Writes the embedding of the image that is set to a file, for `load_embedding`.
+
+        Raises:
+            RuntimeError: no image is set.
+        """
+        image = self._current()
+        save_embedding(path, self.model, image.embedding, image.size)
+
+    def load_embedding(self, path: str | Path) -> None:
+        """Sets an image by its embedding in a file, without encoding it again.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: the file is none of an embedding, or is damaged, or is of another model.
+        """
+        embedding, size = load_embedding(path, self.model)
+        self.set_embedding(jnp.asarray(embedding), size)
 
     def predict(
         self,

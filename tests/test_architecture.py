@@ -30,7 +30,8 @@ ALLOWED = {  # besides itself; what is not listed may import anything of the pac
     "detection": BASE | {"modeling", "ops", "data"},
     "checkpoints": BASE | {"model"} | MODELS,
     "model.py": BASE | {"modeling"},
-    "predictor.py": BASE | {"modeling", "ops", "prompting", "model", "clip"},
+    "embedding_files.py": BASE | {"model"},
+    "predictor.py": BASE | {"modeling", "ops", "prompting", "model", "clip", "embedding_files"},
     "compat.py": BASE | {"ops", "prompting", "model", "predictor", "everything", "checkpoints"},
     "everything": BASE
     | {"modeling", "ops", "prompting", "data", "parallel", "clip", "model", "predictor", "checkpoints"},

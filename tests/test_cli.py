@@ -80,6 +80,19 @@ def test_segment_looks_at_a_small_box_from_near(checkpoint, tmp_path):
             assert mask.sum() == mask[y0:y1, x0:x1].sum()
 
 
+def test_segment_keeps_an_embedding_and_takes_it_again(photo, checkpoint, tmp_path, capsys, monkeypatch):
+    kept, out = tmp_path / "photo.safetensors", tmp_path / "out"
+    command = ["segment", photo, "--point", "30,20", "--model", checkpoint, "--out", out, "--embedding", kept]
+    assert run(*command) == 0
+    first = (out / "photo.json").read_text()
+    monkeypatch.setattr("sam_jax.predictor.embed", None)  # nothing is encoded any more
+    assert run(*command) == 0
+    assert (out / "photo.json").read_text() == first
+    Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "other.png")
+    assert run("segment", tmp_path / "other.png", *command[2:]) == 2
+    assert "is of an image of (40, 70) (height, width)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("filled", "said"), [([0, 1, 2], ""), ([1], "2 of 3 masks hold no pixel"), ([], "3 of 3 masks")]
 )

@@ -1,5 +1,6 @@
 """Downloads against a local server: resumed, verified, never half-written, once."""
 
+import dataclasses
 import hashlib
 import http.server
 import socket
@@ -17,6 +18,7 @@ from sam_jax.clip.config import CLIP_SIZES, ClipConfig
 from sam_jax.clip.network import init_clip_params
 from sam_jax.errors import UserError
 from sam_jax.modeling import init_params
+from sam_jax.predictor import SamPredictor
 
 CONTENT = np.random.default_rng(0).bytes(3 * hub.CHUNK + 12345)
 
@@ -198,3 +200,18 @@ def test_released_clips_have_the_sums_that_their_addresses_hold():
     for name, released in CLIP_RELEASES.items():
         assert released.url.split("/")[-2] == released.sha256
         assert released.config is CLIP_SIZES[name]
+
+
+def test_another_image_size_is_taken_and_stays_in_what_is_saved(tmp_path):
+    config = dataclasses.replace(SMALL, name="mine")
+    save_checkpoint(tmp_path / "model.safetensors", init_params(config, jax.random.key(0)), config)
+    model = load_model(tmp_path / "model.safetensors", image_size=96)
+    assert model.config == config.with_image_size(96)
+    predictor = SamPredictor(model)
+    predictor.set_image(np.zeros((50, 80, 3), np.uint8))
+    assert predictor.get_image_embedding().shape[1:3] == (model.config.grid_size,) * 2
+    save_checkpoint(tmp_path / "other.safetensors", model.params, model.config)
+    assert load_model(tmp_path / "other.safetensors").config == model.config
+    assert load_model(tmp_path / "other.safetensors", image_size=64).config == config
+    with pytest.raises(UserError, match="image_size"):
+        load_model(tmp_path / "model.safetensors", image_size=97)

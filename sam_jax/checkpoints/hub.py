@@ -35,6 +35,7 @@ from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
 from sam_jax.files import digest_file, make_folder, open_to_write_bytes, remove
 from sam_jax.model import Sam
+from sam_jax.modeling.resize import resize_positions
 from sam_jax.progress import ProgressBar
 from sam_jax.ritm.model import Ritm
 
@@ -97,6 +98,7 @@ def load_model(
     name_or_path: str | Path = EMBEDDED,
     *,
     dtype: Any = jnp.float32,
+    image_size: int | None = None,
     cache_dir: str | Path | None = None,
     releases: Mapping[str, Release[SamConfig]] = RELEASES,
 ) -> Sam:
@@ -107,17 +109,23 @@ def load_model(
             checkpoint (ours, an official .pth, or a Hugging Face file or folder), or OWNER/NAME of a `SamModel` on the
             Hugging Face Hub, such as facebook/sam-vit-base.
         dtype: number format of the arithmetic; float32 or bfloat16.
+        image_size: side of the input frame, pixels, in place of the one that the model was trained with: positions are
+            resized as fine-tuning does. A smaller one is faster and sees less; None: as trained.
         cache_dir: folder to use in place of the cache that the environment names; for OWNER/NAME that is the Hub's.
         releases: the checkpoint that each name stands for.
 
     Raises:
-        UserError: the name is unknown, the file is no checkpoint, or the download is not the published file.
+        UserError: the name is unknown, the file is no checkpoint, the download is not the published file, or the
+            encoder cannot have this image size.
         DownloadFailed: the download broke off; what came of it is kept and the next call goes on from there.
         MissingPackage: a .pth needs PyTorch, or the Hub huggingface_hub, which is not installed; said before anything
             is downloaded.
     """
     with _locate_model(name_or_path, releases, cache_dir) as path:
         params, config = load_checkpoint(path, SAM)
+        if image_size is not None:
+            trained, config = config, config.with_image_size(image_size)
+            params = resize_positions(params, trained, config)
         return Sam(config, params, dtype, load_everything_options(path))
 
 

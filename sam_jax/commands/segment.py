@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -17,6 +17,9 @@ from sam_jax.errors import UserError
 from sam_jax.ops.boxes import zoom_window
 from sam_jax.ops.draw import draw_masks
 from sam_jax.prompting.prompts import Prompt
+
+if TYPE_CHECKING:
+    from sam_jax.predictor import SamPredictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Segment(CheckedFields):
     """Name or path of the CLIP for the text; by default the one that the model names."""
     out: Path = Path("masks")
     """Folder for the results."""
+    embedding: Path | None = None
+    """File that keeps the image's embedding: it is written if it is not there, else read, and the image not encoded."""
     single: bool = False
     """Write one mask in place of three; better for prompts that leave no doubt."""
     zoom: Share | None = None
@@ -70,6 +75,8 @@ class Segment(CheckedFields):
         prompt.check(image.shape[:2])
         x0, y0, x1, y1 = 0, 0, image.shape[1], image.shape[0]
         if self.zoom is not None:
+            if self.embedding is not None:
+                raise UserError("--embedding is of the whole image, and --zoom encodes a part of it: leave one out")
             if box is None or points or self.text is not None:
                 raise UserError("--zoom goes with --box alone: points and texts are looked for in the whole image")
             x0, y0, x1, y1 = zoom_window(box, image.shape[:2], self.zoom)
@@ -80,7 +87,7 @@ class Segment(CheckedFields):
         if self.text is not None and model.config.text_dim:  # without a text prompt the predictor says so
             clip = load_text_clip(model, self.clip)
         predictor = SamPredictor(model, clip)
-        predictor.set_image(image[y0:y1, x0:x1])
+        self._set_image(predictor, image[y0:y1, x0:x1])
         result = predictor.predict_prompts([prompt], multimask_output=not self.single)
         order = np.argsort(-result.iou_predictions[0], kind="stable")
         outside = ((y0, image.shape[0] - y1), (x0, image.shape[1] - x1))
@@ -104,6 +111,19 @@ class Segment(CheckedFields):
         if empty := [str(i) for i, mask in enumerate(masks) if not mask.any()]:
             what = f"{len(empty)} of {len(masks)} masks hold no pixel ({', '.join(empty)})"
             print(f"sam-jax: {what}; try another point, or a box", file=sys.stderr)
+
+    def _set_image(self, predictor: SamPredictor, image: np.ndarray) -> None:
+        if self.embedding is None or not self.embedding.exists():
+            predictor.set_image(image)
+            if self.embedding is not None:
+                predictor.save_embedding(self.embedding)
+            return
+        predictor.load_embedding(self.embedding)
+        if predictor.original_size != image.shape[:2]:
+            raise UserError(
+                f"{self.embedding} is of an image of {predictor.original_size} (height, width), {self.image} has "
+                f"{image.shape[:2]}: give each image a file of its own"
+            )
 
 
 def _numbers(text: str, count: int, option: str) -> Any:

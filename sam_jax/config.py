@@ -246,6 +246,41 @@ class EfficientNetLiteConfig(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class TinyViTConfig(EncoderConfig):
+    """A TinyViT. The defaults are MobileSAM's.
+
+    Reference: Wu et al. 2022; Zhang et al. 2023.
+    """
+
+    kind: ClassVar[str] = "tiny_vit"
+    widths: tuple[Width, ...] = (64, 128, 160, 320)  # channels of the four stages
+    depths: tuple[Annotated[Depth, Layers(tensors=16)], ...] = (2, 2, 6, 2)  # blocks of the four stages
+    heads: tuple[Width, ...] = (1, 4, 5, 10)  # attention heads; the first stage, which only convolves, has none
+    windows: tuple[Annotated[int, Within(1, 1024)], ...] = (1, 7, 14, 7)  # sides of the attention windows; likewise
+    mlp_ratio: Annotated[float, Within(0, 16, above=True)] = 4.0  # hidden width of an MLP = width * this
+    expansion: Annotated[float, Within(0, 16, above=True)] = 4.0  # the same in the blocks of the first stage
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = {len(numbers) for numbers in (self.widths, self.depths, self.heads, self.windows)}
+        if lengths != {4} or min(self.depths) < 1:
+            raise UserError(
+                f"expected widths, depths, heads and windows of four stages, got {self.widths}, {self.depths}, "
+                f"{self.heads} and {self.windows}"
+            )
+        for width, heads in zip(self.widths[1:], self.heads[1:], strict=True):
+            check_multiple("the width of a stage must be a multiple of its heads", width, heads)
+
+    @property
+    def stride(self) -> int:
+        return 16
+
+    @property
+    def features(self) -> int:
+        return self.widths[-1]
+
+
+@dataclasses.dataclass(frozen=True)
 class SamConfig(ModelConfig):
     """The numbers that define one Segment Anything model.
 
@@ -363,6 +398,8 @@ FLAT_ENCODER_FIELDS = {
 VIT_B = SamConfig()
 VIT_L = SamConfig("vit_l", ViTConfig(dim=1024, depth=24, heads=16, global_attention_blocks=(5, 11, 17, 23)))
 VIT_H = SamConfig("vit_h", ViTConfig(dim=1280, depth=32, heads=16, global_attention_blocks=(7, 15, 23, 31)))
+# With the light encoder of Zhang et al. 2023.
+MOBILE_SAM = SamConfig("mobile_sam", TinyViTConfig())
 # Ours, with an image encoder that runs well on a CPU.
 SMALL = SamConfig(
     name="small",

@@ -29,7 +29,7 @@ from sam_jax.checkpoints.ritm import RITM
 from sam_jax.checkpoints.sam import SAM
 from sam_jax.clip.config import CLIP_B16, CLIP_B32, CLIP_L14, CLIP_L14_336, ClipConfig
 from sam_jax.clip.model import Clip
-from sam_jax.config import NO_OPTIONS, SMALL, VIT_B, VIT_H, VIT_L, EverythingOptions, SamConfig
+from sam_jax.config import MOBILE_SAM, NO_OPTIONS, SMALL, VIT_B, VIT_H, VIT_L, EverythingOptions, SamConfig
 from sam_jax.detection.config import DetectorConfig
 from sam_jax.detection.model import Detector
 from sam_jax.errors import DownloadFailed, MissingPackage, UserError
@@ -76,6 +76,11 @@ RELEASES: dict[str, Release[SamConfig]] = {
         f"{_OFFICIAL}/sam_vit_h_4b8939.pth",
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
+    "mobile_sam": Release(  # the sum is what several public projects pin for this file
+        MOBILE_SAM,
+        "https://github.com/ChaoningZhang/MobileSAM/raw/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
 }
 
 
@@ -105,9 +110,9 @@ def load_model(
     """Loads a SAM model, ready to predict.
 
     Args:
-        name_or_path: `small` (in the package, no network), `vit_b`, `vit_l`, `vit_h` (downloaded once), the path of a
-            checkpoint (ours, an official .pth, or a Hugging Face file or folder), or OWNER/NAME of a `SamModel` on the
-            Hugging Face Hub, such as facebook/sam-vit-base.
+        name_or_path: `small` (in the package, no network), `vit_b`, `vit_l`, `vit_h`, `mobile_sam` (downloaded once),
+            the path of a checkpoint (ours, an official .pth, or a Hugging Face file or folder), or OWNER/NAME of a
+            `SamModel` on the Hugging Face Hub, such as facebook/sam-vit-base.
         dtype: number format of the arithmetic; float32 or bfloat16.
         image_size: side of the input frame, pixels, in place of the one that the model was trained with: positions are
             resized as fine-tuning does. A smaller one is faster and sees less; None: as trained.

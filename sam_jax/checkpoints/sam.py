@@ -225,6 +225,7 @@ def _naming(naming: str, **differences: Any) -> Naming[SamConfig]:
         rename=functools.partial(_rename, naming=naming),
         guess=functools.partial(guess_config, naming=naming),
         transposed="output_upscaling",
+        unused=r"\.num_batches_tracked$",  # of batch norms: a count, without use once they are trained
         **differences,
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sam_jax.config import EncoderConfig, SamConfig
-from sam_jax.modeling.encoders import efficientnet_lite, vit
+from sam_jax.modeling.encoders import efficientnet_lite, tiny_vit, vit
 from sam_jax.modeling.encoders.base import Encoder
 
-ENCODERS: tuple[Encoder[Any], ...] = (vit.ENCODER, efficientnet_lite.ENCODER)
+ENCODERS: tuple[Encoder[Any], ...] = (vit.ENCODER, tiny_vit.ENCODER, efficientnet_lite.ENCODER)
 
 
 def encoder_of(config: EncoderConfig) -> Encoder[Any]:

@@ -116,12 +116,14 @@ def run_limited(size, code):
         "write_atomically(path, b'x' * 10000)",
         "append_line(path, 'x' * 10000)",
         "\n    with replacing(path) as t: save_file({'a': np.zeros(10000)}, t)",
+        "write_pytorch(path, {'a': np.zeros(10000)}, '')",
     ],
 )
 def test_what_libraries_write_beyond_a_limit_is_one_error_with_a_name(tmp_path, write):
     code = f"""
 import pathlib, numpy as np
 from safetensors.numpy import save_file
+from sam_jax.checkpoints.published import write_pytorch
 from sam_jax.files import append_line, replacing, write_atomically
 path = pathlib.Path({str(tmp_path / "a.bin")!r})
 try: {write}

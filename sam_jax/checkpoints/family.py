@@ -223,7 +223,7 @@ class Family(Generic[C]):
 @functools.lru_cache(maxsize=48)  # tracing a model takes up to a second
 def param_shapes(init: Callable[..., Params], config: Any) -> Mapping[str, Shape]:
     """Returns `path/to/param` -> shape of what `init(config, key)` makes."""
-    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     return MappingProxyType({name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()})
 
 

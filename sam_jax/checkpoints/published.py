@@ -20,10 +20,20 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from sam_jax.checkpoints.archives import check_archive
 from sam_jax.checkpoints.pickles import read_pickled_tensors
 from sam_jax.checkpoints.torchscript import is_torchscript, read_torchscript
 from sam_jax.errors import MissingFile, MissingPackage, UserError
-from sam_jax.files import open_to_read, parse_json, read_json, remove, replacing, replacing_folder, write
+from sam_jax.files import (
+    open_to_read,
+    open_to_write_bytes,
+    parse_json,
+    read_json,
+    remove,
+    replacing,
+    replacing_folder,
+    write,
+)
 
 State = Mapping[str, np.ndarray]
 
@@ -185,7 +195,8 @@ def write_pytorch(path: Path, state: State, config: str) -> None:
     """
     torch = _import_torch(path)
     with replacing(path) as temporary:
-        torch.save({name: torch.tensor(array) for name, array in state.items()}, temporary)
+        with open_to_write_bytes(temporary) as file:  # PyTorch's own writer does not say that the disk is full
+            torch.save({name: torch.tensor(array) for name, array in state.items()}, file)
         with zipfile.ZipFile(temporary, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/{CONFIG_RECORD}", config)
@@ -216,6 +227,8 @@ def _import_torch(path: Path) -> Any:
 
 def _read_pytorch(path: Path) -> Published:
     torch = _import_torch(path)
+    if zipfile.is_zipfile(path):
+        check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises for a foreign zip or pickle is not documented: pickle, zip, key, runtime and other errors.
@@ -240,7 +253,7 @@ def _read_pytorch(path: Path) -> Published:
 
 
 def _is_plain(value: Any) -> bool:
-    """Returns whether a value is a tensor of real numbers that are there: not sparse, quantised, or on no device."""
+    """Returns whether a value is a tensor of real numbers that are all there: not sparse, quantised or repeated."""
     import torch
 
     return (
@@ -249,6 +262,7 @@ def _is_plain(value: Any) -> bool:
         and value.device.type == "cpu"
         and not value.is_quantized
         and not value.is_complex()
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
 
 

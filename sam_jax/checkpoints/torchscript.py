@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import functools
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sam_jax.checkpoints.archives import check_archive
 from sam_jax.checkpoints.pickles import check_memo
 from sam_jax.errors import UserError
 
@@ -39,15 +42,11 @@ def is_torchscript(path: Path) -> bool:
     """Returns whether a file is a zip with code beside its data, as TorchScript writes it.
 
     Raises:
-        UserError: it is a zip that is damaged.
+        UserError: it is a zip that is damaged or compressed.
     """
     if not zipfile.is_zipfile(path):
         return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception as error:  # of zipfile, for a damaged directory: bad zips, names that are no text, wrong sizes
-        raise UserError(f"expected a checkpoint, {path} is a damaged zip archive: {error}; fetch it again") from error
+    names = check_archive(path)
     return any(name.endswith("/data.pkl") for name in names) and any("/code/" in name for name in names)
 
 
@@ -62,7 +61,8 @@ def read_torchscript(path: Path) -> dict[str, np.ndarray]:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
             data = io.BytesIO(archive.read(f"{root}data.pkl"))
             check_memo(data)
-            module = _Unpickler(data, lambda key: archive.read(f"{root}data/{key}")).load()
+            read_storage = functools.cache(lambda key: archive.read(f"{root}data/{key}"))  # tensors may share one
+            module = _Unpickler(data, read_storage).load()
     # Broken zips, pickles and tensors raise many kinds of errors.
     except Exception as error:
         raise UserError(f"expected a TorchScript archive of tensors, cannot read {path} as one: {error}") from error
@@ -100,6 +100,8 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and not (offset >= 0 and min(stride, default=0) >= 0 and last < len(storage)):
         raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its {len(storage)} numbers")
+    if math.prod(size) > len(storage):  # a stride of 0: a small file for an array of any size
+        raise pickle.UnpicklingError(f"a tensor of shape {size} repeats its {len(storage)} numbers")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 

@@ -7,8 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 
+from sam_jax.checkpoints import expected_shapes
+from sam_jax.checkpoints.family import check_shapes, shapes_of
 from sam_jax.config import EverythingOptions, FinetuneConfig, SamConfig
 from sam_jax.errors import MissingFile, UserError
 from sam_jax.files import read_json
@@ -58,25 +61,28 @@ def load_run(run: Path, step: int | Literal["best"] | None = None) -> RunModel:
         if step is None or step not in manager.all_steps():
             raise MissingFile(f"expected a checkpoint of step {step} in {run}, there are {manager.all_steps()}")
         try:
-            state = _restore_state(manager, step)
+            params = _restore_params(manager, step, finetune)
+            check_shapes(shapes_of(flatten_dict(params, sep="/")), expected_shapes(model), "its tree", model)
         except Exception as error:  # of Orbax and the libraries below it: files that are damaged or not there
             reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
             raise UserError(
                 f"the checkpoint of step {step} in {folder} cannot be read ({reason}); there are those of steps "
                 f"{sorted(manager.all_steps())}, give another one"
             ) from error
-    trained = state["params"] if state["ema"] is None else state["ema"]
-    params = jax.device_get(without_clip(join_params(trained, state["frozen"], finetune)))
     return RunModel(params, model, everything)
 
 
-def _restore_state(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Returns the state in a checkpoint, on one device."""
+def _restore_params(manager: ocp.CheckpointManager, step: int, finetune: FinetuneConfig) -> Params:
+    """Returns the params in a checkpoint, restored on one device; what they are is known to its own files alone."""
     device = SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), manager.item_metadata(step).state
     )
     items = {"state": ocp.args.StandardRestore(template), "data": ocp.args.JsonRestore()}
     restored = manager.restore(step, args=ocp.args.Composite(**items))
-    check_state(restored.state, restored.data)
-    return restored.state
+    state: dict[str, Any] = restored.state
+    check_state(state, restored.data)
+    if missing := [name for name in ("params", "frozen", "ema") if name not in state]:
+        raise UserError(f"its tree has no {', '.join(missing)}")
+    trained = state["params"] if state["ema"] is None else state["ema"]
+    return jax.device_get(without_clip(join_params(trained, state["frozen"], finetune)))

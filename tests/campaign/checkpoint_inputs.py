@@ -197,7 +197,7 @@ class HuggingFace:
 class Orbax:
     """The last checkpoint of a training run, and the run's record."""
 
-    count, large = 200, False
+    count, large = 5_000, False
 
     def prepare(self, folder: Path) -> None:
         import orbax.checkpoint as ocp
@@ -235,5 +235,7 @@ class Orbax:
             (run / other).write_bytes(data)
         params, _, _ = load_run(run)
         if name.name != self.record:  # what is given out is what was saved, or nothing
-            for path, value in flatten_dict(params, sep="/").items():
+            flat = flatten_dict(params, sep="/")
+            assert flat.keys() == self.sound.keys()
+            for path, value in flat.items():
                 np.testing.assert_array_equal(value, self.sound[path])

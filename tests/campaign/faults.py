@@ -6,6 +6,7 @@ this process, which forks one that breaks for each fault, so that what commands 
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import mmap
@@ -68,6 +69,8 @@ class Faults:
         child = os.fork()
         if not child:
             self._run_inside(function, fault, at, log, value)
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # it has gone on, or ended
+            os.setpgid(child, child)  # here, too: a kill may come before it does so itself
         ended = self._wait(child, after)
         seconds = time.monotonic() - began
         found = pickle.loads(value.read_bytes()) if value.exists() else None
@@ -285,7 +288,7 @@ def _with_library() -> int:
 
 
 def _import_all() -> None:
-    """Imports what commands import while they run; nothing of it may start a thread, since forks would lack it."""
+    """Imports and traces what commands would while they run; nothing may start a thread, since forks would lack it."""
     import apache_beam
     import array_record.python.array_record_module
     import fastapi.testclient
@@ -306,6 +309,11 @@ def _import_all() -> None:
     import sam_jax.training.loop
 
     del apache_beam, array_record, fastapi, grain, matplotlib, orbax, tensorboardX, tensorflow_datasets, torch, sam_jax
+
+    from campaign.checkpoint_inputs import CONFIG
+    from sam_jax.checkpoints import expected_shapes
+
+    expected_shapes(CONFIG)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def get_config() -> TrainConfig:
         make_config(model=CONFIG, loss=LossConfig(size=16)),
         out=Path("run"),
         data=DataConfig(batch_size=2, masks_per_image=2),
-        prompts=PromptConfig(point_rounds=1, refine_rounds=1),
+        prompts=PromptConfig(point_rounds=0, refine_rounds=0),
         steps=4,
         validate_every=4,
         validation_batches=1,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol, Union
 import tyro
 
 from sam_jax.commands.annotate import Annotate
+from sam_jax.commands.compile_cache import use_compilation_cache
 from sam_jax.commands.config_command import ConfigCommand
 from sam_jax.commands.convert import Convert
 from sam_jax.commands.demo import Demo
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sam-jax {version('sam_jax')}")
         return 0
     command = parse(arguments)
+    use_compilation_cache()
     try:
         with show_warnings():
             return command.run() or 0

@@ -183,6 +183,10 @@ def test_a_preparation_killed_before_it_has_cleaned_up_is_finished(tars, tmp_pat
     assert result.masks == 2 * result.images
     with pytest.raises(FileExistsError, match="there already"):
         prepare(tars, tmp_path / "out")
+    partial.mkdir()  # killed before its last step: nothing of it stays
+    with pytest.raises(FileExistsError, match="there already"):
+        prepare(tars, tmp_path / "out")
+    assert not partial.exists()
 
 
 def test_a_stopped_preparation_goes_on_and_a_changed_source_is_read_again(tars, tmp_path, monkeypatch):

@@ -116,6 +116,8 @@ def _clean_up(source: Path, target: Path, partial: Path) -> PreparedData:
     """
     counts = read_json(partial / PREPARED) if (partial / PREPARED).exists() else {}
     if counts.get("source") != str(source.resolve()):
+        if partial.is_dir() and not any(partial.iterdir()):  # of a run that was killed when all was done
+            remove(partial)
         raise AlreadyExists(f"{target} is there already; give another --out, or remove it")
     for path in partial.iterdir():
         if path.name != PREPARED:  # the last to go: a kill before that is followed by this once more

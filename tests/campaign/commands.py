@@ -164,6 +164,43 @@ class Train(Command):
             load_checkpoint(folder / "out" / "model.safetensors")
 
 
+class TrainOnViews(Train):
+    """Trains the decoder on views of the images that are encoded before, two to a file."""
+
+    def run(self, folder: Path) -> int:
+        from sam_jax.data import cached_views
+
+        cached_views.FILE_BYTES = 2 * VIEW_BYTES
+        return super().run(folder)
+
+    def result(self, folder: Path) -> Any:
+        views = files_of(folder / "out" / "views")
+        assert len(views) == 6, sorted(views)  # five of two views each, and what they were made with
+        return super().result(folder), views
+
+
+class Export(Command):
+    """Exports what people have drawn into a new folder, which is whole or not there: once there, it is refused."""
+
+    def prepare(self, folder: Path) -> None:
+        from cases.app import SIZE, mask_message, write_images
+        from sam_jax.engine.records import MaskRecord
+        from sam_jax.engine.store import Store
+
+        super().prepare(folder)
+        write_images(folder / "in" / "images", 3)
+        store = Store(folder / "in" / "project")
+        store.add_images(folder / "in" / "images", [f"{i}.png" for i in range(3)])
+        for image in store.images():
+            store.set_size(image.id, SIZE[1], SIZE[0])
+            for i in range(2):
+                rle = mask_message(box=(i, i, 30 + i, 40))["segmentation"]
+                store.save_mask(MaskRecord(f"{image.id}{i}", image.id, "Ada", rle))
+
+    def result(self, folder: Path) -> Any:
+        return files_of(folder / "out" / "masks")
+
+
 class Annotate(Command):
     """Saves masks, and finishes images, through the page's application; what was acknowledged must be there."""
 
@@ -223,6 +260,10 @@ class Annotate(Command):
             assert store.history(name), f"lost {name} of image {picture}"
 
 
+VIEW_BYTES = 2 * 4 * 4 * 8  # of the maps of one: float16, a cell per patch
+TRAIN = ("train", "FOLDER/in/train_config.py", "--data.path", "FOLDER/in", "--out", "FOLDER/out", "--resume")
+VIEWS = ("--finetune.trainable", "^(?!image_encoder/)", "--finetune.cache-views", "2")
+PROJECT = ("engine", "export", "FOLDER/in/project", "--out", "FOLDER/out/masks")
 MODEL = ("--model", "FOLDER/in/model.safetensors")
 IMAGES = ("FOLDER/in/images", "--out", "FOLDER/out", *MODEL, *SEGMENT)
 NEW = "FOLDER/in/new.safetensors"
@@ -238,9 +279,11 @@ COMMANDS: dict[str, Command] = {
         Segment("everything-coco", "everything", *IMAGES, "--format", "coco"),
         Segment("everything-png", "everything", *IMAGES, "--format", "png"),
         Segment("engine-run", "engine", "run", *IMAGES, "--shards", "2"),
-        Train(
-            "train", "train", "FOLDER/in/train_config.py", "--data.path", "FOLDER/in", "--out", "FOLDER/out", "--resume"
-        ),
+        Segment("segment", "segment", "FOLDER/in/images/0.png", "--point", "20,20", "--out", "FOLDER/out", *MODEL),
+        Train("train", *TRAIN),
+        TrainOnViews("train-views", *TRAIN, *VIEWS),
+        Export("engine-export-coco", *PROJECT),
+        Export("engine-export-yolo", *PROJECT, "--format", "yolo"),
         Annotate("annotate"),
     )
 }

@@ -1,6 +1,7 @@
 """Breaks every command that writes: killed at each change of its files or at random, on a full or a read-only disk.
 
-After each, the same command runs once more and must come to the result of an uninterrupted one. A fault is repeated by
+After each, the same command runs once more and must come to the result of an uninterrupted one; where that was there
+already, it may say what it says to its own result: `prepare` refuses to write over it. A fault is repeated by
 `python -m campaign.faults COMMAND --fault kill --at N`. Linux with a C compiler is needed: `faults.c` is preloaded into
 this process, which forks one that breaks for each fault, so that what commands import is imported once.
 """
@@ -87,7 +88,9 @@ class Faults:
             watched = os.fsencode(self.folder / "work" / "out")
             self._library.campaign_arm(watched, fault.encode(), at, ctypes.c_void_p(self._address))
             found = function()
-            value.write_bytes(pickle.dumps(found))
+            whole = value.with_suffix(".tmp")  # a kill at random may come here, too
+            whole.write_bytes(pickle.dumps(found))
+            whole.replace(value)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -126,6 +129,10 @@ class Trial:
         assert whole.value == 0, whole.text
         self.changes, self.seconds = whole.changes, whole.seconds
         self.expected = self._result()
+        assert self.expected, "nothing is compared"
+        again = self._expect(faults.run(lambda: command.run(self.work)))
+        self.once_done = again.value  # 2: the command refuses what is there, as it should
+        assert self._result() == self.expected, "a second run has another result"
 
     @staticmethod
     def _expect(ended: Ended) -> Ended:
@@ -146,20 +153,21 @@ class Trial:
         if wrong := self._judge(broken, fault):
             return f"{wrong}\n{broken.text[-1500:]}"
         again = self.faults.run(self._go_on)
-        if again.code != 0 or again.value[0] != 0:
+        if again.code != 0 or again.value[0] not in (0, self.once_done):
             return f"the same command again: exit {again.value[0] if again.value else again.code}\n{again.text[-1500:]}"
         if "Traceback" in again.text:
             return f"the same command again printed a traceback\n{again.text[-1500:]}"
         result = again.value[1]
         if result == self.expected:
             return ""
-        return f"another result than that of the uninterrupted command\n{_difference(self.expected, result)}"
+        wrong = f"exit {again.value[0]}, another result than that of the uninterrupted command"
+        return f"{wrong}\n{_difference(self.expected, result)}\n{again.text[-500:]}"
 
     def _go_on(self) -> tuple[int, Any]:
         """Looks at what the fault has left, runs the command again, and returns its exit code and its result."""
         self.command.intact(self.work)
         code = self.command.run(self.work)
-        return code, None if code else self.command.result(self.work)
+        return code, self.command.result(self.work) if code in (0, self.once_done) else None
 
     @staticmethod
     def _judge(broken: Ended, fault: str) -> str:

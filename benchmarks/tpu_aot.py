@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -40,39 +38,25 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU machine to a
 import cycles
 import hlo
 import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
 from kernels import pallas_kernels, product_flops
 
 from sam_jax.config import TrainConfig
-from sam_jax.modeling import init_params
-from sam_jax.parallel.mesh import make_mesh
-from sam_jax.parallel.wrap import jit_step
 from sam_jax.progress import ProgressBar
+from sam_jax.training.ahead import CHIPS, COMPILER_OPTIONS, GiB, topology_devices, trace_step
 from sam_jax.training.flops import PEAK_FLOPS, step_flops
-from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.step import init_state, train_step
-from sam_jax.types import Batch
-
-# The partitioner can cut products with gathered params into one piece per chip, to send and multiply by turns. Over
-# dozens of chips that is dozens of small products and a program too large to compile; gathering whole is as good.
-COMPILER_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-GiB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class Rates:
     """Peak rates from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p}; the links of v4 from Jouppi et al. 2023.
 
     The clock follows from the peak rate of products and the number of units of 128 x 128 (8, 4 and 8 a chip).
     """
 
     kind: str  # as JAX names it
-    memory: float  # bytes
     memory_rate: float  # bytes/s
     link_rate: float  # bytes/s of one link, one way: half the chip's published both-way rate over its number of links
     clock: float  # cycles/s
-    megacore: bool = False  # two cores of a chip are one device, as Cloud TPU sets it up
 
     @property
     def ring_rate(self) -> float:
@@ -80,39 +64,11 @@ class Chip:
         return 2 * self.link_rate
 
 
-CHIPS = {
-    "v4": Chip("TPU v4", 32 * GiB, 1200e9, 50e9, 1.05e9, megacore=True),
-    "v5e": Chip("TPU v5 lite", 16 * GiB, 819e9, 400e9 / 2 / 4, 1.5e9),
-    "v5p": Chip("TPU v5p", 95 * GiB, 2765e9, 1200e9 / 2 / 6, 1.75e9, megacore=True),
+RATES = {
+    "v4": Rates("TPU v4", 1200e9, 50e9, 1.05e9),
+    "v5e": Rates("TPU v5 lite", 819e9, 400e9 / 2 / 4, 1.5e9),
+    "v5p": Rates("TPU v5p", 2765e9, 1200e9 / 2 / 6, 1.75e9),
 }
-
-
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a topology like v5e:16x16.
-
-    Raises:
-        ValueError: a chip that is not in CHIPS.
-        RuntimeError: there is no TPU compiler.
-    """
-    chip = topology.partition(":")[0]
-    if chip not in CHIPS:
-        raise ValueError(f"expected a topology of {', '.join(CHIPS)}, like v5e:16x16, got {topology!r}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise RuntimeError("the TPU compiler is missing; install it with: pip install 'jax[tpu]'")
-    options = {"chip_config_name": "megacore"} if CHIPS[chip].megacore else {}
-    return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
-
-
-def batch_shapes(config: TrainConfig) -> Batch:
-    B, S, Q, L = config.data.batch_size, config.model.image_size, config.data.masks_per_image, config.loss.size
-    shape = jax.ShapeDtypeStruct
-    return Batch(
-        images=shape((B, S, S, 3), jnp.uint8),
-        sizes=shape((B, 2), jnp.int32),
-        masks=shape((B, Q, L, L), jnp.bool_),
-        boxes=shape((B, Q, 4), jnp.float32),
-        valid=shape((B, Q), jnp.bool_),
-    )
 
 
 def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | None = None) -> dict[str, Any]:
@@ -123,15 +79,9 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
         hlo_file: where the program is written as text.
     """
     devices = topology_devices(topology)
-    chip, count = CHIPS[topology.partition(":")[0]], len(devices)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    make = functools.partial(make_optimizer, config.optimizer, config.model.encoder)
-    params = jax.eval_shape(functools.partial(init_params, config.model), key)
-    state = jax.eval_shape(functools.partial(init_state, config=config, make_optimizer=make), params, key)
-    mesh = make_mesh(count // config.parallel.fsdp, config.parallel.fsdp, devices)
-    step = functools.partial(train_step, config=config, optimizer=make(state.params))
-    batch = batch_shapes(config)
-    traced = jit_step(step, state, mesh).trace(state, batch, key)
+    kind, count = topology.partition(":")[0], len(devices)
+    chip, chip_memory = RATES[kind], CHIPS[kind].memory
+    traced, state, batch = trace_step(config, devices)
     flops = product_flops(traced.jaxpr.jaxpr) / count
     start = time.perf_counter()
     efforts = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort}
@@ -169,7 +119,7 @@ def measure(config: TrainConfig, topology: str, effort: float, hlo_file: Path | 
         "program_bytes": memory.generated_code_size_in_bytes,
         # New outputs lie in the memory of the arguments that the step frees.
         "peak_bytes": arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "chip_bytes": chip.memory,
+        "chip_bytes": chip_memory,
         "flops": flops,
         "peak_flops": PEAK_FLOPS[chip.kind],
         "model_flops": step_flops(config, encoder="trained") / count,
@@ -290,7 +240,7 @@ def load_recipe(name: str, count: int, options: argparse.Namespace) -> TrainConf
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["vit_h"], help="of configs/: vit_b, vit_l, vit_h")
-    parser.add_argument("--topologies", nargs="+", default=["v5e:16x16"], help="CHIP:SHAPE; chips: " + ", ".join(CHIPS))
+    parser.add_argument("--topologies", nargs="+", default=["v5e:16x16"], help="CHIP:SHAPE; chips: " + ", ".join(RATES))
     parser.add_argument(
         "--fsdp", type=int, default=0, help="chips that share a state; 0: as the recipe; 1: a copy each"
     )

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--hlo", type=Path, help="file that the program is written to, as text")
     options = parser.parse_args()
 
-    chip = tpu_aot.CHIPS[options.topology.partition(":")[0]]
+    chip = tpu_aot.RATES[options.topology.partition(":")[0]]
     device = SingleDeviceSharding(tpu_aot.topology_devices(options.topology)[0])
     config = tpu_aot.load_recipe("vit_b", 1, argparse.Namespace(fsdp=1, images=1, side=options.side))
     model, Q, N, side = config.model, options.prompts, 2 + config.prompts.point_rounds, options.side

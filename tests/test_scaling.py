@@ -1,7 +1,6 @@
 """What the program text of a compiled step says of its collectives and traffic. No TPU compiler is needed."""
 
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -146,16 +145,6 @@ def test_collectives_of_a_program_compiled_here():
 def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         parse("nothing")
-
-
-def test_a_missing_tpu_compiler_is_said(monkeypatch):
-    import tpu_aot
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "libtpu" else sys)
-    with pytest.raises(RuntimeError, match=r"jax\[tpu\]"):
-        tpu_aot.topology_devices("v5e:2x2")
-    with pytest.raises(ValueError, match="v9:2x2"):
-        tpu_aot.topology_devices("v9:2x2")
 
 
 def test_what_is_neither_param_nor_gradient_is_found():

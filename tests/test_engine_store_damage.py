@@ -113,6 +113,8 @@ def read_all(folder):
         "DELETE FROM settings",
         "DELETE FROM sqlite_master WHERE name = 'masks'",
         "UPDATE sqlite_master SET sql = replace(sql, 'record', 'recorc') WHERE name = 'models'",
+        # "CREATE TABLE m \xa0 x": what is wrong there is no text
+        "UPDATE sqlite_master SET sql = CAST(x'435245415445205441424c45206d20a02078' AS TEXT) WHERE name = 'models'",
     ],
 )
 def test_damaged_values_and_tables_are_told_by_name(store, statement):

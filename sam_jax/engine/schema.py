@@ -156,6 +156,8 @@ def explaining(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError):
             raise _of_system(path, error) from error
         raise  # a constraint, or a call that is wrong
+    except UnicodeDecodeError as error:  # of what SQLite says, which quotes the damaged schema
+        raise damaged(path, f"its schema is no text: {error}") from error
 
 
 def _of_system(path: Path, error: sqlite3.OperationalError) -> OSError:

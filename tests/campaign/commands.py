@@ -211,21 +211,26 @@ class Annotate(Command):
         write_images(folder / "in", 2)
 
     def run(self, folder: Path) -> int:
+        from sam_jax.errors import EXPECTED_ERRORS
+
+        try:
+            return self._save_all(folder)
+        except EXPECTED_ERRORS as error:  # as a command answers them
+            print(error)
+            return 2
+
+    @staticmethod
+    def _save_all(folder: Path) -> int:
         from fastapi.testclient import TestClient
 
         from cases.app import BASE, mask_message
         from sam_jax.app.server import create_app
         from sam_jax.engine.store import Store
-        from sam_jax.errors import EXPECTED_ERRORS
         from sam_jax.model import Sam
         from sam_jax.web.guard import Access
 
-        try:
-            store = Store(folder / "out")
-            store.add_images(folder / "in", ["0.png", "1.png"])
-        except EXPECTED_ERRORS as error:
-            print(error)
-            return 2
+        store = Store(folder / "out")
+        store.add_images(folder / "in", ["0.png", "1.png"])
         app = create_app(store, Sam(CONFIG, params_of(CONFIG)), Access(), model_version="least")
         client, who, failed = TestClient(app, base_url=BASE), {"annotator": "Ada"}, 0
         for picture in (1, 2):
@@ -234,8 +239,10 @@ class Annotate(Command):
                 name = f"m{picture}{i}"
                 message = mask_message(box=(i, i, 30 + i, 40), name=name)
                 answer = client.put(f"/api/pictures/{picture}/masks/{name}", params=who, json=message)
-                failed += answer.status_code != 200
-                if answer.status_code == 200:
+                if answer.status_code != 200:
+                    print(answer.text)
+                    failed += 1
+                else:
                     with (folder / "acknowledged").open("a") as file:
                         file.write(f"{picture} {name}\n")
             client.delete(f"/api/masks/m{picture}5", params=who)

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -93,6 +94,17 @@ PLAIN(unlinkat, (int d, const char *a, int f), ours(a) || ours_fd(d), 0, real(d,
 PLAIN(rmdir, (const char *a), ours(a), 0, real(a))
 PLAIN(mkdir, (const char *a, mode_t m), ours(a), 1, real(a, m))
 PLAIN(mkdirat, (int d, const char *a, mode_t m), ours(a), 1, real(d, a, m))
+
+#define SPACE(name)                                             \
+    int name(const char *path, struct name *found) {            \
+        REAL(name);                                             \
+        int failed = real(path, found);                         \
+        if (!failed && fault && !strcmp(fault, "full") && __atomic_load_n(counter, __ATOMIC_SEQ_CST) >= at) \
+            found->f_bfree = found->f_bavail = 0;               \
+        return failed;                                          \
+    }
+SPACE(statvfs) /* a disk that is full says so, too */
+SPACE(statvfs64)
 
 #define OPEN(name, first, condition, ...)                                            \
     int name(first const char *path, int flags, ...) {                               \

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cases.efficientnet_lite import MODEL as LITE
 from cases.models import SMALL
+from cases.tiny_vit import MODEL as TINY_VIT
 from sam_jax.checkpoints import save_checkpoint
 from sam_jax.commands import main as cli
 from sam_jax.export.onnx_graph import GraphBuilder, UnknownPrimitive, translate
@@ -27,6 +28,7 @@ from sam_jax.prompting.prompts import Prompt
 
 MODELS = {
     "ViT, windows and global attention": SMALL,
+    "TinyViT": TINY_VIT.with_image_size(160),
     "EfficientNet-Lite, finer maps": dataclasses.replace(LITE, iou_sees_mask=True).with_image_size(192),
 }
 BLOCKED = """import runpy, sys

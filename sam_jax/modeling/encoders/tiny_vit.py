@@ -68,7 +68,8 @@ class ConvNorm(nn.Module):
         x = x.astype(self.dtype)
         if self.depthwise:
             # PyTorch pads a pixel on each side; at stride 2, "SAME" would not. So it is left to the choice of pixels.
-            x = DepthwiseConv(self.kernel, 1, self.dtype, name="c")(x)[:, :: self.stride, :: self.stride]
+            x = DepthwiseConv(self.kernel, 1, self.dtype, name="c")(x)
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         else:
             x = PaddedConv(self.features, self.kernel, self.stride, self.dtype, name="c")(x)
         return FrozenBatchNorm(dtype=self.dtype, name="bn")(x)
